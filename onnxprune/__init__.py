@@ -1,0 +1,1 @@
+"""onnxprune: structural pruning of ONNX models, after training and before deployment."""

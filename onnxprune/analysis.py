@@ -1,0 +1,214 @@
+"""Dimension inference: one walk over the graph that finds which slices of which weights go together.
+
+Weights are never read. What no rule covers is frozen, with the node and the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import onnx
+
+from onnxprune import dims, rules
+from onnxprune.dims import Dim
+from onnxprune.errors import ModelError
+from onnxprune.records import Analysis, Contraction, Group, Occurrence, Refusal, Role, SizeUse, Work
+from onnxprune.rules import Operator
+from onnxprune.rules.registry import SizeMismatchError
+from onnxprune.shapes import Shapes, graph_inputs, node_attributes
+
+Dims = tuple[Dim, ...]
+
+
+@dataclass
+class _State:
+    shapes: Shapes
+    opsets: dict[str, int]
+    tensors: dict[str, Dims] = field(default_factory=dict)
+    weights: dict[str, Dims] = field(default_factory=dict)
+    origin: dict[str, frozenset[str]] = field(default_factory=dict)
+    """The weights a constant tensor is computed from; absent for everything that depends on the inputs."""
+    roles: list[tuple[str, Dim, Role]] = field(default_factory=list)
+    users: dict[str, list[str]] = field(default_factory=dict)
+    contractions: list[Contraction] = field(default_factory=list)
+    uses: list[SizeUse] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+
+
+def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
+    """Find the groups of the main graph of the skeleton `proto`."""
+    state = _State(shapes, {o.domain: o.version for o in proto.opset_import})
+    state.opsets.setdefault("", state.opsets.get("ai.onnx", 1))
+    for tensor in proto.graph.initializer:
+        _add_weight(state, tensor.name, tensor.dims)
+    for value in graph_inputs(proto):
+        found = tuple(dims.atom(n) for n in shapes.shape.get(value.name, ()))
+        state.tensors[value.name] = found
+        _freeze(found, Refusal(value.name, "graph input", "the interface keeps its shape"))
+    names = tuple(node_name(node, index) for index, node in enumerate(proto.graph.node))
+    for index, node in enumerate(proto.graph.node):
+        _visit(state, index, names[index], node)
+    for value in proto.graph.output:
+        _freeze(state.tensors.get(value.name, ()), Refusal(value.name, "graph output", "the interface keeps its shape"))
+    return Analysis(
+        groups=tuple(_groups(state)),
+        weights=state.weights,
+        tensors=state.tensors,
+        contractions=tuple(state.contractions),
+        uses=tuple(state.uses),
+        work=tuple(state.work),
+        nodes=names,
+    )
+
+
+def node_name(node: onnx.NodeProto, index: int) -> str:
+    """The name of a node, or its operator with its first result where it has none."""
+    return node.name or f"{node.op_type}({next((o for o in node.output if o), index)})"
+
+
+def _freeze(found: Iterable[Dim], reason: Refusal) -> None:
+    for d in found:
+        dims.freeze(d, reason)
+
+
+def _add_weight(state: _State, name: str, sizes: Sequence[int]) -> None:
+    state.tensors[name] = state.weights[name] = tuple(dims.atom(n) for n in sizes)
+    state.origin[name] = frozenset([name])
+
+
+def _visit(state: _State, index: int, name: str, node: onnx.NodeProto) -> None:
+    if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        if node.output[0] in state.shapes.shape:
+            _add_weight(state, node.output[0], state.shapes.shape[node.output[0]])
+        return
+    if all(o in state.shapes.derived for o in node.output if o):
+        for o in node.output:
+            state.tensors[o] = _fresh(state, o, Refusal(name, node.op_type, "a computed shape or index"))
+        return
+    op = _operator(state, index, name, node)
+    rule = rules.find(node.domain, node.op_type, state.opsets.get(node.domain, 1))
+    reason = _why_not(state, node, rule is None)
+    if reason is None and rule is not None:
+        try:
+            rule(op)
+        except SizeMismatchError as error:
+            if any(op.constant):
+                raise ModelError(f"{node.op_type} node {name!r} has {error}; the file is damaged, export it again") from error
+            reason = str(error)
+        except (ValueError, IndexError, KeyError, TypeError) as error:
+            reason = f"a form of {node.op_type} that is not covered ({error})"
+    if reason is not None:
+        op.freeze_all(reason)
+        for captured in captured_names(node):
+            _freeze(state.tensors.get(captured, ()), op.refusal(reason))
+        op.contractions, op.roles, op.uses, op.work = [], [], [], []
+    _record(state, node, op)
+
+
+def _why_not(state: _State, node: onnx.NodeProto, unknown: bool) -> str | None:
+    """Why the rule cannot be applied, or None."""
+    if unknown:
+        domain = f"{node.domain}::" if node.domain else ""
+        return f"no rule for operator {domain}{node.op_type}"
+    for tensor in (*node.input, *node.output):
+        if tensor and tensor not in state.tensors and tensor not in state.shapes.shape:
+            return f"the shape of {tensor!r} is not known"
+    return None
+
+
+def captured_names(node: onnx.NodeProto) -> Iterator[str]:
+    """Every tensor name read inside the subgraphs of a node."""
+    for attribute in node.attribute:
+        graphs = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+        for graph in graphs:
+            yield from (o.name for o in graph.output)
+            for inner in graph.node:
+                yield from inner.input
+                yield from captured_names(inner)
+
+
+def _fresh(state: _State, name: str, frozen: Refusal | None = None) -> Dims:
+    return tuple(dims.atom(n, frozen=frozen) for n in state.shapes.shape.get(name, ()))
+
+
+def _operator(state: _State, index: int, name: str, node: onnx.NodeProto) -> Operator:
+    shapes = state.shapes
+    return Operator(
+        index=index,
+        name=name,
+        kind=node.op_type,
+        opset=state.opsets.get(node.domain, 1),
+        attributes=node_attributes(node),
+        inputs=[state.tensors.get(n) if n else None for n in node.input],
+        outputs=[_fresh(state, o) for o in node.output],
+        values=[shapes.values.get(n) for n in node.input],
+        constant=[n in state.origin for n in node.input],
+        moving=[shapes.dynamic_values.get(n) for n in node.input],
+    )
+
+
+def _record(state: _State, node: onnx.NodeProto, op: Operator) -> None:
+    for name, found in zip(node.output, op.outputs, strict=True):
+        if name:
+            state.tensors[name] = found
+    sources = [state.origin.get(n) for n in node.input if n]
+    if all(s is not None for s in sources):
+        _record_constant(state, node, frozenset(w for s in sources for w in s or ()))
+    for operand, axis, role in op.roles:
+        if op.constant[operand]:
+            state.roles.append((node.input[operand], op.dims(operand)[axis], role))
+    for operand in node.input:
+        for weight in state.origin.get(operand, ()):
+            state.users.setdefault(weight, []).append(op.name)
+    state.contractions += op.contractions
+    state.uses += op.uses
+    state.work += op.work
+
+
+def _record_constant(state: _State, node: onnx.NodeProto, sources: frozenset[str]) -> None:
+    """A result of constants alone; one made from nothing but a shape (ConstantOfShape) is a weight itself."""
+    for name in node.output:
+        state.origin[name] = sources
+        if node.op_type == "ConstantOfShape":
+            state.origin[name] = frozenset([name])
+            state.weights[name] = state.tensors[name]
+
+
+def _groups(state: _State) -> Iterator[Group]:
+    roles = _roles_by_weight(state)
+    found: dict[Dim, list[Occurrence]] = {}
+    for weight, axes in state.weights.items():
+        for axis, d in enumerate(axes):
+            for a in dict.fromkeys(dims.atoms(d)):
+                if a.size > 1:
+                    role = roles.get((weight, a), "carried")
+                    found.setdefault(a, []).append(Occurrence(weight, axis, role))
+    averaged = {a for c in state.contractions if c.average for d in c.dims for a in dims.atoms(d)}
+    used: dict[str, int] = {}
+    for a, occurrences in found.items():
+        first = next((o for o in occurrences if o.role == "produced"), None)
+        if first is None:
+            continue
+        base = f"{first.tensor}:{first.axis}"
+        used[base] = used.get(base, 0) + 1
+        yield Group(
+            id=base if used[base] == 1 else f"{base}#{used[base]}",
+            size=a.size,
+            dim=a,
+            occurrences=tuple(occurrences),
+            nodes=tuple(dict.fromkeys(n for o in occurrences for n in state.users.get(o.tensor, ()))),
+            refusal=a.frozen if isinstance(a.frozen, Refusal) else None,
+            renormalised=a in averaged,
+        )
+
+
+def _roles_by_weight(state: _State) -> dict[tuple[str, Dim], Role]:
+    """The role of each atom in each weight; a role stated of a computed constant counts for the weights behind it."""
+    roles: dict[tuple[str, Dim], Role] = {}
+    for name, d, role in state.roles:
+        for a in dims.atoms(d):
+            for weight in state.origin.get(name, ()):
+                if roles.get((weight, a)) != "contracted":
+                    roles[weight, a] = role
+    return roles

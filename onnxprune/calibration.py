@@ -1,0 +1,56 @@
+"""Inputs to measure on: the user's calibration arrays, or made-up ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnxprune.errors import UsageError
+from onnxprune.records import Feed
+from onnxprune.shapes import Shape
+
+_PASSING = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
+_TABLES = {"Gather": (0, 1)}
+"""Operators that look up rows: (operand of the table, operand of the indices)."""
+
+
+def load(path: Path) -> list[Feed]:
+    """Feeds from a .npz (one array per input name) or a folder of them, in name order."""
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not files:
+        raise UsageError(f"{path}: the folder holds no .npz files")
+    feeds = []
+    for file in files:
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                feeds.append({name: arrays[name] for name in arrays.files})
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{file}: not a .npz of arrays by input name ({error})") from error
+    return feeds
+
+
+def index_bounds(graph: gs.Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """For every graph input that ends as the index of a lookup, the rows of the smallest table it is used on."""
+    bounds: dict[str, int] = {}
+    for value in graph.inputs:
+        found = list(_table_sizes(value, shapes, set()))
+        if found:
+            bounds[value.name] = min(found)
+    return bounds
+
+
+def _table_sizes(tensor: gs.Tensor, shapes: Mapping[str, Shape], seen: set[str]) -> list[int]:
+    sizes: list[int] = []
+    for node in tensor.outputs:
+        table, index = _TABLES.get(node.op, (0, -1))
+        if 0 <= index < len(node.inputs) and node.inputs[index] is tensor:
+            shape = shapes.get(node.inputs[table].name)
+            axis = node.attrs.get("axis", 0)
+            sizes += [shape[axis]] if shape else []
+        elif node.op in _PASSING and node.outputs[0].name not in seen:
+            seen.add(node.outputs[0].name)
+            sizes += _table_sizes(node.outputs[0], shapes, seen)
+    return sizes

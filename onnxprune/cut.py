@@ -1,0 +1,275 @@
+"""The surgery: slices the weights and restates every size outside them. It carries out a plan and decides nothing.
+
+Weights shrink along the axes their dimensions tell. Attributes that state sizes get the new ones. Operands that state
+sizes (targets of Reshape, bounds of Slice ...) are evaluated as the pruned model would compute them, and put right
+where that differs from what the dimensions demand; so entries that follow the input stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxprune import dims
+from onnxprune.dims import Dim
+from onnxprune.errors import ModelError
+from onnxprune.folding import evaluate
+from onnxprune.records import Analysis, IndexArray, SizeUse
+from onnxprune.shapes import Shapes, constant_tensor, node_attributes
+
+Array = npt.NDArray[Any]
+Edit = Callable[[Array], Array]
+Keep = Mapping[Dim, npt.NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The pruned skeleton and what happens to each stored weight.
+
+    `proto`: nodes, attributes and interface of the pruned model, weights still as they were. `slices`: for each
+    weight that shrinks, the kept indices int64 by axis. `edits`: for each weight that changes, the function from the
+    original array to the new one.
+    """
+
+    proto: onnx.ModelProto
+    slices: Mapping[str, Mapping[int, IndexArray]]
+    edits: dict[str, Edit]
+
+
+@dataclass
+class _Surgery:
+    proto: onnx.ModelProto
+    analysis: Analysis
+    shapes: Shapes
+    counts: dict[Dim, int]
+    values: dict[str, Array] = field(default_factory=dict)
+    """Values of the pruned model where they differ from the original's."""
+    edits: dict[str, Edit] = field(default_factory=dict)
+    before: dict[int, list[onnx.NodeProto]] = field(default_factory=dict)
+    """New nodes to insert before the node of that index."""
+
+
+def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mapping[str, IndexArray]) -> Cut:
+    """Carry out the plan `kept` (kept indices by group id) on a copy of the skeleton `proto`."""
+    atoms = {g.id: g for g in analysis.groups}
+    keep = {atoms[name].dim: _as_mask(atoms[name].size, indices) for name, indices in kept.items()}
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    surgery = _Surgery(copy, analysis, shapes, {a: int(m.sum()) for a, m in keep.items()})
+    slices = {
+        name: found for name in stored_names(proto) if (found := _slices(analysis.weights.get(name, ()), keep))
+    }
+    surgery.edits.update({name: _slicer(found) for name, found in slices.items()})
+    _restate_sizes(surgery)
+    _restate_value_info(surgery)
+    _insert_nodes(surgery)
+    return Cut(copy, slices, surgery.edits)
+
+
+def _as_mask(size: int, indices: IndexArray) -> npt.NDArray[np.bool_]:
+    result = np.zeros(size, bool)
+    result[indices] = True
+    return result
+
+
+def stored_names(proto: onnx.ModelProto) -> list[str]:
+    """Names of the initializers, and of the results of Constant nodes, of the main graph."""
+    constants = [n.output[0] for n in proto.graph.node if n.op_type == "Constant" and constant_tensor(n) is not None]
+    return [t.name for t in proto.graph.initializer] + constants
+
+
+def _slices(axes: Sequence[Dim], keep: Keep) -> dict[int, IndexArray]:
+    masks = {axis: dims.mask(d, keep) for axis, d in enumerate(axes) if any(a in keep for a in dims.atoms(d))}
+    return {axis: np.flatnonzero(m) for axis, m in masks.items() if not m.all()}
+
+
+def _slicer(slices: Mapping[int, IndexArray]) -> Edit:
+    def edit(array: Array) -> Array:
+        for axis, indices in slices.items():
+            array = np.take(array, indices, axis)
+        return array
+
+    return edit
+
+
+def _restate_sizes(surgery: _Surgery) -> None:
+    uses: dict[int, list[SizeUse]] = {}
+    for use in surgery.analysis.uses:
+        uses.setdefault(use.node, []).append(use)
+    for index, node in enumerate(surgery.proto.graph.node):
+        stated = uses.get(index, [])
+        for use in stated:
+            _restate(surgery, node, use)
+        if all(o in surgery.shapes.derived for o in node.output if o):
+            _refold(surgery, node)
+        else:
+            _keep_values(surgery, index, node, {u.where for u in stated})
+
+
+def _new_sizes(surgery: _Surgery, use: SizeUse) -> list[int | None]:
+    return [None if d is None else dims.size(d, surgery.counts) for d in use.dims]
+
+
+def _restate(surgery: _Surgery, node: onnx.NodeProto, use: SizeUse) -> None:
+    wanted = _new_sizes(surgery, use)
+    if all(d is None or dims.size(d, surgery.counts) == d.size for d in use.dims) and not _moved(surgery, node, use):
+        return
+    if isinstance(use.where, str):
+        _restate_attribute(surgery, node, use.where, wanted)
+    else:
+        _restate_operand(surgery, node, use, wanted)
+
+
+def _moved(surgery: _Surgery, node: onnx.NodeProto, use: SizeUse) -> bool:
+    return isinstance(use.where, int) and node.input[use.where] in surgery.values
+
+
+def _restate_attribute(surgery: _Surgery, node: onnx.NodeProto, name: str, wanted: Sequence[int | None]) -> None:
+    found = next((a for a in node.attribute if a.name == name), None)
+    if found is None:
+        _add_split(surgery, node, [w or 0 for w in wanted])
+    elif found.type == onnx.AttributeProto.INT:
+        found.i = wanted[0] if wanted[0] is not None else found.i
+    else:
+        found.ints[:] = [old if w is None else w for old, w in zip(found.ints, wanted, strict=True)]
+
+
+def _add_split(surgery: _Surgery, node: onnx.NodeProto, sizes: list[int]) -> None:
+    """A Split into equal parts that are not equal any more."""
+    if len(set(sizes)) == 1:
+        return
+    opset = {o.domain: o.version for o in surgery.proto.opset_import}.get("", 1)
+    if opset < 13:
+        node.attribute.append(helper.make_attribute("split", sizes))
+        return
+    kept = [a for a in node.attribute if a.name != "num_outputs"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    _set_input(node, 1, _add_initializer(surgery, node, "split", np.asarray(sizes, np.int64)))
+
+
+def _set_input(node: onnx.NodeProto, operand: int, name: str) -> None:
+    while len(node.input) <= operand:
+        node.input.append("")
+    node.input[operand] = name
+
+
+def _add_initializer(surgery: _Surgery, node: onnx.NodeProto, what: str, value: Array) -> str:
+    base = f"{next(o for o in node.output if o)}_{what}_pruned"
+    taken = {t.name for t in surgery.proto.graph.initializer} | set(surgery.analysis.tensors)
+    name = next(n for k in range(len(taken) + 1) if (n := f"{base}_{k}" if k else base) not in taken)
+    surgery.proto.graph.initializer.append(numpy_helper.from_array(value, name))
+    return name
+
+
+def _restate_operand(surgery: _Surgery, node: onnx.NodeProto, use: SizeUse, wanted: Sequence[int | None]) -> None:
+    operand = use.where
+    if not isinstance(operand, int):
+        return
+    name = node.input[operand]
+    actual = surgery.values.get(name, surgery.shapes.values.get(name))
+    if actual is None:
+        raise ModelError(f"node {node.name!r}: the sizes in {name!r} cannot be computed; exclude it with --keep")
+    flat = actual.reshape(-1)
+    target = np.asarray([a if w is None else w for a, w in zip(flat, wanted, strict=True)], flat.dtype)
+    target = np.where(_follows_rest(node, flat), flat, target)
+    if np.array_equal(flat, target):
+        return
+    moving = surgery.shapes.dynamic_values.get(name)
+    if moving is None or not moving.any():
+        _set_input(node, operand, _add_initializer(surgery, node, f"operand{operand}", target.reshape(actual.shape)))
+    else:
+        _scale_operand(surgery, use.node, node, operand, flat, target, moving.reshape(-1))
+
+
+def _follows_rest(node: onnx.NodeProto, flat: Array) -> npt.NDArray[np.bool_]:
+    """0 and -1 in the target of a Reshape follow the operand."""
+    return np.isin(flat, (0, -1)) if node.op_type == "Reshape" else np.zeros(flat.shape, bool)
+
+
+def _scale_operand(
+    surgery: _Surgery, index: int, node: onnx.NodeProto, operand: int, actual: Array, target: Array, moving: Array
+) -> None:
+    """Entries that follow the input are multiplied by target / actual, the others are replaced."""
+    common = np.gcd(actual, target)
+    up = np.where(moving & (common > 0), target // np.maximum(common, 1), 1)
+    down = np.where(moving & (common > 0), actual // np.maximum(common, 1), 1)
+    name = node.input[operand]
+    if (up != down).any():
+        for op, factors in (("Mul", up), ("Div", down)):
+            name = _insert(surgery, index, op, [name, _add_initializer(surgery, node, op, factors.astype(np.int64))])
+    if (~moving & (actual != target)).any():
+        fixed = _add_initializer(surgery, node, "sizes", target.astype(np.int64))
+        choose = _add_initializer(surgery, node, "moving", np.asarray(moving, bool))
+        name = _insert(surgery, index, "Where", [choose, name, fixed])
+    _set_input(node, operand, name)
+
+
+def _insert(surgery: _Surgery, index: int, op: str, inputs: list[str]) -> str:
+    queue = surgery.before.setdefault(index, [])
+    name = f"{inputs[0] if op != 'Where' else inputs[1]}_{op}_{index}"
+    queue.append(helper.make_node(op, inputs, [name], name=name))
+    return name
+
+
+def _insert_nodes(surgery: _Surgery) -> None:
+    if not surgery.before:
+        return
+    nodes = []
+    for index, node in enumerate(surgery.proto.graph.node):
+        nodes += [*surgery.before.get(index, []), node]
+    copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del surgery.proto.graph.node[:]
+    surgery.proto.graph.node.extend(copies)
+
+
+def _refold(surgery: _Surgery, node: onnx.NodeProto) -> None:
+    """Recompute a node of shape arithmetic as the pruned model will."""
+    if node.op_type in ("Shape", "Size"):
+        found = surgery.analysis.tensors.get(node.input[0])
+        if found is None:
+            return
+        sizes = [dims.size(d, surgery.counts) for d in found]
+        bounds = {a.name: a.i for a in node.attribute}
+        chosen = sizes[bounds.get("start", 0) : bounds.get("end", len(sizes))]
+        results: list[Array] | None = [np.asarray(np.prod(sizes) if node.op_type == "Size" else chosen, np.int64)]
+    elif any(n in surgery.values for n in node.input):
+        inputs = [surgery.values.get(n, surgery.shapes.values.get(n)) if n else None for n in node.input]
+        results = evaluate(node.op_type, inputs, node_attributes(node), len(node.output))
+    else:
+        return
+    for name, value in zip(node.output, results or [], strict=False):
+        if not np.array_equal(value, surgery.shapes.values[name]):
+            surgery.values[name] = value
+
+
+def _keep_values(surgery: _Surgery, index: int, node: onnx.NodeProto, stated: set[str | int]) -> None:
+    """A number computed from a size that shrinks, used as a number (1 / sqrt(width)), keeps its old value."""
+    for operand, name in enumerate(node.input):
+        if operand in stated or name not in surgery.values:
+            continue
+        moving = surgery.shapes.dynamic_values.get(name)
+        if moving is not None and moving.any():
+            raise ModelError(
+                f"node {node.name!r}: {name!r} is computed from both the input size and a width that shrinks; "
+                "exclude the group with --keep"
+            )
+        old = surgery.shapes.values[name]
+        _set_input(node, operand, _add_initializer(surgery, node, f"operand{operand}", old))
+
+
+def _restate_value_info(surgery: _Surgery) -> None:
+    for value in surgery.proto.graph.value_info:
+        found = surgery.analysis.tensors.get(value.name)
+        if found is None or not value.type.HasField("tensor_type"):
+            continue
+        for d, stored in zip(found, value.type.tensor_type.shape.dim, strict=False):
+            new = dims.size(d, surgery.counts)
+            if stored.HasField("dim_value") and new != d.size:
+                stored.dim_value = new

@@ -1,0 +1,550 @@
+"""Honest timing of models against each other: interleaved pairs, and the ratio with its uncertainty.
+
+Two figures taken one after the other differ by up to 45% for one and the same model; the median of the ratios of runs
+side by side differs by 3%. So both models live in one process and take turns on the same inputs.
+
+Statistics. Runs come in rounds of two pairs, one in each order (AB and BA), and chance decides which goes first: what
+helps the second run helps both models, and no periodic load can fall on one of them only. Equal models then win each
+pair with equal chance whatever drifts or bursts the machine adds, which is all that the interval of a median needs.
+Two things make such an interval too sure of itself, and both are measured, not assumed away. Neighbouring pairs may
+depend on each other (see `_dependence`). And measuring ends when the interval is narrow: in simulation of a loaded
+machine a 95% interval at a moment so chosen holds the truth in 90 of 100 repeats, a 99% interval in 98. So the
+measurement computes 99% intervals, and states them as what they are after the choice: at least 95%.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune import runtime, worker
+from onnxprune.errors import UsageError
+from onnxprune.records import FloatArray, Latency, LatencySide
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+Array = npt.NDArray[np.generic]
+Model = str | Path | bytes
+Run = Callable[[], object]
+Timer = Callable[[], float]
+
+PRECISION = 0.02
+# Below six pairs not even the whole range of the ratios is a 95% interval of their median: 1 - 2 * 0.5**6 = 0.97.
+FEWEST_PAIRS = 6
+# Models of microseconds: more samples only make the record large.
+MOST_PAIRS = 20_000
+_CONFIDENCE = 0.99
+_SELF_TEST_SHARE = 0.3
+_UNCERTAIN = 0.05
+_BUSY_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class _Settings:
+    provider: str
+    threads: int
+    budget_s: float
+    min_pairs: int
+    seed: int
+    self_test: bool
+    timer: Timer
+
+
+# ---- Entry points ----------------------------------------------------------------------------------------------------
+
+
+def measure(
+    models: Sequence[str | Path],
+    feeds: Mapping[str, Array],
+    *,
+    provider: str = "cpu",
+    threads: int = 0,
+    budget_s: float = 10.0,
+    min_pairs: int = 20,
+    seed: int = 0,
+    self_test: bool = True,
+    timeout_s: float | None = None,
+) -> list[Latency]:
+    """`compare_many` in a child process; `timeout_s` defaults to a bound far above what the budget should take."""
+    limit = timeout_s if timeout_s is not None else 300.0 + len(models) * (120.0 + 4.0 * budget_s)
+    arguments = {
+        "models": [os.fspath(model) for model in models],
+        "feeds": dict(feeds),
+        "provider": provider,
+        "threads": threads,
+        "budget_s": budget_s,
+        "min_pairs": min_pairs,
+        "seed": seed,
+        "self_test": self_test,
+    }
+    result: list[Latency] = worker.call("onnxprune.latency:compare_many", arguments, timeout_s=limit)
+    return result
+
+
+def compare_paths(
+    before: str,
+    after: str,
+    feeds: Mapping[str, Array],
+    *,
+    provider: str = "cpu",
+    threads: int = 0,
+    budget_s: float = 10.0,
+    min_pairs: int = 20,
+    seed: int = 0,
+    self_test: bool = True,
+) -> Latency:
+    """`compare` with arguments that can all be pickled, for `worker.call`."""
+    return compare(
+        before,
+        after,
+        feeds,
+        provider=provider,
+        threads=threads,
+        budget_s=budget_s,
+        min_pairs=min_pairs,
+        seed=seed,
+        self_test=self_test,
+    )
+
+
+def compare(
+    before: Model,
+    after: Model,
+    feeds: Mapping[str, Array],
+    *,
+    provider: str = "cpu",
+    threads: int = 0,
+    budget_s: float = 10.0,
+    min_pairs: int = 20,
+    seed: int = 0,
+    self_test: bool = True,
+    timer: Timer = time.perf_counter,
+) -> Latency:
+    """Time `after` against `before` on the same inputs, in this process.
+
+    Pairs are run until the interval of the median ratio is within 2% (and there are `min_pairs`), or for `budget_s`
+    seconds, but never fewer than six. Before that both models warm up, and with `self_test` the first is measured
+    against itself for 0.3 of the budget: the noise floor. `threads` 0 means all physical cores.
+    """
+    settings = _Settings(provider, threads or runtime.physical_cores(), budget_s, min_pairs, seed, self_test, timer)
+    return _compare_all([before, after], feeds, settings)[0]
+
+
+def compare_many(
+    models: Sequence[Model],
+    feeds: Mapping[str, Array],
+    *,
+    provider: str = "cpu",
+    threads: int = 0,
+    budget_s: float = 10.0,
+    min_pairs: int = 20,
+    seed: int = 0,
+    self_test: bool = True,
+    timer: Timer = time.perf_counter,
+) -> list[Latency]:
+    """`compare` of every further model with the first; `budget_s` is for each of them, the noise floor is shared."""
+    settings = _Settings(provider, threads or runtime.physical_cores(), budget_s, min_pairs, seed, self_test, timer)
+    return _compare_all(models, feeds, settings)
+
+
+# ---- The measurement -------------------------------------------------------------------------------------------------
+
+
+def _compare_all(models: Sequence[Model], feeds: Mapping[str, Array], settings: _Settings) -> list[Latency]:
+    if len(models) < 2:
+        raise UsageError(f"a comparison takes at least two models; {len(models)} given")
+    if settings.budget_s <= 0 or settings.min_pairs < 1 or settings.threads < 1:
+        raise UsageError(
+            f"the time budget ({settings.budget_s:g} s), the least number of pairs ({settings.min_pairs}) and the "
+            f"threads ({settings.threads}) must all be positive"
+        )
+    busy = busy_warnings(busy_share())
+    first = _open(models[0], settings)
+    noise = _noise_floor(first, models[0], feeds, settings) if settings.self_test else (1.0, 1.0)
+    return [_compare_one(first, model, feeds, settings, noise, busy) for model in models[1:]]
+
+
+def _open(model: Model, settings: _Settings) -> InferenceSession:
+    return runtime.session(model, provider=settings.provider, threads=settings.threads)
+
+
+def _noise_floor(
+    first: InferenceSession, model: Model, feeds: Mapping[str, Array], settings: _Settings
+) -> tuple[float, float]:
+    """The first model against a second session of itself: what the comparison says where there is no difference."""
+    twin = _open(model, settings)
+    before, after = _timed(first, twin, feeds, settings, settings.budget_s * _SELF_TEST_SHARE)
+    _, low, high = paired_ratio(before, after, seed=settings.seed, confidence=_CONFIDENCE)
+    return low, high
+
+
+def _timed(
+    first: InferenceSession, second: InferenceSession, feeds: Mapping[str, Array], settings: _Settings, budget_s: float
+) -> tuple[FloatArray, FloatArray]:
+    runs = [_runner(session, feeds, settings.provider) for session in (first, second)]
+    for run in runs:
+        warm_up(run, timer=settings.timer)
+    return interleave(
+        runs[0],
+        runs[1],
+        timer=settings.timer,
+        budget_s=budget_s,
+        min_pairs=settings.min_pairs,
+        seed=settings.seed,
+    )
+
+
+def _compare_one(
+    first: InferenceSession,
+    model: Model,
+    feeds: Mapping[str, Array],
+    settings: _Settings,
+    noise: tuple[float, float],
+    busy: tuple[str, ...],
+) -> Latency:
+    session = _open(model, settings)
+    before, after = _timed(first, session, feeds, settings, settings.budget_s)
+    ratio, low, high = paired_ratio(before, after, seed=settings.seed, confidence=_CONFIDENCE)
+    nodes = runtime.nodes_per_provider(session)
+    warnings = (*busy, *_interval_warnings(ratio, low, high, before.size), *_placement_warnings(settings, nodes))
+    return Latency(
+        provider=settings.provider,
+        batch=_batch(session, feeds),
+        threads=settings.threads,
+        before=_side(before),
+        after=_side(after),
+        speedup=ratio,
+        ci95=(low, high),
+        noise_floor=noise,
+        significant=is_significant(ratio, (low, high), noise),
+        pairs=before.size,
+        nodes_per_provider=nodes,
+        warnings=warnings,
+    )
+
+
+def is_significant(ratio: float, interval: tuple[float, float], noise: tuple[float, float]) -> bool:
+    """Whether `ratio` differs from 1: its interval leaves 1 out, and equal models do not differ as much."""
+    return not (interval[0] <= 1.0 <= interval[1] or noise[0] <= ratio <= noise[1])
+
+
+def _batch(session: InferenceSession, feeds: Mapping[str, Array]) -> int:
+    shape = next((feeds[name].shape for name, _, _ in runtime.input_specs(session)), ())
+    return int(shape[0]) if shape else 1
+
+
+def _side(seconds: FloatArray) -> LatencySide:
+    milliseconds = seconds * 1e3
+    p50, p90, p99 = (float(value) for value in np.percentile(milliseconds, [50, 90, 99]))
+    return LatencySide(p50, p90, p99, float(milliseconds.min()), tuple(milliseconds.tolist()))
+
+
+# ---- Running ---------------------------------------------------------------------------------------------------------
+
+
+def _runner(session: InferenceSession, feeds: Mapping[str, Array], provider: str) -> Run:
+    """A call that runs the model once and returns when it is done. The inputs are checked and copied once, here."""
+    runtime.run(session, feeds)
+    chosen = runtime.fitting_feed(session, feeds)
+    names = [value.name for value in session.get_outputs()]
+    if provider == "cpu":
+        return lambda: session.run(names, chosen)
+    return _device_runner(session, chosen, names, provider)
+
+
+def _device_runner(session: InferenceSession, feeds: Mapping[str, Array], outputs: list[str], device: str) -> Run:
+    """Inputs and outputs stay on the device: copies over the bus would drown the difference between the models."""
+    from onnxruntime import OrtValue
+
+    binding = session.io_binding()
+    for name, array in feeds.items():
+        if array.dtype == np.object_:  # strings have no form on a device
+            binding.bind_cpu_input(name, array)
+        else:
+            binding.bind_ortvalue_input(name, OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0))
+    for name in outputs:
+        binding.bind_output(name, device, 0)
+    binding.synchronize_inputs()
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run
+
+
+def _seconds(run: Run, timer: Timer) -> float:
+    start = timer()
+    run()
+    return timer() - start
+
+
+def warm_up(
+    run: Run, *, timer: Timer, min_runs: int = 10, min_s: float = 0.5, slow_s: float = 1.0, slow_runs: int = 2
+) -> int:
+    """Run until there are `min_runs` and `min_s` seconds, or `slow_runs` where a run still takes over `slow_s`."""
+    count, total = 0, 0.0
+    while True:
+        elapsed = _seconds(run, timer)
+        count, total = count + 1, total + elapsed
+        if count >= min_runs and total >= min_s:
+            return count
+        if count >= slow_runs and elapsed > slow_s:
+            return count
+
+
+def interleave(
+    before: Run, after: Run, *, timer: Timer, budget_s: float, min_pairs: int, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    """Seconds per run of two models that take turns; element k of both arrays belongs to the same pair.
+
+    Ends at the first look with `min_pairs` where the interval of the median ratio is within PRECISION, at MOST_PAIRS,
+    or once `budget_s` has passed, but not before FEWEST_PAIRS. Looks come at growing distances, so that there are few.
+    """
+    random = np.random.default_rng(seed)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    runs = (before, after)
+    start, next_look = timer(), max(min_pairs, FEWEST_PAIRS)
+    while len(seconds[0]) < MOST_PAIRS:
+        order = (0, 1) if random.random() < 0.5 else (1, 0)
+        for first in order:
+            for index in (first, 1 - first):
+                seconds[index].append(_seconds(runs[index], timer))
+        pairs = len(seconds[0])
+        if pairs >= FEWEST_PAIRS and timer() - start >= budget_s:
+            break
+        if pairs >= next_look:
+            estimate = paired_ratio(np.asarray(seconds[0]), np.asarray(seconds[1]), seed=seed, confidence=_CONFIDENCE)
+            if _half_width(*estimate) <= PRECISION:
+                break
+            next_look = int(pairs * 1.25) + 1
+    return np.asarray(seconds[0]), np.asarray(seconds[1])
+
+
+# ---- Statistics ------------------------------------------------------------------------------------------------------
+
+
+def paired_ratio(
+    before: FloatArray, after: FloatArray, *, seed: int, resamples: int = 2000, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """(median, low, high) of the paired ratios before/after, the ends being the bootstrap interval of the median.
+
+    The arrays are in order of measurement. The median of a resample is one of the n ratios, and the rank that it draws
+    has a known distribution: that of the middle of n uniform numbers, Beta((n + 1) / 2, (n + 1) / 2). Drawing the rank
+    is the same bootstrap (B. Efron, 1979) without n draws per resample. Where neighbours depend on each other, n is
+    the number of independent pairs that would be as informative.
+    """
+    if before.shape != after.shape or before.ndim != 1 or before.size == 0:
+        raise UsageError(f"paired timings must be two arrays of one length, not {before.shape} and {after.shape}")
+    ratios = before / after
+    median = float(np.median(ratios))
+    shape = (ratios.size / _dependence(ratios > median) + 1.0) / 2.0
+    ranks = (np.random.default_rng(seed).beta(shape, shape, resamples) * ratios.size).astype(np.int64)
+    medians = np.sort(ratios)[np.minimum(ranks, ratios.size - 1)]
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(medians, [tail, 1.0 - tail])
+    # With few pairs of an even number, the median lies between two ratios and chance may put both ends on one side.
+    return median, min(float(low), median), max(float(high), median)
+
+
+def _dependence(above: npt.NDArray[np.bool_]) -> float:
+    """How many of these pairs tell as much as one independent pair: at least 1.
+
+    On a loaded machine one session's worker thread may be placed badly for a while, and wins come in runs. Means of k
+    independent wins have the variance 1/4k; the excess over that, at its largest for k = 2, 4, ... 64, is the answer
+    (batch means, as in the analysis of simulation output).
+    """
+    excess = 1.0
+    for exponent in range(1, 7):
+        length = 2**exponent
+        blocks = above.size // length
+        if blocks < 8:  # too few to tell a variance
+            break
+        means = above[: blocks * length].reshape(blocks, length).mean(axis=1)
+        excess = max(excess, float(4.0 * length * means.var(ddof=1)))
+    return excess
+
+
+def _half_width(median: float, low: float, high: float) -> float:
+    """The longer arm of the interval as a share of the median."""
+    return max(high - median, median - low) / median
+
+
+# ---- Warnings --------------------------------------------------------------------------------------------------------
+
+
+def _interval_warnings(ratio: float, low: float, high: float, pairs: int) -> tuple[str, ...]:
+    width = _half_width(ratio, low, high)
+    if width <= _UNCERTAIN:
+        return ()
+    advice = "close other programs or allow more time"
+    return (f"the speed-up is known only to within {width:.0%} after {pairs} pairs of runs: {advice}",)
+
+
+def _placement_warnings(settings: _Settings, nodes: Mapping[str, int]) -> tuple[str, ...]:
+    elsewhere = sum(count for name, count in nodes.items() if name != runtime.PROVIDERS[settings.provider])
+    if not elsewhere:
+        return ()
+    return (
+        f"{elsewhere} of {sum(nodes.values())} nodes do not run on {settings.provider}; see the nodes per provider",
+    )
+
+
+def busy_warnings(share: float | None) -> tuple[str, ...]:
+    """The warning about other work on the machine, if `share` (0 to 1, None for unknown) of it was busy."""
+    if share is None or share < _BUSY_SHARE:
+        return ()
+    return (f"the machine was {share:.0%} busy with other work before the measurement: timings are less certain",)
+
+
+def busy_share(wait_s: float = 0.3) -> float | None:
+    """Share of all processors that was busy over `wait_s` seconds in which this process slept; None where unknown.
+
+    The load average is the second choice: it still holds the work that this command itself did a minute ago.
+    """
+    before = _processor_ticks()
+    if before is not None:
+        time.sleep(wait_s)
+        after = _processor_ticks()
+        if after is not None and after[1] > before[1]:
+            return 1.0 - (after[0] - before[0]) / (after[1] - before[1])
+    try:
+        return min(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    except (AttributeError, OSError):
+        return None
+
+
+def _processor_ticks() -> tuple[int, int] | None:
+    """(idle, all) clock ticks since boot from Linux's /proc/stat; see proc(5)."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0]
+        ticks = [int(word) for word in first.split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    return (ticks[3] + ticks[4], sum(ticks)) if len(ticks) > 4 else None
+
+
+# ---- Picture ---------------------------------------------------------------------------------------------------------
+
+_WIDTH, _HEIGHT = 720, 380
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 696, 100, 324
+_BINS = 60
+# Blue and vermilion of Okabe and Ito's palette: told apart by colour-blind readers too.
+_COLOURS = {"before": "#0072b2", "after": "#d55e00"}
+
+
+def histogram_svg(latency: Latency, title: str) -> str:
+    """A self-contained SVG picture of the two latency distributions, in milliseconds.
+
+    The axis ends a little beyond the slower model's 99th percentile; the text counts the runs beyond it.
+    """
+    sides = {"before": latency.before, "after": latency.after}
+    low = min(side.min for side in sides.values())
+    high = max(side.p99 for side in sides.values())
+    pad = 0.05 * (high - low) or 0.05 * high or 1.0
+    edges = np.linspace(max(0.0, low - pad), high + pad, _BINS + 1)
+    shares = {name: _shares(side.samples, edges) for name, side in sides.items()}
+    top = max(float(share.max()) for share in shares.values()) or 1.0
+    beyond = sum(int(value > edges[-1]) for side in sides.values() for value in side.samples)
+    size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img"'
+    font = 'font-family="system-ui, sans-serif" font-size="12" fill="#222222"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}><title>{escape(title)}</title>',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
+        _text(_LEFT, 24, title, "font-size='16' font-weight='600'"),
+        _text(_LEFT, 44, _verdict(latency), "fill='#555555'"),
+        _text(_LEFT, 61, _conditions(latency, beyond), "fill='#555555'"),
+        *_axes(edges, top),
+        *(_distribution(name, shares[name], top) for name in sides),
+        *(_median_line(name, side.p50, edges) for name, side in sides.items()),
+        *_legend(sides),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _verdict(latency: Latency) -> str:
+    text = f"speed-up {latency.speedup:.3g}x (95% interval {latency.ci95[0]:.3g} to {latency.ci95[1]:.3g})"
+    return text if latency.significant else f"no significant difference: {text}"
+
+
+def _conditions(latency: Latency, beyond: int) -> str:
+    threads = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
+    text = f"{latency.pairs} pairs of runs, {latency.provider}, {threads}, batch {latency.batch}"
+    return text + (f"; {beyond} slow run{'s' if beyond > 1 else ''} beyond the right edge" if beyond else "")
+
+
+def _shares(samples: Sequence[float], edges: FloatArray) -> FloatArray:
+    """Percentage of the runs in each bin."""
+    counts, _ = np.histogram(np.asarray(samples, dtype=np.float64), bins=edges)
+    return np.asarray(100.0 * counts / max(1, len(samples)))
+
+
+def _text(x: float, y: float, text: str, attributes: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" {attributes}>{escape(text)}</text>'
+
+
+def _x(value: float, edges: FloatArray) -> float:
+    return _LEFT + (_RIGHT - _LEFT) * float((value - edges[0]) / (edges[-1] - edges[0]))
+
+
+def _y(share: float, top: float) -> float:
+    return _BOTTOM - (_BOTTOM - _TOP) * share / top
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) from low to high, four to nine of them."""
+    rough = (high - low) / 4.0
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = next(power * factor for factor in (5.0, 2.0, 1.0) if power * factor <= rough)
+    return [float(step * index) for index in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
+
+
+def _axes(edges: FloatArray, top: float) -> list[str]:
+    parts = []
+    for share in _ticks(0.0, top):
+        y = _y(share, top)
+        parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}" stroke="#e4e4e4"/>')
+        parts.append(_text(_LEFT - 8, y + 4, f"{share:g}%", "text-anchor='end'"))
+    for value in _ticks(float(edges[0]), float(edges[-1])):
+        x = _x(value, edges)
+        parts.append(f'<line x1="{x:.1f}" y1="{_BOTTOM}" x2="{x:.1f}" y2="{_BOTTOM + 5}" stroke="#222222"/>')
+        parts.append(_text(x, _BOTTOM + 19, f"{value:.6g}", "text-anchor='middle'"))
+    parts.append(f'<line x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_BOTTOM}" stroke="#222222"/>')
+    parts.append(_text((_LEFT + _RIGHT) / 2, _BOTTOM + 42, "latency of one run (ms)", "text-anchor='middle'"))
+    middle = (_TOP + _BOTTOM) / 2
+    parts.append(_text(16, middle, "share of runs", f"text-anchor='middle' transform='rotate(-90 16 {middle:.0f})'"))
+    return parts
+
+
+def _distribution(name: str, shares: FloatArray, top: float) -> str:
+    step = (_RIGHT - _LEFT) / shares.size
+    heights = [_y(float(share), top) for share in shares]
+    path = "".join(f"V{y:.1f}H{_LEFT + (index + 1) * step:.1f}" for index, y in enumerate(heights))
+    style = f'fill="{_COLOURS[name]}" fill-opacity="0.35" stroke="{_COLOURS[name]}" stroke-width="1.2"'
+    return f'<path class="{name}" d="M{_LEFT},{_BOTTOM}{path}V{_BOTTOM}Z" {style}/>'
+
+
+def _median_line(name: str, median: float, edges: FloatArray) -> str:
+    x = _x(median, edges)
+    style = f'stroke="{_COLOURS[name]}" stroke-width="1.6" stroke-dasharray="5 3"'
+    return f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_BOTTOM}" {style}/>'
+
+
+def _legend(sides: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for index, (name, side) in enumerate(sides.items()):
+        x = _LEFT + 316 * index
+        parts.append(f'<rect x="{x}" y="74" width="12" height="12" fill="{_COLOURS[name]}"/>')
+        text = f"{name}: median {side.p50:.4g} ms, p90 {side.p90:.4g}, p99 {side.p99:.4g}"
+        parts.append(_text(x + 18, 84, text))
+    return parts

@@ -1,0 +1,110 @@
+"""The original model with the removed channels masked: what the pruned model must equal before recovery.
+
+Wherever an operator sums over a dimension, the removed part of one operand is multiplied by zero, so no removed
+channel reaches a sum. Where an operator averages over it, the operator sees the kept part alone (gathered before,
+put back in place after), because an average over fewer channels is what the pruned model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxprune import dims
+from onnxprune.dims import Dim
+from onnxprune.records import Analysis, Contraction
+
+BoolArray = npt.NDArray[np.bool_]
+Keep = Mapping[Dim, BoolArray]
+
+
+def masked_model(
+    proto: onnx.ModelProto, analysis: Analysis, keep: Keep, element_types: Mapping[str, int]
+) -> onnx.ModelProto:
+    """A copy of the skeleton `proto` that masks every index `keep` (bool by atom) drops."""
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    writer = _Writer(result, analysis, keep, element_types)
+    by_node: dict[int, list[Contraction]] = {}
+    for c in analysis.contractions:
+        by_node.setdefault(c.node, []).append(c)
+    nodes: list[onnx.NodeProto] = []
+    for index, node in enumerate(proto.graph.node):
+        nodes += writer.rewrite(index, node, by_node.get(index, []))
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    del result.graph.value_info[:]
+    return result
+
+
+class _Writer:
+    def __init__(
+        self, result: onnx.ModelProto, analysis: Analysis, keep: Keep, element_types: Mapping[str, int]
+    ) -> None:
+        self.graph, self.analysis, self.keep, self.types = result.graph, analysis, keep, element_types
+        self.made: dict[tuple[str, bytes], str] = {}
+
+    def rewrite(self, index: int, node: onnx.NodeProto, found: Sequence[Contraction]) -> list[onnx.NodeProto]:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        if any(c.average and self._touched(c.dims) for c in found):
+            return self._gathered(index, copy)
+        before: list[onnx.NodeProto] = []
+        for c in found:
+            source = node.input[c.operand]
+            for axis, d in zip(c.axes, c.dims, strict=True):
+                mask = dims.mask(d, self.keep)
+                if not mask.all():
+                    before.append(self._mask_node(copy, c.operand, self._factor(source, axis, mask)))
+        return [*before, copy]
+
+    def _touched(self, found: Sequence[Dim]) -> bool:
+        return any(not dims.mask(d, self.keep).all() for d in found)
+
+    def _factor(self, tensor: str, axis: int, mask: BoolArray) -> str:
+        """A constant of ones and zeros that broadcasts along the other axes of `tensor`."""
+        rank = len(self.analysis.tensors[tensor])
+        dtype = helper.tensor_dtype_to_np_dtype(self.types[tensor])
+        return self._constant(mask.astype(dtype).reshape([-1] + [1] * (rank - 1 - axis)))
+
+    def _mask_node(self, node: onnx.NodeProto, operand: int, factor: str) -> onnx.NodeProto:
+        name = node.input[operand]
+        node.input[operand] = f"{name}__masked_{next(o for o in node.output if o)}_{operand}"
+        return helper.make_node("Mul", [name, factor], [node.input[operand]])
+
+    def _constant(self, value: npt.NDArray[np.generic]) -> str:
+        key = (f"{value.dtype}{value.shape}", value.tobytes())
+        if key not in self.made:
+            self.made[key] = f"__onnxprune_constant_{len(self.made)}"
+            self.graph.initializer.append(numpy_helper.from_array(value, self.made[key]))
+        return self.made[key]
+
+    def _gathered(self, index: int, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The operator on the kept part: gather every operand, restate its sizes, spread the results back."""
+        before: list[onnx.NodeProto] = []
+        after: list[onnx.NodeProto] = []
+        for operand, name in enumerate(node.input):
+            for axis, mask in self._masks(name):
+                kept = self._constant(np.flatnonzero(mask))
+                small = f"{node.input[operand]}__kept_{index}_{operand}_{axis}"
+                before.append(helper.make_node("Gather", [node.input[operand], kept], [small], axis=axis))
+                node.input[operand] = small
+        for output, name in enumerate(node.output):
+            for axis, mask in reversed(self._masks(name)):
+                place = self._constant(np.where(mask, np.cumsum(mask) - 1, 0))
+                small = f"{name}__kept_{index}_{axis}"
+                after.insert(0, helper.make_node("Gather", [small, place], [node.output[output]], axis=axis))
+                node.output[output] = small
+        for use in self.analysis.uses:
+            if use.node == index and isinstance(use.where, str) and use.dims[0] is not None:
+                size = int(dims.mask(use.dims[0], self.keep).sum())
+                next(a for a in node.attribute if a.name == use.where).i = size
+        return [*before, node, *after]
+
+    def _masks(self, name: str) -> list[tuple[int, BoolArray]]:
+        found = [(axis, dims.mask(d, self.keep)) for axis, d in enumerate(self.analysis.tensors.get(name, ()))]
+        return [(axis, mask) for axis, mask in found if not mask.all()]

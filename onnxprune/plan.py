@@ -1,0 +1,70 @@
+"""Plans as files: saved, edited, replayed.
+
+    {schema, model{name, sha256}, tensors[{name, axis, size, kept, role}], groups[{id, size, kept}]}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.errors import OutputError, UsageError
+from onnxprune.records import Analysis, Group, IndexArray, Plan
+
+SCHEMA = 1
+
+
+def to_json(
+    plan: Plan, analysis: Analysis, slices: Mapping[str, Mapping[int, IndexArray]], *, model: str, sha256: str
+) -> dict[str, Any]:
+    """The plan as plain data: one entry per tensor axis that shrinks, one per group that shrinks."""
+    roles = {(o.tensor, o.axis): o.role for g in analysis.groups if g.id in plan.kept for o in g.occurrences}
+    tensors = [
+        {
+            "name": name,
+            "axis": axis,
+            "size": analysis.weights[name][axis].size,
+            "kept": kept.tolist(),
+            "role": roles.get((name, axis), "carried"),
+        }
+        for name, axes in slices.items()
+        for axis, kept in sorted(axes.items())
+    ]
+    sizes = {g.id: g.size for g in analysis.groups}
+    groups = [{"id": name, "size": sizes[name], "kept": kept.tolist()} for name, kept in plan.kept.items()]
+    return {"schema": SCHEMA, "model": {"name": model, "sha256": sha256}, "tensors": tensors, "groups": groups}
+
+
+def save(data: Mapping[str, Any], path: Path) -> None:
+    """Write plain data as JSON. Raises OutputError where the file cannot be written."""
+    try:
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def load(path: Path, groups: Mapping[str, Group]) -> Plan:
+    """Read a plan and check it against the prunable groups of the model, by id. Raises UsageError naming the entry."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        entries = [(str(g["id"]), int(g["size"]), [int(i) for i in g["kept"]]) for g in data["groups"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: not a plan ({type(error).__name__}: {error}); make one with --save-plan") from error
+    if data.get("schema") != SCHEMA:
+        raise UsageError(f"{path}: plan schema {data.get('schema')!r}, this version reads {SCHEMA}")
+    return Plan({name: _checked(path, groups, name, size, kept) for name, size, kept in entries})
+
+
+def _checked(path: Path, groups: Mapping[str, Group], name: str, size: int, kept: list[int]) -> IndexArray:
+    group = groups.get(name)
+    if group is None:
+        raise UsageError(f"{path}: the model has no prunable group {name!r}; see `onnxprune inspect`")
+    if group.size != size:
+        raise UsageError(f"{path}: group {name!r} has {group.size} indices in the model, {size} in the plan")
+    if not kept or sorted(set(kept)) != kept or kept[0] < 0 or kept[-1] >= size:
+        raise UsageError(f"{path}: the kept indices of group {name!r} must rise within 0..{size - 1} and not be empty")
+    return np.asarray(kept, np.int64)

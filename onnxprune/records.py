@@ -1,0 +1,222 @@
+"""Frozen records handed from stage to stage. Data only: a record never computes, reads or writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.dims import Dim
+
+Role = Literal["produced", "contracted", "carried"]
+Status = Literal["pruned", "kept", "frozen"]
+FloatArray = npt.NDArray[np.float64]
+IndexArray = npt.NDArray[np.int64]
+Feed = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a dimension cannot shrink: the node that said so, its operator, the reason in words."""
+
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Occurrence:
+    """One place where a group lies: `axis` of the weight `tensor`, in the given role."""
+
+    tensor: str
+    axis: int
+    role: Role
+
+
+@dataclass(frozen=True)
+class Group:
+    """One independent dimension of the model: `size` channels (heads, hidden units) that fall together.
+
+    `dim` is the resolved atom; `refusal` is None where the group may be pruned; `renormalised` says that an
+    operator averages over the group; `nodes` are the operators that produce or consume it.
+    """
+
+    id: str
+    size: int
+    dim: Dim
+    occurrences: tuple[Occurrence, ...]
+    nodes: tuple[str, ...]
+    refusal: Refusal | None
+    renormalised: bool
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A node sums (or, `average`, averages or normalises) over the axes `dims` of its operand `operand`."""
+
+    node: int
+    operand: int
+    axes: tuple[int, ...]
+    dims: tuple[Dim, ...]
+    average: bool
+
+
+@dataclass(frozen=True)
+class SizeUse:
+    """A place outside the weights that states sizes: attribute `where` (str) or operand `where` (int) of node `node`.
+
+    Element k must be the size of `dims[k]`, or stays as it is where `dims[k]` is None.
+    """
+
+    node: int
+    where: str | int
+    dims: tuple[Dim | None, ...]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-accumulates of one node: the product of the sizes of `dims`."""
+
+    node: int
+    dims: tuple[Dim, ...]
+
+
+@dataclass(frozen=True)
+class LatencySide:
+    """Latency in milliseconds of one model: percentiles over the measured runs; `samples` in order of measurement."""
+
+    p50: float
+    p90: float
+    p99: float
+    min: float
+    samples: tuple[float, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Interleaved comparison of two models. `speedup` is the median of the paired ratios before/after.
+
+    `ci95` is its bootstrap interval; `noise_floor` the interval of the same measure of the first model against
+    itself; `significant` is False where `ci95` holds 1. `nodes_per_provider` counts nodes of the second model.
+    """
+
+    provider: str
+    batch: int
+    threads: int
+    before: LatencySide
+    after: LatencySide
+    speedup: float
+    ci95: tuple[float, float]
+    noise_floor: tuple[float, float]
+    significant: bool
+    pairs: int
+    nodes_per_provider: dict[str, int]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What must go together. `groups` are in graph order, frozen ones included.
+
+    `weights`: the dimensions of every stored weight, by name (a Constant node is named by its output); `tensors`:
+    those of every tensor of the main graph; `contractions`, `uses` and `work` index `nodes`, the names of the nodes.
+    """
+
+    groups: tuple[Group, ...]
+    weights: Mapping[str, tuple[Dim, ...]]
+    tensors: Mapping[str, tuple[Dim, ...]]
+    contractions: tuple[Contraction, ...]
+    uses: tuple[SizeUse, ...]
+    work: tuple[Work, ...]
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which indices of each group stay: int64, ascending, by group id. Groups that keep all are absent."""
+
+    kept: Mapping[str, IndexArray]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How many indices of each group stay, by group id."""
+
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """Largest difference between the pruned model and the masked original.
+
+    `max_abs`: in units of the output; `max_rel`: over the largest absolute output; `runs`: input sizes compared.
+    """
+
+    max_abs: float
+    max_rel: float
+    passed: bool
+    runs: int
+
+
+@dataclass(frozen=True)
+class OutputQuality:
+    """Closeness of one output to the original's: cosine, |error| / |original|, signal over noise in dB (capped at
+    120), and the share of equal arg max over the last axis (axis 1 of a 4-D output), None for outputs without classes."""
+
+    cosine: float
+    relative_error: float
+    sqnr_db: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Quality of every output, and what it was measured on: "calibration" or "synthetic" inputs."""
+
+    outputs: Mapping[str, OutputQuality]
+    data: Literal["calibration", "synthetic"]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Size of a model: nodes, stored float parameters, bytes on disk, multiply-accumulates of one run."""
+
+    nodes: int
+    parameters: int
+    bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """What happened to one group. Shares are of the original model's MACs and parameters."""
+
+    group: Group
+    kept: int
+    status: Status
+    reason: str
+    macs_share: float
+    parameters_share: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a run found and did; every output format is written from this. `seconds` are wall-clock, by stage."""
+
+    model: str
+    output: str | None
+    seed: int
+    options: Mapping[str, object]
+    before: Totals
+    after: Totals | None
+    groups: tuple[GroupReport, ...]
+    refusals: tuple[tuple[Refusal, float], ...]
+    exactness: Exactness | None
+    quality: Quality | None
+    latency: Latency | None
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,149 @@
+"""Operators that put axes end to end or take parts of them: Concat, Split, Slice, Gather, Pad."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxprune import dims
+from onnxprune.dims import Dim
+from onnxprune.rules.registry import Dims, Operator, rule
+
+
+@rule("Concat")
+def concat(op: Operator) -> None:
+    present = [op.dims(i) for i in range(len(op.inputs)) if op.has(i)]
+    axis = op.attribute("axis", 1) % len(present[0])
+    for other in present[1:]:
+        for k, (a, b) in enumerate(zip(present[0], other, strict=True)):
+            if k != axis:
+                op.unify(a, b)
+    result = list(present[0])
+    result[axis] = dims.cat([x[axis] for x in present])
+    op.outputs[0] = tuple(result)
+
+
+@rule("Split")
+def split(op: Operator) -> None:
+    x = op.dims(0)
+    axis = op.attribute("axis", 0) % len(x)
+    parts = op.split(x[axis], [out[axis].size for out in op.outputs])
+    op.sizes(1 if op.has(1) else "split", parts)
+    op.outputs = [(*x[:axis], part, *x[axis + 1 :]) for part in parts]
+
+
+@rule("Slice")
+def slice_(op: Operator) -> None:
+    """Constant bounds cut the axis; a stride s keeps every s-th index, the outer factor of (n/s, s)."""
+    x = op.dims(0)
+    result = list(op.outputs[0])
+    starts, ends = _bounds(op, 1, "starts"), _bounds(op, 2, "ends")
+    axes = _bounds(op, 3, "axes")
+    steps = _bounds(op, 4, "steps")
+    if axes is None and (op.has(3) or "axes" in op.attributes):
+        op.freeze_all("Slice with computed axes")
+        return
+    sliced = {a % len(x): k for k, a in enumerate(axes if axes is not None else range(len(starts or x)))}
+    start_sizes: list[Dim | None] = [None] * len(sliced)
+    end_sizes: list[Dim | None] = [None] * len(sliced)
+    for axis, d in enumerate(x):
+        if axis not in sliced:
+            result[axis] = d
+            continue
+        k = sliced[axis]
+        if starts is None or ends is None or (steps is None and op.has(4)):
+            op.freeze(d, "Slice with computed bounds")
+            op.freeze(result[axis], "Slice with computed bounds")
+            continue
+        step = steps[k] if steps else 1
+        result[axis], start_sizes[k], end_sizes[k] = _slice_axis(op, d, (starts[k], ends[k], step), result[axis])
+    operand = len(op.inputs) > 1
+    op.sizes(1 if operand else "starts", start_sizes)
+    op.sizes(2 if operand else "ends", end_sizes)
+    op.outputs[0] = tuple(result)
+
+
+def _bounds(op: Operator, operand: int, name: str) -> list[int] | None:
+    """Constant bounds of a Slice (attribute before opset 10), None where absent or computed."""
+    if name in op.attributes:
+        return [int(v) for v in op.attributes[name]]
+    value = op.fixed(operand)
+    return None if value is None else [int(v) for v in value.reshape(-1)]
+
+
+def _slice_axis(op: Operator, d: Dim, bounds: tuple[int, int, int], out: Dim) -> tuple[Dim, Dim | None, Dim | None]:
+    start, stop, step = slice(*bounds).indices(d.size)
+    if step == 1:
+        stop = max(start, stop)
+        before, middle, after = op.split(d, [start, stop - start, d.size - stop])
+        if d.size == middle.size:
+            return d, None, None
+        end = dims.cat([before, middle]) if after.size else None
+        return middle, before if start else None, end
+    if step > 1 and start < step and d.size % step == 0 and stop > d.size - step + start:
+        outer, inner = op.factor(d, [d.size // step, step])
+        op.freeze(inner, "Slice with a stride")
+        return outer, None, d if bounds[1] == d.size else None
+    op.freeze(d, "Slice with a stride that does not divide the axis")
+    op.freeze(out, "Slice with a stride that does not divide the axis")
+    return out, None, None
+
+
+@rule("Gather")
+def gather(op: Operator) -> None:
+    """Known consecutive indices cut the axis; any others need the whole axis. A lookup in a weight produces the rest."""
+    data, index = op.dims(0), op.dims(1)
+    axis = op.attribute("axis", 0) % len(data)
+    picked = _consecutive(op, data[axis])
+    if picked is None:
+        op.freeze(data[axis], "Gather picks from this axis")
+        for k in range(len(data)):
+            if k != axis:
+                op.role(0, k, "produced")
+    op.outputs[0] = (*data[:axis], *(index if picked is None else picked), *data[axis + 1 :])
+
+
+def _consecutive(op: Operator, d: Dim) -> Dims | None:
+    """The dimensions of known indices that rise by one over the whole axis, else None."""
+    index = op.fixed(1)
+    if index is None or index.ndim != 1 or index.size != d.size:
+        return None
+    return (d,) if np.array_equal(index % d.size, np.arange(d.size)) else None
+
+
+@rule("Pad")
+def pad(op: Operator) -> None:
+    """Constant padding puts fixed parts around the axis; every other mode copies from it."""
+    x = op.dims(0)
+    amounts = _bounds(op, 1, "pads") or op.attribute("paddings")
+    axes = _bounds(op, 3, "axes") if op.has(3) else list(range(len(x)))
+    if amounts is None or axes is None:
+        _pad_computed(op)
+        return
+    result = list(x)
+    for k, axis in enumerate(axes):
+        head, tail = amounts[k], amounts[k + len(axes)]
+        result[axis % len(x)] = _pad_axis(op, x[axis % len(x)], head, tail, op.outputs[0][axis % len(x)])
+    op.outputs[0] = tuple(result)
+
+
+def _pad_axis(op: Operator, d: Dim, head: int, tail: int, out: Dim) -> Dim:
+    if head == tail == 0:
+        return d
+    if min(head, tail) < 0 or op.attribute("mode", "constant") != "constant":
+        op.freeze(d, "Pad copies or cuts along this axis")
+        op.freeze(out, "Pad copies or cuts along this axis")
+        return out
+    filled = [dims.atom(n, frozen=op.refusal("padding")) for n in (head, tail)]
+    return dims.cat([filled[0], d, filled[1]])
+
+
+def _pad_computed(op: Operator) -> None:
+    """Amounts that depend on the input: an axis that keeps its size at every size tried passes through."""
+    result = list(op.outputs[0])
+    for k, (d, out) in enumerate(zip(op.dims(0), result, strict=True)):
+        if d.size == out.size:
+            result[k] = d
+        else:
+            op.freeze(d, "Pad with a computed amount")
+            op.freeze(out, "Pad with a computed amount")
+    op.outputs[0] = tuple(result)

@@ -1,0 +1,142 @@
+"""Operators that move elements without changing them: reshape, transpose, squeeze, expand, tile, depth to space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxprune import dims
+from onnxprune.dims import Dim
+from onnxprune.rules.registry import Operator, rule
+
+
+@rule("Reshape")
+def reshape(op: Operator) -> None:
+    """Row-major order does not change, so runs of axes with equal products are equal products of dimensions."""
+    if not _regroup(op, op.dims(0), op.outputs[0]):
+        op.freeze_all("the axes of the two shapes do not multiply to the same size")
+        return
+    op.sizes(1 if op.has(1) else "shape", _stated(op, 1 if op.has(1) else "shape"))
+
+
+def _stated(op: Operator, where: int | str) -> list[Dim | None]:
+    """The result dimensions, None where the target says 0 (as it was) or -1 (what is left)."""
+    target = op.values[where] if isinstance(where, int) else op.attribute(where)
+    if target is None:
+        return list(op.outputs[0])
+    return [None if int(t) in (0, -1) else d for t, d in zip(target, op.outputs[0], strict=True)]
+
+
+def _regroup(op: Operator, before: Sequence[Dim], after: Sequence[Dim]) -> bool:
+    """Unify the shortest runs of axes that have equal products. False where the totals differ."""
+    left, right = list(before), list(after)
+    while left or right:
+        a, b = left[:1], right[:1]
+        x, y = dims.prod(a).size, dims.prod(b).size
+        while x != y:
+            side, run = (left, a) if x < y else (right, b)
+            if len(run) == len(side):
+                return False
+            run.append(side[len(run)])
+            x, y = dims.prod(a).size, dims.prod(b).size
+        op.unify(dims.prod(a), dims.prod(b))
+        left, right = left[len(a) :], right[len(b) :]
+    return True
+
+
+@rule("Flatten")
+def flatten(op: Operator) -> None:
+    axis = op.attribute("axis", 1)
+    x = op.dims(0)
+    axis = axis + len(x) if axis < 0 else axis
+    op.outputs[0] = (dims.prod(x[:axis]), dims.prod(x[axis:]))
+
+
+@rule("Transpose")
+def transpose(op: Operator) -> None:
+    x = op.dims(0)
+    op.outputs[0] = tuple(x[k] for k in op.attribute("perm", range(len(x))[::-1]))
+
+
+@rule("Squeeze", "Unsqueeze")
+def squeeze(op: Operator) -> None:
+    """Axes of size 1 come and go; the others keep their order."""
+    if [d.size for d in op.dims(0) if d.size != 1] != [d.size for d in op.outputs[0] if d.size != 1]:
+        op.freeze_all("the result does not have the axes of the operand")
+        return
+    others = iter([d for d in op.dims(0) if d.size != 1])
+    op.outputs[0] = tuple(d if d.size == 1 else next(others) for d in op.outputs[0])
+
+
+@rule("Expand")
+def expand(op: Operator) -> None:
+    op.broadcast([0])
+    target = op.values[1]
+    stated = list(op.outputs[0]) if target is None else op.outputs[0][len(op.outputs[0]) - target.size :]
+    ones = [] if target is None else target.reshape(-1).tolist()
+    op.sizes(1, [None if ones and ones[k] == 1 else d for k, d in enumerate(stated)])
+
+
+@rule("Tile")
+def tile(op: Operator) -> None:
+    """Repeating an axis n times is the product (n, axis)."""
+    repeats: list[Dim | None] = []
+    result = []
+    for d, out in zip(op.dims(0), op.outputs[0], strict=True):
+        times = dims.atom(out.size // max(d.size, 1))
+        repeats.append(None if times.size == 1 else times)
+        result.append(dims.prod([times, d]))
+    op.sizes(1, repeats)
+    op.outputs[0] = tuple(result)
+
+
+@rule("ConstantOfShape")
+def constant_of_shape(op: Operator) -> None:
+    op.sizes(0, list(op.outputs[0]))
+
+
+@rule("DepthToSpace")
+def depth_to_space(op: Operator) -> None:
+    """DCR: channels are (b b c); CRD: (c b b)."""
+    n, channel, *space = op.dims(0)
+    b = op.attribute("blocksize")
+    depth_first = op.attribute("mode", "DCR") == "DCR"
+    sizes = [b, b, channel.size // b**2] if depth_first else [channel.size // b**2, b, b]
+    found = op.factor(channel, sizes)
+    c = found.pop(2 if depth_first else 0)
+    for d in (*found, *space, *op.outputs[0][2:]):
+        op.freeze(d, "DepthToSpace fixes the block")
+    op.outputs[0] = (n, c, *op.outputs[0][2:])
+
+
+@rule("SpaceToDepth")
+def space_to_depth(op: Operator) -> None:
+    """The new channels are (b b c)."""
+    n, channel, *space = op.dims(0)
+    block = dims.atom(op.attribute("blocksize") ** 2)
+    for d in (block, *space, *op.outputs[0][2:]):
+        op.freeze(d, "SpaceToDepth fixes the block")
+    op.outputs[0] = (n, dims.prod([block, channel]), *op.outputs[0][2:])
+
+
+@rule("Resize", "Upsample")
+def resize(op: Operator) -> None:
+    """An axis that keeps its size passes through; a resized one stays."""
+    if op.attribute("coordinate_transformation_mode") == "tf_crop_and_resize":
+        op.freeze_all("Resize with a region of interest")
+        return
+    result = []
+    for d, out in zip(op.dims(0), op.outputs[0], strict=True):
+        if d.size != out.size:
+            op.freeze(d, f"{op.kind} works along this axis")
+            op.freeze(out, f"{op.kind} works along this axis")
+        result.append(d if d.size == out.size else out)
+    op.outputs[0] = tuple(result)
+    if op.has(3):
+        axes = op.attribute("axes", range(len(result)))
+        op.sizes(3, [result[a] for a in axes])
+
+
+@rule("Shape", "Size")
+def shape(op: Operator) -> None:
+    """Only reached where the shape is not known; known ones are folded."""
+    op.freeze_all("its shape is read but not known")

@@ -1,0 +1,69 @@
+"""Normalisation. Statistics over an axis make the axis *renormalised* when it shrinks: the average is then taken over
+what is left.
+
+    BatchNormalization      per channel, stored statistics: nothing is averaged
+    InstanceNormalization   statistics over space, per channel
+    LayerNormalization      statistics over the axes from `axis` on
+    GroupNormalization      channels are (g k), statistics over k and space
+"""
+
+from __future__ import annotations
+
+from onnxprune import dims
+from onnxprune.rules.registry import Operator, rule
+
+
+@rule("BatchNormalization")
+def batch_normalization(op: Operator) -> None:
+    if op.attribute("training_mode", 0) or len(op.outputs) > 1:
+        op.freeze_all("BatchNormalization in training mode")
+        return
+    op.apply("n c ..., c, c, c, c -> n c ...")
+
+
+@rule("InstanceNormalization")
+def instance_normalization(op: Operator) -> None:
+    op.apply("n c *, c, c -> n c *")
+
+
+@rule("LayerNormalization", since=17)
+def layer_normalization(op: Operator) -> None:
+    state_layer_normalization(op, op.attribute("axis", -1))
+
+
+def state_layer_normalization(op: Operator, axis: int) -> None:
+    """Normalise operand 0 over its axes from `axis` on; the other operands scale and shift the result."""
+    x = op.dims(0)
+    axis %= len(x)
+    op.contract(0, range(axis, len(x)), average=True)
+    op.broadcast([i for i in range(len(op.inputs)) if op.has(i)])
+    for output in range(1, len(op.outputs)):
+        op.outputs[output] = (*x[:axis], *op.outputs[output][axis:])
+
+
+@rule("GroupNormalization", since=18)
+def group_normalization(op: Operator) -> None:
+    groups = op.attribute("num_groups")
+    channel = op.dims(0)[1]
+    g, k = op.factor(channel, [groups, channel.size // groups])
+    scale = g if op.opset < 21 else channel
+    for operand in (1, 2):
+        op.unify(op.dims(operand)[0], scale)
+    for d in op.dims(0)[2:]:
+        op.freeze(d, "GroupNormalization averages over space")
+    op.sizes("num_groups", [g])
+    if dims.resolve(k).size > 1:
+        op.contract(0, [1], average=True)
+    op.broadcast([0])
+
+
+@rule("MeanVarianceNormalization")
+def mean_variance_normalization(op: Operator) -> None:
+    op.contract(0, op.attribute("axes", [0, 2, 3]), average=True)
+    op.broadcast([0])
+
+
+@rule("LpNormalization")
+def lp_normalization(op: Operator) -> None:
+    op.contract(0, [op.attribute("axis", -1)])
+    op.broadcast([0])

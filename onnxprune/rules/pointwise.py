@@ -1,0 +1,51 @@
+"""Element-wise operators: every element of the result depends on the same element of the operands alone."""
+
+from __future__ import annotations
+
+from onnxprune.rules.registry import Operator, rule
+
+UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
+HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
+Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu""".split()
+
+BINARY = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike Div Equal Greater GreaterOrEqual Less LessOrEqual
+Max Mean Min Mod Mul Or Pow PRelu Sub Sum Where Xor""".split()
+
+
+@rule(*UNARY, *BINARY)
+def pointwise(op: Operator) -> None:
+    if op.attribute("axis") is not None and op.opset < 7:
+        op.freeze_all("broadcasting by `axis`, as before opset 7")
+        return
+    op.broadcast([i for i in range(len(op.inputs)) if op.has(i) and not _is_target_type(op, i)])
+
+
+def _is_target_type(op: Operator, operand: int) -> bool:
+    return op.kind == "CastLike" and operand == 1
+
+
+@rule("Clip", "Dropout")
+def first_operand(op: Operator) -> None:
+    """The bounds of Clip and the ratio of Dropout are scalars; the mask of Dropout has the axes of the data."""
+    for output in range(len(op.outputs)):
+        op.broadcast([0], output)
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax")
+def softmax(op: Operator) -> None:
+    """Sums over `axis`; before opset 13 over all axes from `axis` (default 1) on."""
+    x = op.dims(0)
+    old = op.opset < 13
+    axis = op.attribute("axis", 1 if old else -1) % len(x)
+    for d in x[axis:] if old else [x[axis]]:
+        op.freeze(d, f"{op.kind} compares along this axis")
+    op.broadcast([0])
+
+
+@rule("CumSum")
+def cumulative_sum(op: Operator) -> None:
+    axis = op.fixed(1)
+    frozen = op.dims(0) if axis is None else [op.dims(0)[int(axis.reshape(-1)[0])]]
+    for d in frozen:
+        op.freeze(d, "CumSum runs along this axis")
+    op.broadcast([0])

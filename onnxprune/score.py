@@ -1,0 +1,58 @@
+"""Importance of every index of every prunable group, from the weights, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune import criteria, dims
+from onnxprune.dims import Dim
+from onnxprune.errors import ModelError
+from onnxprune.records import Analysis, FloatArray, Group
+
+Read = Callable[[str], npt.NDArray[np.generic]]
+
+
+def score(
+    analysis: Analysis, groups: Iterable[Group], read: Read, *, criterion: str, seed: int
+) -> Mapping[str, FloatArray]:
+    """Scores by group id: float64 (size,), higher = keep.
+
+    Each weight that produces or consumes the group adds its own score, divided by its mean over the group so that
+    large tensors do not outvote small ones. `read` returns a stored weight by name.
+    """
+    measure = criteria.find(criterion)
+    groups = list(groups)
+    totals = {g.id: np.zeros(g.size) for g in groups}
+    generators = {g.id: np.random.default_rng([seed, zlib.crc32(g.id.encode())]) for g in groups}
+    for tensor, members in _by_tensor(analysis, groups).items():
+        weight = read(tensor)
+        for group, axis in members:
+            rows = group_rows(weight, axis, analysis.weights[tensor][axis], group.dim)
+            if not np.isfinite(rows).all():
+                raise ModelError(f"weight {tensor!r} holds NaN or infinity; the model is damaged, export it again")
+            found = measure(rows, generators[group.id])
+            mean = float(found.mean())
+            totals[group.id] += found / mean if mean > 0 else found
+    return totals
+
+
+def _by_tensor(analysis: Analysis, groups: Iterable[Group]) -> dict[str, list[tuple[Group, int]]]:
+    """The (group, axis) pairs of each stored weight with a produced or contracted axis of the group."""
+    found: dict[str, list[tuple[Group, int]]] = {}
+    for group in groups:
+        for o in group.occurrences:
+            if o.role != "carried":
+                found.setdefault(o.tensor, []).append((group, o.axis))
+    return found
+
+
+def group_rows(weight: npt.NDArray[np.generic], axis: int, d: Dim, group: Dim) -> FloatArray:
+    """Everything of `weight` that goes with each index of `group`: float64 (group size, elements per index)."""
+    index = dims.indices(d, group)
+    positions = np.argsort(index, kind="stable")[int((index < 0).sum()) :]
+    taken = np.moveaxis(np.asarray(weight), axis, 0)[positions]
+    return taken.reshape(group.size, -1).astype(np.float64)

@@ -1,0 +1,341 @@
+"""Shapes and known small values of every tensor, found by one walk over the skeleton of the model.
+
+Dynamic axes get representative sizes; the walk is made twice with different sizes, and what differs is dynamic.
+Weights are never read, only small integer constants.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, TypeProto
+
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.folding import LARGEST, evaluate
+
+log = logging.getLogger(__name__)
+
+Shape = tuple[int, ...]
+Array = npt.NDArray[Any]
+Types = dict[str, TypeProto]
+
+_INDEX_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+_SMALL_FLOAT = 64
+"""Float constants of up to this many elements may take part in arithmetic on shapes (scales, epsilons)."""
+
+
+class Sizes(NamedTuple):
+    """Sizes for dynamic axes: the first axis, height and width of 4-D inputs, and any other axis."""
+
+    batch: int
+    space: tuple[int, int]
+    sequence: int
+
+
+ANALYSIS_SIZES = (Sizes(7, (192, 256), 24), Sizes(5, (256, 192), 40), Sizes(1, (224, 224), 16), Sizes(1, (64, 64), 8))
+"""Tried in this order; the first two are compared to tell dynamic from fixed. Odd batches meet no width by chance."""
+RUN_SIZES = (
+    Sizes(2, (64, 96), 12),
+    Sizes(1, (128, 64), 20),
+    Sizes(1, (224, 224), 16),
+    Sizes(2, (320, 320), 64),
+    Sizes(1, (640, 640), 1024),
+    Sizes(1, (48, 320), 16000),
+)
+"""Sizes to run a model at: small first, others for models that need more."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What is known of the tensors of the main graph, by name.
+
+    `shape`: sizes at the representative input sizes. `values`: small known constants and arithmetic on shapes.
+    `derived`: the names in `values` that come out of a node (not a stored constant). `dynamic`: for a tensor in
+    `shape` or `values`, a bool array over axes or elements telling which change with the input sizes.
+    `inputs`: the representative sizes of the graph inputs. `element_types`: TensorProto data types.
+    """
+
+    shape: Mapping[str, Shape]
+    values: Mapping[str, Array]
+    derived: frozenset[str]
+    dynamic_axes: Mapping[str, npt.NDArray[np.bool_]]
+    dynamic_values: Mapping[str, npt.NDArray[np.bool_]]
+    inputs: Mapping[str, Shape]
+    element_types: Mapping[str, int]
+
+
+@dataclass
+class _Walk:
+    types: Types
+    values: dict[str, Array]
+    derived: set[str]
+    inputs: dict[str, Shape]
+
+
+def infer(proto: onnx.ModelProto, given: Mapping[str, Shape] | None = None) -> Shapes:
+    """Shapes and values of every tensor of the main graph of the skeleton `proto`.
+
+    `given` fixes input shapes by name (all axes). Raises UsageError where `given` does not fit the model,
+    ModelError where the shapes of the model contradict each other at every size tried.
+    """
+    given = dict(given or {})
+    _check_given(proto, given)
+    first = _first_consistent(proto, given)
+    if not is_dynamic(proto, given):
+        return _shapes(first, first)
+    second = _try_walk(proto, given, ANALYSIS_SIZES[1])
+    return _shapes(first, second if second is not None else first)
+
+
+def _first_consistent(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> _Walk:
+    for sizes in ANALYSIS_SIZES:
+        walk = _try_walk(proto, given, sizes)
+        if walk is not None:
+            return walk
+    raise ModelError(
+        "the shapes of the model contradict each other at every input size tried; "
+        "give sizes the model accepts with --input-shape NAME:1,3,224,224"
+    )
+
+
+def _try_walk(proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic: Sizes) -> _Walk | None:
+    sizes = concrete_inputs(proto, given, dynamic)
+    try:
+        return walk_graph(proto, sizes)
+    except onnx.shape_inference.InferenceError as error:
+        log.debug("input sizes %s do not fit: %s", sizes, error)
+        return None
+
+
+def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs a caller must feed: graph inputs that are not initializers too."""
+    stored = {t.name for t in proto.graph.initializer} | {t.values.name for t in proto.graph.sparse_initializer}
+    return [i for i in proto.graph.input if i.name not in stored]
+
+
+def concrete_inputs(proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic: Sizes) -> dict[str, Shape]:
+    """Input shapes: `given` ones, stored ones, and for dynamic axes those of `dynamic` (one size per axis name)."""
+    symbols: dict[str, int] = {}
+    return {
+        i.name: given[i.name] if i.name in given else _concrete(i, dynamic, symbols)
+        for i in graph_inputs(proto)
+        if i.type.HasField("tensor_type")
+    }
+
+
+def _concrete(value: onnx.ValueInfoProto, dynamic: Sizes, symbols: dict[str, int]) -> Shape:
+    dims = value.type.tensor_type.shape.dim
+    sizes = []
+    for axis, d in enumerate(dims):
+        size = d.dim_value if d.HasField("dim_value") else 0
+        if size <= 0:
+            size = _dynamic_size(axis, len(dims), dynamic)
+            size = symbols.setdefault(d.dim_param, size) if d.dim_param else size
+        sizes.append(size)
+    return tuple(sizes)
+
+
+def _dynamic_size(axis: int, rank: int, dynamic: Sizes) -> int:
+    if axis == 0:
+        return dynamic.batch
+    return dynamic.space[axis % 2] if rank == 4 else dynamic.sequence
+
+
+def is_dynamic(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> bool:
+    """Whether an input has an axis whose size neither the model nor `given` fixes."""
+    return any(
+        not d.HasField("dim_value") or d.dim_value <= 0
+        for i in graph_inputs(proto)
+        if i.name not in given
+        for d in i.type.tensor_type.shape.dim
+    )
+
+
+def _check_given(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> None:
+    known = {i.name: i.type.tensor_type.shape.dim for i in graph_inputs(proto)}
+    for name, shape in given.items():
+        if name not in known:
+            raise UsageError(f"--input-shape names {name!r}, but the inputs of the model are {sorted(known)}")
+        dims = known[name]
+        if len(dims) and len(dims) != len(shape):
+            raise UsageError(f"--input-shape gives {len(shape)} axes for {name!r}, the model has {len(dims)}")
+        for axis, (d, size) in enumerate(zip(dims, shape, strict=False)):
+            if d.HasField("dim_value") and d.dim_value not in (0, size):
+                raise UsageError(f"--input-shape gives {size} for axis {axis} of {name!r}, the model fixes {d.dim_value}")
+
+
+def walk_graph(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> _Walk:
+    """One walk over the nodes at concrete input sizes. Raises onnx.shape_inference.InferenceError on contradictions."""
+    walk = _Walk({}, {}, set(), dict(inputs))
+    for i in proto.graph.input:
+        walk.types[i.name] = _input_type(i, inputs.get(i.name))
+    for t in proto.graph.initializer:
+        add_constant(walk.types, walk.values, t.name, t)
+    opsets = list(proto.opset_import)
+    versions = {o.domain: o.version for o in opsets}
+    declared = {v.name: v.type for v in itertools.chain(proto.graph.value_info, proto.graph.output)}
+    for node in proto.graph.node:
+        _visit(walk, node, versions, opsets, declared)
+    return walk
+
+
+def _input_type(value: onnx.ValueInfoProto, shape: Shape | None) -> TypeProto:
+    if shape is None:
+        return value.type
+    return onnx.helper.make_tensor_type_proto(value.type.tensor_type.elem_type, shape)
+
+
+def add_constant(types: Types, values: dict[str, Array], name: str, tensor: TensorProto) -> None:
+    """Record the type of a stored tensor, and its value where it is small enough to take part in shape arithmetic."""
+    types[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+    count = int(np.prod(tensor.dims, dtype=object)) if tensor.dims else 1
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return
+    is_float = tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    if (tensor.data_type in _INDEX_TYPES and count <= LARGEST) or (is_float and count <= _SMALL_FLOAT):
+        values[name] = onnx.numpy_helper.to_array(tensor)
+
+
+def _visit(
+    walk: _Walk,
+    node: onnx.NodeProto,
+    versions: Mapping[str, int],
+    opsets: Sequence[onnx.OperatorSetIdProto],
+    declared: Mapping[str, TypeProto],
+) -> None:
+    if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        _constant(walk, node)
+        return
+    if node.domain in ("", "ai.onnx") and _fold(walk, node):
+        return
+    for name, found in _infer_node(walk, node, versions, opsets).items():
+        if found.WhichOneof("value"):
+            walk.types[name] = found
+    for name in node.output:
+        if name and not _is_concrete(walk.types.get(name)) and _is_concrete(declared.get(name)):
+            walk.types[name] = declared[name]
+
+
+def constant_tensor(node: onnx.NodeProto) -> TensorProto | None:
+    """The tensor a Constant node holds, whatever attribute it is in; None for sparse and string constants."""
+    attribute = node.attribute[0] if node.attribute else None
+    if attribute is None or attribute.name in ("sparse_value", "value_string", "value_strings"):
+        return None
+    if attribute.name == "value":
+        return attribute.t
+    kind = TensorProto.FLOAT if "float" in attribute.name else TensorProto.INT64
+    value = onnx.helper.get_attribute_value(attribute)
+    listed = attribute.name.endswith("s")
+    return onnx.helper.make_tensor(node.output[0], kind, [len(value)] if listed else [], value if listed else [value])
+
+
+def _constant(walk: _Walk, node: onnx.NodeProto) -> None:
+    tensor = constant_tensor(node)
+    if tensor is not None:
+        add_constant(walk.types, walk.values, node.output[0], tensor)
+
+
+def _fold(walk: _Walk, node: onnx.NodeProto) -> bool:
+    """Evaluate a node of shape arithmetic. True where all its outputs are known."""
+    if node.op_type in ("Shape", "Size"):
+        shape = shape_of(walk.types.get(node.input[0]))
+        if shape is None:
+            return False
+        results: list[Array] | None = [_shape_value(node, shape)]
+    else:
+        names = [n for n in node.input if n]
+        if not names or any(n not in walk.values for n in names) or not _is_shape_arithmetic(walk, node, names):
+            return False
+        inputs = [walk.values[n] if n else None for n in node.input]
+        results = evaluate(node.op_type, inputs, node_attributes(node), len(node.output))
+    if results is None:
+        return False
+    for name, value in zip(node.output, results, strict=False):
+        walk.values[name] = value
+        walk.derived.add(name)
+        kind = onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
+        walk.types[name] = onnx.helper.make_tensor_type_proto(kind, value.shape)
+    return True
+
+
+def _is_shape_arithmetic(walk: _Walk, node: onnx.NodeProto, names: Iterable[str]) -> bool:
+    """Integer arithmetic, or float arithmetic on something computed from a shape; never weights folded by float operators."""
+    if node.op_type == "ConstantOfShape":
+        value = next((a.t.data_type for a in node.attribute if a.name == "value"), TensorProto.FLOAT)
+        return value in _INDEX_TYPES
+    return any(n in walk.derived for n in names) or all(walk.values[n].dtype.kind in "ib" for n in names)
+
+
+def _shape_value(node: onnx.NodeProto, shape: Shape) -> Array:
+    if node.op_type == "Size":
+        return np.asarray(int(np.prod(shape)), np.int64)
+    bounds = {a.name: a.i for a in node.attribute}
+    return np.asarray(shape[bounds.get("start", 0) : bounds.get("end", len(shape))], np.int64)
+
+
+def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """Attributes of a node as Python values: tensors as numpy arrays, strings decoded, graphs left as they are."""
+    result: dict[str, Any] = {}
+    for a in node.attribute:
+        value = onnx.helper.get_attribute_value(a)
+        if isinstance(value, TensorProto):
+            value = onnx.numpy_helper.to_array(value)
+        elif isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        result[a.name] = value
+    return result
+
+
+def _infer_node(
+    walk: _Walk,
+    node: onnx.NodeProto,
+    versions: Mapping[str, int],
+    opsets: Sequence[onnx.OperatorSetIdProto],
+) -> dict[str, TypeProto]:
+    try:
+        schema = onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain)
+    except onnx.defs.SchemaError:
+        return {}
+    types = {n: walk.types[n] for n in node.input if n in walk.types and walk.types[n].WhichOneof("value")}
+    if any(n and n not in types for n in node.input) or any(a.HasField("g") for a in node.attribute):
+        return {}
+    data = {n: onnx.numpy_helper.from_array(walk.values[n]) for n in node.input if n in walk.values}
+    try:
+        return dict(onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=list(opsets)))
+    except onnx.checker.ValidationError as error:
+        log.debug("no shapes for %s %s: %s", node.op_type, node.name, error)
+        return {}
+
+
+def shape_of(kind: TypeProto | None) -> Shape | None:
+    """The concrete shape of a tensor type, or None where an axis or the rank is unknown."""
+    if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        return None
+    dims = kind.tensor_type.shape.dim
+    return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+
+
+def _is_concrete(kind: TypeProto | None) -> bool:
+    return shape_of(kind) is not None
+
+
+def _shapes(first: _Walk, second: _Walk) -> Shapes:
+    shape = {n: s for n, t in first.types.items() if (s := shape_of(t)) is not None}
+    axes = {n: _changed(s, shape_of(second.types.get(n))) for n, s in shape.items()}
+    elements = {n: _changed(first.values[n], second.values.get(n)) for n in first.derived}
+    types = {n: t.tensor_type.elem_type for n, t in first.types.items() if t.HasField("tensor_type")}
+    return Shapes(shape, first.values, frozenset(first.derived), axes, elements, first.inputs, types)
+
+
+def _changed(a: Any, b: Any) -> npt.NDArray[np.bool_]:
+    x = np.asarray(a)
+    if b is None or np.shape(b) != x.shape:
+        return np.ones(x.shape, bool)
+    return np.asarray(x != np.asarray(b), bool)

@@ -1,0 +1,244 @@
+"""The child process: results, every kind of failure, and nothing left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnxprune import worker
+from onnxprune.errors import ModelError, UsageError, WorkerError
+
+_TARGETS = '''
+import ctypes, os, sys, time, warnings
+from onnxprune.errors import ModelError
+
+class BentModelError(ModelError):
+    """A class the parent cannot know by name."""
+
+def add(a, b): return a + b
+def echo(**arguments): return arguments
+def refuse(): raise ModelError("node 'conv1': 3 channels, 4 expected")
+def refuse_subclass(): raise BentModelError("bent")
+def fail(): raise ZeroDivisionError("by zero")
+def segfault():
+    os.write(2, b"\\x1b[0;93m[E:onnxruntime] the last words\\x1b[m\\n")
+    ctypes.string_at(0)
+def hang(seconds=60):
+    print("still busy", file=sys.stderr, flush=True)
+    time.sleep(seconds)
+def chatter():
+    print("on stdout")
+    os.write(2, b"on stderr\\n")
+    return 1
+def leave(): sys.exit(7)
+def vanish(): os._exit(0)
+def unpicklable(): return lambda: None
+def write_pid(path):
+    with open(path, "w") as file: file.write(str(os.getpid()))
+    time.sleep(60)
+'''
+
+
+@pytest.fixture(autouse=True)
+def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module of functions to call, importable here and in the child, and a private place for temporary files."""
+    (tmp_path / "worker_targets.py").write_text(_TARGETS, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    return scratch
+
+
+def _call(name: str, timeout_s: float = 60.0, **arguments: Any) -> Any:
+    return worker.call(f"worker_targets:{name}", arguments, timeout_s=timeout_s)
+
+
+def test_returns_the_result_and_leaves_no_file(targets: Path) -> None:
+    assert _call("add", a=2, b=3) == 5
+    assert list(targets.iterdir()) == []
+
+
+def test_large_arrays_pass_both_ways_and_stay_writable() -> None:
+    array = np.arange(2_000_000, dtype=np.float64)
+    result = _call("echo", feeds={"x": array})
+    np.testing.assert_array_equal(result["feeds"]["x"], array)
+    assert result["feeds"]["x"].flags.writeable
+
+
+def test_an_error_of_the_tree_keeps_class_and_message(targets: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        _call("refuse")
+    assert str(caught.value) == "node 'conv1': 3 channels, 4 expected"
+    assert list(targets.iterdir()) == []
+
+
+def test_an_unknown_subclass_becomes_its_nearest_known_ancestor() -> None:
+    with pytest.raises(ModelError, match="^bent$") as caught:
+        _call("refuse_subclass")
+    assert type(caught.value) is ModelError
+
+
+def test_any_other_exception_is_named_with_its_message() -> None:
+    with pytest.raises(
+        WorkerError, match="worker_targets:fail failed in its child process: ZeroDivisionError: by zero"
+    ):
+        _call("fail")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are a POSIX notion")
+def test_a_crash_names_the_signal_and_the_last_output(targets: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorkerError) as caught:
+        _call("segfault")
+    assert "crashed with SIGSEGV (segmentation fault)" in str(caught.value)
+    assert str(caught.value).endswith("\n  [E:onnxruntime] the last words")
+    assert capfd.readouterr() == ("", "")
+    assert list(targets.iterdir()) == []
+
+
+def test_a_time_out_states_the_limit_and_the_way_out(targets: Path) -> None:
+    with pytest.raises(WorkerError) as caught:
+        _call("hang", timeout_s=3.0)
+    assert "worker_targets:hang did not finish within 3 s and was stopped. Raise the limit (timeout_s" in str(
+        caught.value
+    )
+    assert "still busy" in str(caught.value)
+    assert list(targets.iterdir()) == []
+
+
+def test_the_child_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    assert _call("chatter") == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_output_of_the_child_is_logged_for_debugging(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="onnxprune"):
+        _call("chatter")
+    assert {"child: on stdout", "child: on stderr"} <= set(caplog.messages)
+
+
+def test_an_exit_is_an_error() -> None:
+    with pytest.raises(WorkerError, match="ended with exit code 7 in its child process"):
+        _call("leave")
+    with pytest.raises(WorkerError, match="the result of worker_targets:vanish cannot be read back"):
+        _call("vanish")
+
+
+def test_a_result_that_cannot_be_pickled_is_an_error() -> None:
+    with pytest.raises(WorkerError, match="worker_targets:unpicklable failed in its child process: .*pickle"):
+        _call("unpicklable")
+
+
+def test_an_unknown_function_is_an_error() -> None:
+    with pytest.raises(WorkerError, match="AttributeError.*no_such"):
+        _call("no_such")
+
+
+def test_arguments_that_cannot_be_pickled_leave_no_file(targets: Path) -> None:
+    with pytest.raises((AttributeError, TypeError, pickle.PicklingError)):
+        _call("echo", function=lambda: None)
+    assert list(targets.iterdir()) == []
+
+
+def test_works_from_an_unguarded_script(tmp_path: Path) -> None:
+    script = tmp_path / "unguarded.py"
+    script.write_text(
+        "from onnxprune import worker\nprint(worker.call('math:hypot', {}, timeout_s=60))\n", encoding="utf-8"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], env=worker._environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("0.0\n", "")
+
+
+@pytest.mark.skipif(not hasattr(sys.flags, "safe_path"), reason="the safe path is new in Python 3.11")
+def test_a_module_in_the_working_directory_does_not_shadow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "logging.py").write_text("raise SystemExit('shadowed')", encoding="utf-8")
+    monkeypatch.chdir(elsewhere)
+    assert _call("add", a=1, b=1) == 2
+
+
+def _wait_for(condition: Any, limit_s: float = 30.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "the child did not get there"
+        time.sleep(0.02)
+
+
+def _running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_ctrl_c_ends_the_child(tmp_path: Path, targets: Path) -> None:
+    note = tmp_path / "pid"
+
+    def interrupt() -> None:
+        _wait_for(lambda: note.exists() and note.read_text(encoding="ascii"))
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        _call("write_pid", path=str(note))
+    thread.join()
+    assert not _running(int(note.read_text(encoding="ascii")))
+    assert list(targets.iterdir()) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_child_of_a_killed_parent_ends_and_cleans_up(tmp_path: Path, targets: Path) -> None:
+    note, script = tmp_path / "pid", tmp_path / "parent.py"
+    text = f"""
+        import tempfile
+        from onnxprune import worker
+        tempfile.tempdir = {str(targets)!r}
+        worker.call("worker_targets:write_pid", {{"path": {str(note)!r}}}, timeout_s=60)
+    """
+    script.write_text(textwrap.dedent(text), encoding="utf-8")
+    parent = subprocess.Popen([sys.executable, str(script)], env=worker._environment())
+    _wait_for(lambda: note.exists() and note.read_text(encoding="ascii"))
+    parent.kill()
+    parent.wait()
+    pid = int(note.read_text(encoding="ascii"))
+    _wait_for(lambda: not Path(f"/proc/{pid}").exists() or not _running(pid))
+    assert list(targets.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "words"),
+    [
+        (3, "ended with exit code 3"),
+        (0xC0000005, "ended with exit code 0xc0000005"),
+        pytest.param(-9, "was killed (SIGKILL; most often the machine ran out of memory)"),
+        pytest.param(-6, "crashed with SIGABRT (aborted)"),
+        (-250, "was ended by signal 250"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="signals are a POSIX notion")
+def test_exit_codes_in_words(exit_code: int, words: str) -> None:
+    assert worker.describe_exit(exit_code) == words
+
+
+def test_usage_errors_cross_the_border() -> None:
+    with pytest.raises(UsageError, match="at least two models"):
+        worker.call("onnxprune.latency:compare_many", {"models": ["a.onnx"], "feeds": {}}, timeout_s=60)
