@@ -16,7 +16,7 @@ from onnxprune.errors import ModelError
 from onnxprune.records import Analysis, Contraction, Group, Occurrence, Refusal, Role, SizeUse, Work
 from onnxprune.rules import Operator
 from onnxprune.rules.registry import SizeMismatchError
-from onnxprune.shapes import Shapes, graph_inputs, node_attributes
+from onnxprune.shapes import Shapes, captured_names, graph_inputs, node_attributes
 
 Dims = tuple[Dim, ...]
 
@@ -29,7 +29,7 @@ class _State:
     weights: dict[str, Dims] = field(default_factory=dict)
     origin: dict[str, frozenset[str]] = field(default_factory=dict)
     """The weights a constant tensor is computed from; absent for everything that depends on the inputs."""
-    roles: list[tuple[str, Dim, Role]] = field(default_factory=list)
+    roles: list[tuple[str, int, Dim, Role]] = field(default_factory=list)
     users: dict[str, list[str]] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
     uses: list[SizeUse] = field(default_factory=list)
@@ -117,17 +117,6 @@ def _why_not(state: _State, node: onnx.NodeProto, unknown: bool) -> str | None:
     return None
 
 
-def captured_names(node: onnx.NodeProto) -> Iterator[str]:
-    """Every tensor name read inside the subgraphs of a node."""
-    for attribute in node.attribute:
-        graphs = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-        for graph in graphs:
-            yield from (o.name for o in graph.output)
-            for inner in graph.node:
-                yield from inner.input
-                yield from captured_names(inner)
-
-
 def _fresh(state: _State, name: str, frozen: Refusal | None = None) -> Dims:
     return tuple(dims.atom(n, frozen=frozen) for n in state.shapes.shape.get(name, ()))
 
@@ -157,7 +146,7 @@ def _record(state: _State, node: onnx.NodeProto, op: Operator) -> None:
         _record_constant(state, node, frozenset(w for s in sources for w in s or ()))
     for operand, axis, role in op.roles:
         if op.constant[operand]:
-            state.roles.append((node.input[operand], op.dims(operand)[axis], role))
+            state.roles.append((node.input[operand], axis, op.dims(operand)[axis], role))
     for operand in node.input:
         for weight in state.origin.get(operand, ()):
             state.users.setdefault(weight, []).append(op.name)
@@ -182,7 +171,7 @@ def _groups(state: _State) -> Iterator[Group]:
         for axis, d in enumerate(axes):
             for a in dict.fromkeys(dims.atoms(d)):
                 if a.size > 1:
-                    role = roles.get((weight, a), "carried")
+                    role = roles.get((weight, axis, a)) or roles.get((weight, None, a), "carried")
                     found.setdefault(a, []).append(Occurrence(weight, axis, role))
     averaged = {a for c in state.contractions if c.average for d in c.dims for a in dims.atoms(d)}
     used: dict[str, int] = {}
@@ -203,12 +192,16 @@ def _groups(state: _State) -> Iterator[Group]:
         )
 
 
-def _roles_by_weight(state: _State) -> dict[tuple[str, Dim], Role]:
-    """The role of each atom in each weight; a role stated of a computed constant counts for the weights behind it."""
-    roles: dict[tuple[str, Dim], Role] = {}
-    for name, d, role in state.roles:
+def _roles_by_weight(state: _State) -> dict[tuple[str, int | None, Dim], Role]:
+    """The role of each atom on each axis of each weight.
+
+    A role stated of a constant computed from weights counts for all axes (None) of the weights behind it.
+    """
+    roles: dict[tuple[str, int | None, Dim], Role] = {}
+    for name, axis, d, role in state.roles:
         for a in dims.atoms(d):
             for weight in state.origin.get(name, ()):
-                if roles.get((weight, a)) != "contracted":
-                    roles[weight, a] = role
+                key = (weight, axis if weight == name else None, a)
+                if roles.get(key) != "contracted":
+                    roles[key] = role
     return roles

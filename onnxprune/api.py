@@ -7,7 +7,7 @@ import fnmatch
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from onnxprune import allocate, analysis, calibration, cost, latency, masking, p
 from onnxprune import plan as plans
 from onnxprune import score as scores
 from onnxprune.config import Config
-from onnxprune.cut import Cut, cut, stored_names
+from onnxprune.cut import Cut, cut
 from onnxprune.dims import Dim
 from onnxprune.errors import NothingToPruneError
-from onnxprune.modelfile import ModelFile, preflight, write
+from onnxprune.modelfile import ModelFile, preflight, skeleton, write
 from onnxprune.records import (
     Analysis,
     Exactness,
@@ -103,7 +103,7 @@ def _open(path: Path, given: Mapping[str, tuple[int, ...]], clock: _Clock) -> _O
     with clock("load"):
         model = ModelFile.load(path)
     with clock("shapes"):
-        found = shapes.infer(model.proto, given)
+        found = shapes.infer(model.proto, given, model.base_dir)
     with clock("analyse"):
         return _Opened(model, found, analysis.analyse(model.proto, found))
 
@@ -154,10 +154,10 @@ def _why_nothing(opened: _Opened, prunable: Sequence[Group]) -> str:
     return f"none of the {len(opened.analysis.groups)} groups of the model can be pruned: {listed}"
 
 
-def reader(model: ModelFile) -> Callable[[str], npt.NDArray[np.generic]]:
-    """A function that reads one stored weight by name."""
+def reader(model: ModelFile) -> scores.Read:
+    """A function that reads one stored weight by name; None for a weight that a node makes."""
     tensors = model.tensors()
-    return lambda name: model.read(tensors[name])
+    return lambda name: model.read(tensors[name]) if name in tensors else None
 
 
 def plan_data(opened: _Opened, plan: Plan, done: Cut) -> dict[str, object]:
@@ -193,7 +193,8 @@ def _write(
 
 def _verify(opened: _Opened, config: Config, plan: Plan, path: Path, feeds: Sequence[Feed]) -> _Proof:
     verify.check_file(path)
-    analysis.analyse(pruned := onnx.load(path, load_external_data=False), shapes.infer(pruned, config.input_shapes))
+    pruned = skeleton(path)
+    analysis.analyse(pruned, shapes.infer(pruned, config.input_shapes, path.parent))
     masked = masking.masked_model(
         opened.model.proto, opened.analysis, keep_masks(opened.analysis, plan), opened.shapes.element_types
     )
@@ -283,8 +284,7 @@ def _report(
 
 def _parameter_names(opened: _Opened) -> list[str]:
     whole = {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
-    names = stored_names(opened.model.proto)
-    return [n for n in names if n in opened.analysis.weights and opened.shapes.element_types.get(n) not in whole]
+    return [n for n in opened.analysis.weights if opened.shapes.element_types.get(n) not in whole]
 
 
 def _group_reports(opened: _Opened, plan: Plan, weights: Sequence[str], parameters: int) -> Iterator[GroupReport]:

@@ -7,6 +7,7 @@ where that differs from what the dimensions demand; so entries that follow the i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +22,12 @@ from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
 from onnxprune.folding import evaluate
 from onnxprune.records import Analysis, IndexArray, SizeUse
-from onnxprune.shapes import Shapes, constant_tensor, node_attributes
+from onnxprune.shapes import Shapes, captured_names, constant_tensor, node_attributes
 
 Array = npt.NDArray[Any]
+INITIALIZERS_NEED_NO_INPUT = 4
+"""First IR version in which an initializer need not be a graph input as well."""
+
 Edit = Callable[[Array], Array]
 Keep = Mapping[Dim, npt.NDArray[np.bool_]]
 
@@ -53,6 +57,10 @@ class _Surgery:
     edits: dict[str, Edit] = field(default_factory=dict)
     before: dict[int, list[onnx.NodeProto]] = field(default_factory=dict)
     """New nodes to insert before the node of that index."""
+    stored: frozenset[str] = frozenset()
+    """Weights that have a payload: initializers and results of Constant nodes."""
+    readers: dict[str, int] = field(default_factory=dict)
+    """How often each tensor is read, graph outputs and subgraphs included."""
 
 
 def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mapping[str, IndexArray]) -> Cut:
@@ -62,6 +70,7 @@ def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mappin
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     surgery = _Surgery(copy, analysis, shapes, {a: int(m.sum()) for a, m in keep.items()})
+    surgery.readers, surgery.stored = _count_readers(copy), frozenset(stored_names(proto))
     slices = {
         name: found for name in stored_names(proto) if (found := _slices(analysis.weights.get(name, ()), keep))
     }
@@ -70,6 +79,13 @@ def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mappin
     _restate_value_info(surgery)
     _insert_nodes(surgery)
     return Cut(copy, slices, surgery.edits)
+
+
+def _count_readers(proto: onnx.ModelProto) -> dict[str, int]:
+    names = [o.name for o in proto.graph.output]
+    for node in proto.graph.node:
+        names += [*node.input, *captured_names(node)]
+    return dict(Counter(names))
 
 
 def _as_mask(size: int, indices: IndexArray) -> npt.NDArray[np.bool_]:
@@ -105,7 +121,7 @@ def _restate_sizes(surgery: _Surgery) -> None:
     for index, node in enumerate(surgery.proto.graph.node):
         stated = uses.get(index, [])
         for use in stated:
-            _restate(surgery, node, use)
+            _restate(surgery, use)
         if all(o in surgery.shapes.derived for o in node.output if o):
             _refold(surgery, node)
         else:
@@ -116,32 +132,34 @@ def _new_sizes(surgery: _Surgery, use: SizeUse) -> list[int | None]:
     return [None if d is None else dims.size(d, surgery.counts) for d in use.dims]
 
 
-def _restate(surgery: _Surgery, node: onnx.NodeProto, use: SizeUse) -> None:
+def _restate(surgery: _Surgery, use: SizeUse) -> None:
+    node = surgery.proto.graph.node[use.node]
     wanted = _new_sizes(surgery, use)
     if all(d is None or dims.size(d, surgery.counts) == d.size for d in use.dims) and not _moved(surgery, node, use):
         return
     if isinstance(use.where, str):
-        _restate_attribute(surgery, node, use.where, wanted)
+        _restate_attribute(surgery, use.node, use.where, wanted)
     else:
-        _restate_operand(surgery, node, use, wanted)
+        _restate_operand(surgery, use, wanted)
 
 
 def _moved(surgery: _Surgery, node: onnx.NodeProto, use: SizeUse) -> bool:
     return isinstance(use.where, int) and node.input[use.where] in surgery.values
 
 
-def _restate_attribute(surgery: _Surgery, node: onnx.NodeProto, name: str, wanted: Sequence[int | None]) -> None:
-    found = next((a for a in node.attribute if a.name == name), None)
+def _restate_attribute(surgery: _Surgery, index: int, name: str, wanted: Sequence[int | None]) -> None:
+    found = next((a for a in surgery.proto.graph.node[index].attribute if a.name == name), None)
     if found is None:
-        _add_split(surgery, node, [w or 0 for w in wanted])
+        _add_split(surgery, index, [w or 0 for w in wanted])
     elif found.type == onnx.AttributeProto.INT:
         found.i = wanted[0] if wanted[0] is not None else found.i
     else:
         found.ints[:] = [old if w is None else w for old, w in zip(found.ints, wanted, strict=True)]
 
 
-def _add_split(surgery: _Surgery, node: onnx.NodeProto, sizes: list[int]) -> None:
+def _add_split(surgery: _Surgery, index: int, sizes: list[int]) -> None:
     """A Split into equal parts that are not equal any more."""
+    node = surgery.proto.graph.node[index]
     if len(set(sizes)) == 1:
         return
     opset = {o.domain: o.version for o in surgery.proto.opset_import}.get("", 1)
@@ -151,7 +169,7 @@ def _add_split(surgery: _Surgery, node: onnx.NodeProto, sizes: list[int]) -> Non
     kept = [a for a in node.attribute if a.name != "num_outputs"]
     del node.attribute[:]
     node.attribute.extend(kept)
-    _set_input(node, 1, _add_initializer(surgery, node, "split", np.asarray(sizes, np.int64)))
+    _set_input(node, 1, _add_constant(surgery, index, "split", np.asarray(sizes, np.int64)))
 
 
 def _set_input(node: onnx.NodeProto, operand: int, name: str) -> None:
@@ -160,16 +178,32 @@ def _set_input(node: onnx.NodeProto, operand: int, name: str) -> None:
     node.input[operand] = name
 
 
-def _add_initializer(surgery: _Surgery, node: onnx.NodeProto, what: str, value: Array) -> str:
+def _add_constant(surgery: _Surgery, index: int, what: str, value: Array) -> str:
+    """A new stored value for node `index`: an initializer, or a Constant node where those must be inputs too."""
+    node = surgery.proto.graph.node[index]
     base = f"{next(o for o in node.output if o)}_{what}_pruned"
     taken = {t.name for t in surgery.proto.graph.initializer} | set(surgery.analysis.tensors)
     name = next(n for k in range(len(taken) + 1) if (n := f"{base}_{k}" if k else base) not in taken)
-    surgery.proto.graph.initializer.append(numpy_helper.from_array(value, name))
+    tensor = numpy_helper.from_array(np.asarray(value), name)
+    if surgery.proto.ir_version >= INITIALIZERS_NEED_NO_INPUT:
+        surgery.proto.graph.initializer.append(tensor)
+    else:
+        surgery.before.setdefault(index, []).append(helper.make_node("Constant", [], [name], value=tensor))
     return name
 
 
-def _restate_operand(surgery: _Surgery, node: onnx.NodeProto, use: SizeUse, wanted: Sequence[int | None]) -> None:
-    operand = use.where
+def _replace_operand(surgery: _Surgery, index: int, operand: int, value: Array) -> None:
+    """Give a node another stored operand: in place where nobody else reads it, else a new one."""
+    node = surgery.proto.graph.node[index]
+    name = node.input[operand]
+    if name in surgery.analysis.weights and name in surgery.stored and surgery.readers[name] == 1:
+        surgery.edits[name] = lambda _: value
+    else:
+        _set_input(node, operand, _add_constant(surgery, index, f"operand{operand}", value))
+
+
+def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | None]) -> None:
+    node, operand = surgery.proto.graph.node[use.node], use.where
     if not isinstance(operand, int):
         return
     name = node.input[operand]
@@ -183,9 +217,9 @@ def _restate_operand(surgery: _Surgery, node: onnx.NodeProto, use: SizeUse, want
         return
     moving = surgery.shapes.dynamic_values.get(name)
     if moving is None or not moving.any():
-        _set_input(node, operand, _add_initializer(surgery, node, f"operand{operand}", target.reshape(actual.shape)))
+        _replace_operand(surgery, use.node, operand, target.reshape(actual.shape))
     else:
-        _scale_operand(surgery, use.node, node, operand, flat, target, moving.reshape(-1))
+        _scale_operand(surgery, use.node, operand, flat, target, moving.reshape(-1))
 
 
 def _follows_rest(node: onnx.NodeProto, flat: Array) -> npt.NDArray[np.bool_]:
@@ -194,19 +228,20 @@ def _follows_rest(node: onnx.NodeProto, flat: Array) -> npt.NDArray[np.bool_]:
 
 
 def _scale_operand(
-    surgery: _Surgery, index: int, node: onnx.NodeProto, operand: int, actual: Array, target: Array, moving: Array
+    surgery: _Surgery, index: int, operand: int, actual: Array, target: Array, moving: Array
 ) -> None:
     """Entries that follow the input are multiplied by target / actual, the others are replaced."""
+    node = surgery.proto.graph.node[index]
     common = np.gcd(actual, target)
     up = np.where(moving & (common > 0), target // np.maximum(common, 1), 1)
     down = np.where(moving & (common > 0), actual // np.maximum(common, 1), 1)
     name = node.input[operand]
     if (up != down).any():
         for op, factors in (("Mul", up), ("Div", down)):
-            name = _insert(surgery, index, op, [name, _add_initializer(surgery, node, op, factors.astype(np.int64))])
+            name = _insert(surgery, index, op, [name, _add_constant(surgery, index, op, factors.astype(np.int64))])
     if (~moving & (actual != target)).any():
-        fixed = _add_initializer(surgery, node, "sizes", target.astype(np.int64))
-        choose = _add_initializer(surgery, node, "moving", np.asarray(moving, bool))
+        fixed = _add_constant(surgery, index, "sizes", target.astype(np.int64))
+        choose = _add_constant(surgery, index, "moving", np.asarray(moving, bool))
         name = _insert(surgery, index, "Where", [choose, name, fixed])
     _set_input(node, operand, name)
 
@@ -261,7 +296,7 @@ def _keep_values(surgery: _Surgery, index: int, node: onnx.NodeProto, stated: se
                 "exclude the group with --keep"
             )
         old = surgery.shapes.values[name]
-        _set_input(node, operand, _add_initializer(surgery, node, f"operand{operand}", old))
+        _set_input(node, operand, _add_constant(surgery, index, f"operand{operand}", old))
 
 
 def _restate_value_info(surgery: _Surgery) -> None:

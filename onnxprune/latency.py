@@ -6,10 +6,12 @@ side by side differs by 3%. So both models live in one process and take turns on
 Statistics. Runs come in rounds of two pairs, one in each order (AB and BA), and chance decides which goes first: what
 helps the second run helps both models, and no periodic load can fall on one of them only. Equal models then win each
 pair with equal chance whatever drifts or bursts the machine adds, which is all that the interval of a median needs.
+But a session has luck of its own: where its weights lie in memory, which core its worker threads sleep on. It lasts
+as long as the session, so both models get fresh sessions every now and then.
 Two things make such an interval too sure of itself, and both are measured, not assumed away. Neighbouring pairs may
-depend on each other (see `_dependence`). And measuring ends when the interval is narrow: in simulation of a loaded
-machine a 95% interval at a moment so chosen holds the truth in 90 of 100 repeats, a 99% interval in 98. So the
-measurement computes 99% intervals, and states them as what they are after the choice: at least 95%.
+depend on each other (see `_dependence`). And measuring ends when the interval is narrow: between sessions of one model
+on a loaded 2-core machine, 95% intervals at moments so chosen held 1 in 80% of 60 repeats, 99% intervals in 97%. So the
+measurement computes 99.5% intervals, and states them as what they are after the choice: at least 95%.
 """
 
 from __future__ import annotations
@@ -42,7 +44,12 @@ PRECISION = 0.02
 FEWEST_PAIRS = 6
 # Models of microseconds: more samples only make the record large.
 MOST_PAIRS = 20_000
-_CONFIDENCE = 0.99
+# Sessions are renewed after this time, or after so many times the time that renewing took.
+RENEWAL_S = 0.1
+RENEWAL_RATIO = 4.0
+# A narrow interval from one pair of sessions says how those two compare, not how the models do.
+FEWEST_RENEWALS = 4
+_CONFIDENCE = 0.995
 _SELF_TEST_SHARE = 0.3
 _UNCERTAIN = 0.05
 _BUSY_SHARE = 0.25
@@ -131,8 +138,8 @@ def compare(
 ) -> Latency:
     """Time `after` against `before` on the same inputs, in this process.
 
-    Pairs are run until the interval of the median ratio is within 2% (and there are `min_pairs`), or for `budget_s`
-    seconds, but never fewer than six. Before that both models warm up, and with `self_test` the first is measured
+    Pairs are run until the interval of the median ratio is within 2% (over `min_pairs` and several sessions), or for
+    `budget_s` seconds, but never fewer than six. Before that both models warm up, and with `self_test` the first is measured
     against itself for 0.3 of the budget: the noise floor. `threads` 0 means all physical cores.
     """
     settings = _Settings(provider, threads or runtime.physical_cores(), budget_s, min_pairs, seed, self_test, timer)
@@ -168,57 +175,54 @@ def _compare_all(models: Sequence[Model], feeds: Mapping[str, Array], settings: 
             f"threads ({settings.threads}) must all be positive"
         )
     busy = busy_warnings(busy_share())
-    first = _open(models[0], settings)
-    noise = _noise_floor(first, models[0], feeds, settings) if settings.self_test else (1.0, 1.0)
-    return [_compare_one(first, model, feeds, settings, noise, busy) for model in models[1:]]
+    noise = _noise_floor(models[0], feeds, settings) if settings.self_test else (1.0, 1.0)
+    return [_compare_one(models[0], model, feeds, settings, noise, busy) for model in models[1:]]
 
 
 def _open(model: Model, settings: _Settings) -> InferenceSession:
     return runtime.session(model, provider=settings.provider, threads=settings.threads)
 
 
-def _noise_floor(
-    first: InferenceSession, model: Model, feeds: Mapping[str, Array], settings: _Settings
-) -> tuple[float, float]:
-    """The first model against a second session of itself: what the comparison says where there is no difference."""
-    twin = _open(model, settings)
-    before, after = _timed(first, twin, feeds, settings, settings.budget_s * _SELF_TEST_SHARE)
-    _, low, high = paired_ratio(before, after, seed=settings.seed, confidence=_CONFIDENCE)
+def _noise_floor(model: Model, feeds: Mapping[str, Array], settings: _Settings) -> tuple[float, float]:
+    """The model against itself, in sessions of its own: what is measured where there is no difference."""
+    _, low, high = _timed(model, model, feeds, settings, settings.budget_s * _SELF_TEST_SHARE)[2]
     return low, high
 
 
 def _timed(
-    first: InferenceSession, second: InferenceSession, feeds: Mapping[str, Array], settings: _Settings, budget_s: float
-) -> tuple[FloatArray, FloatArray]:
-    runs = [_runner(session, feeds, settings.provider) for session in (first, second)]
-    for run in runs:
-        warm_up(run, timer=settings.timer)
-    return interleave(
-        runs[0],
-        runs[1],
-        timer=settings.timer,
-        budget_s=budget_s,
-        min_pairs=settings.min_pairs,
-        seed=settings.seed,
+    first: Model, second: Model, feeds: Mapping[str, Array], settings: _Settings, budget_s: float
+) -> tuple[FloatArray, FloatArray, tuple[float, float, float]]:
+    """Seconds of both models, and the `paired_ratio` of them."""
+
+    def open_pair(again: bool) -> tuple[Run, Run]:
+        pair = tuple(_runner(_open(model, settings), feeds, settings.provider) for model in (first, second))
+        for run in pair:
+            if again:
+                warm_up(run, timer=settings.timer, min_runs=3, min_s=0.0, slow_runs=1)
+            else:
+                warm_up(run, timer=settings.timer)
+        return pair[0], pair[1]
+
+    before, after = interleave(
+        open_pair, timer=settings.timer, budget_s=budget_s, min_pairs=settings.min_pairs, seed=settings.seed
     )
+    return before, after, paired_ratio(before, after, seed=settings.seed, confidence=_CONFIDENCE)
 
 
 def _compare_one(
-    first: InferenceSession,
-    model: Model,
+    first: Model,
+    second: Model,
     feeds: Mapping[str, Array],
     settings: _Settings,
     noise: tuple[float, float],
     busy: tuple[str, ...],
 ) -> Latency:
-    session = _open(model, settings)
-    before, after = _timed(first, session, feeds, settings, settings.budget_s)
-    ratio, low, high = paired_ratio(before, after, seed=settings.seed, confidence=_CONFIDENCE)
-    nodes = runtime.nodes_per_provider(session)
+    nodes, batch = _facts(_open(second, settings), feeds)
+    before, after, (ratio, low, high) = _timed(first, second, feeds, settings, settings.budget_s)
     warnings = (*busy, *_interval_warnings(ratio, low, high, before.size), *_placement_warnings(settings, nodes))
     return Latency(
         provider=settings.provider,
-        batch=_batch(session, feeds),
+        batch=batch,
         threads=settings.threads,
         before=_side(before),
         after=_side(after),
@@ -232,14 +236,15 @@ def _compare_one(
     )
 
 
+def _facts(session: InferenceSession, feeds: Mapping[str, Array]) -> tuple[dict[str, int], int]:
+    """Nodes per provider, and the batch size: the leading axis of the first input."""
+    shape = next((array.shape for array in runtime.fitting_feed(session, feeds).values()), ())
+    return runtime.nodes_per_provider(session), int(shape[0]) if shape else 1
+
+
 def is_significant(ratio: float, interval: tuple[float, float], noise: tuple[float, float]) -> bool:
     """Whether `ratio` differs from 1: its interval leaves 1 out, and equal models do not differ as much."""
     return not (interval[0] <= 1.0 <= interval[1] or noise[0] <= ratio <= noise[1])
-
-
-def _batch(session: InferenceSession, feeds: Mapping[str, Array]) -> int:
-    shape = next((feeds[name].shape for name, _, _ in runtime.input_specs(session)), ())
-    return int(shape[0]) if shape else 1
 
 
 def _side(seconds: FloatArray) -> LatencySide:
@@ -303,31 +308,46 @@ def warm_up(
 
 
 def interleave(
-    before: Run, after: Run, *, timer: Timer, budget_s: float, min_pairs: int, seed: int
+    open_pair: Callable[[bool], tuple[Run, Run]], *, timer: Timer, budget_s: float, min_pairs: int, seed: int
 ) -> tuple[FloatArray, FloatArray]:
     """Seconds per run of two models that take turns; element k of both arrays belongs to the same pair.
 
-    Ends at the first look with `min_pairs` where the interval of the median ratio is within PRECISION, at MOST_PAIRS,
-    or once `budget_s` has passed, but not before FEWEST_PAIRS. Looks come at growing distances, so that there are few.
+    `open_pair` gives the two, warmed up: with False at the start, with True for fresh sessions of the same later on.
+    Ends at the first look with `min_pairs` and FEWEST_RENEWALS where the interval of the median ratio is within
+    PRECISION, at MOST_PAIRS, or once `budget_s` has passed, but not before FEWEST_PAIRS. Looks come at growing
+    distances, so that there are few.
     """
     random = np.random.default_rng(seed)
     seconds: tuple[list[float], list[float]] = ([], [])
-    runs = (before, after)
-    start, next_look = timer(), max(min_pairs, FEWEST_PAIRS)
+    runs = open_pair(False)
+    start = renewed = timer()
+    renewals, renewal_cost, next_look = 0, 0.0, max(min_pairs, FEWEST_PAIRS)
     while len(seconds[0]) < MOST_PAIRS:
-        order = (0, 1) if random.random() < 0.5 else (1, 0)
-        for first in order:
-            for index in (first, 1 - first):
-                seconds[index].append(_seconds(runs[index], timer))
+        _round(runs, random, seconds, timer)
         pairs = len(seconds[0])
         if pairs >= FEWEST_PAIRS and timer() - start >= budget_s:
             break
-        if pairs >= next_look:
+        if pairs >= next_look and renewals >= FEWEST_RENEWALS:
             estimate = paired_ratio(np.asarray(seconds[0]), np.asarray(seconds[1]), seed=seed, confidence=_CONFIDENCE)
             if _half_width(*estimate) <= PRECISION:
                 break
             next_look = int(pairs * 1.25) + 1
+        if timer() - renewed >= max(RENEWAL_S, RENEWAL_RATIO * renewal_cost):
+            begin = timer()
+            del runs  # two sessions at a time, not four
+            runs = open_pair(True)
+            renewed = timer()
+            renewals, renewal_cost = renewals + 1, renewed - begin
     return np.asarray(seconds[0]), np.asarray(seconds[1])
+
+
+def _round(
+    runs: tuple[Run, Run], random: np.random.Generator, seconds: tuple[list[float], list[float]], timer: Timer
+) -> None:
+    """Two pairs, one in each order; chance decides which order comes first."""
+    first = int(random.random() < 0.5)
+    for index in (first, 1 - first, 1 - first, first):
+        seconds[index].append(_seconds(runs[index], timer))
 
 
 # ---- Statistics ------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class _Writer:
     def rewrite(self, index: int, node: onnx.NodeProto, found: Sequence[Contraction]) -> list[onnx.NodeProto]:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        if any(c.average and self._touched(c.dims) for c in found):
+        if any(c.gather and self._touched(c.dims) for c in found):
             return self._gathered(index, copy)
         before: list[onnx.NodeProto] = []
         for c in found:

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 import onnx
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError
 
 if TYPE_CHECKING:
-    import onnx_graphsurgeon as gs  # type: ignore[import-untyped]
+    import onnx_graphsurgeon as gs
 
 Array = npt.NDArray[Any]
 Edit = Callable[[Array], Array]
@@ -98,7 +98,7 @@ class ModelFile:
         """The onnx-graphsurgeon view, made on first use; its constants wrap the tensors of `proto`."""
         if self._graph is None:
             import onnx_graphsurgeon as gs
-            from onnx_graphsurgeon.logger import G_LOGGER  # type: ignore[import-untyped]
+            from onnx_graphsurgeon.logger import G_LOGGER
 
             # It logs to stdout, where only results belong.
             G_LOGGER.severity = G_LOGGER.CRITICAL
@@ -134,6 +134,11 @@ class ModelFile:
             whole = TensorProto(data_type=tensor.data_type, dims=shape, raw_data=packed.tobytes())
             return onnx.numpy_helper.to_array(whole)
         return packed.view(dtype.newbyteorder("<") if sys.byteorder == "big" else dtype).reshape(shape)
+
+
+def skeleton(path: Path) -> ModelProto:
+    """The model in a file this program wrote, external data not loaded and nothing checked."""
+    return _parse(path)
 
 
 def external_files(path: Path, proto: ModelProto) -> tuple[Path, ...]:

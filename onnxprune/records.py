@@ -55,13 +55,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Contraction:
-    """A node sums (or, `average`, averages or normalises) over the axes `dims` of its operand `operand`."""
+    """A node sums (or, `average`, averages or normalises) over the axes `dims` of its operand `operand`.
+
+    `gather`: to see only a part, the operator must be given only that part; zeros in the rest would change the result.
+    """
 
     node: int
     operand: int
     axes: tuple[int, ...]
     dims: tuple[Dim, ...]
     average: bool
+    gather: bool
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,18 @@ def run(session: InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Arra
         raise ModelError(f"ONNX Runtime fails while it runs the model: {_words(error)}") from error
 
 
+def measure_types(
+    model: bytes, folder: str, sizes: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """(TensorProto data type, shape) of every output in one run on made-up inputs. Run in a child process."""
+    from onnx.helper import np_dtype_to_tensor_dtype
+
+    opened = session(model, optimize=False, prepack=False, folder=folder)
+    outputs = run(opened, synthetic_feed(input_specs(opened), sizes))
+    arrays = {name: value for name, value in outputs.items() if isinstance(value, np.ndarray)}
+    return {name: (int(np_dtype_to_tensor_dtype(a.dtype)), a.shape) for name, a in arrays.items()}
+
+
 # ---- Made-up inputs --------------------------------------------------------------------------------------------------
 
 

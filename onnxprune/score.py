@@ -13,7 +13,7 @@ from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
 from onnxprune.records import Analysis, FloatArray, Group
 
-Read = Callable[[str], npt.NDArray[np.generic]]
+Read = Callable[[str], npt.NDArray[np.generic] | None]
 
 
 def score(
@@ -22,7 +22,7 @@ def score(
     """Scores by group id: float64 (size,), higher = keep.
 
     Each weight that produces or consumes the group adds its own score, divided by its mean over the group so that
-    large tensors do not outvote small ones. `read` returns a stored weight by name.
+    large tensors do not outvote small ones. `read` returns a stored weight by name, None for one made by a node.
     """
     measure = criteria.find(criterion)
     groups = list(groups)
@@ -30,7 +30,7 @@ def score(
     generators = {g.id: np.random.default_rng([seed, zlib.crc32(g.id.encode())]) for g in groups}
     for tensor, members in _by_tensor(analysis, groups).items():
         weight = read(tensor)
-        for group, axis in members:
+        for group, axis in members if weight is not None else ():
             rows = group_rows(weight, axis, analysis.weights[tensor][axis], group.dim)
             if not np.isfinite(rows).all():
                 raise ModelError(f"weight {tensor!r} holds NaN or infinity; the model is damaged, export it again")

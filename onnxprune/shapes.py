@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, TypeProto
 
-from onnxprune.errors import ModelError, UsageError
+from onnxprune import worker
+from onnxprune.errors import ModelError, OnnxPruneError, UsageError
 from onnxprune.folding import LARGEST, evaluate
 
 log = logging.getLogger(__name__)
@@ -26,9 +28,10 @@ Shape = tuple[int, ...]
 Array = npt.NDArray[Any]
 Types = dict[str, TypeProto]
 
+MEASURE_LIMIT_S = 300.0
 _INDEX_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-_SMALL_FLOAT = 64
-"""Float constants of up to this many elements may take part in arithmetic on shapes (scales, epsilons)."""
+_SMALL_FLOAT = 1
+"""Float constants of up to this many elements may take part in arithmetic on shapes (scales, fill values)."""
 
 
 class Sizes(NamedTuple):
@@ -39,15 +42,28 @@ class Sizes(NamedTuple):
     sequence: int
 
 
-ANALYSIS_SIZES = (Sizes(7, (192, 256), 24), Sizes(5, (256, 192), 40), Sizes(1, (224, 224), 16), Sizes(1, (64, 64), 8))
-"""Tried in this order; the first two are compared to tell dynamic from fixed. Odd batches meet no width by chance."""
+ANALYSIS_SIZES = (
+    Sizes(7, (192, 256), 24),
+    Sizes(5, (256, 192), 40),
+    Sizes(7, (48, 320), 24),
+    Sizes(5, (48, 480), 40),
+    Sizes(7, (32, 128), 24),
+    Sizes(5, (32, 192), 40),
+    Sizes(1, (224, 224), 16),
+    Sizes(1, (64, 64), 8),
+    Sizes(2, (64, 64), 8),
+)
+"""Tried in this order; the first two that fit are compared to tell dynamic from fixed. Heights of 48 and 32 are those of
+text line recognisers; odd batches meet no width by chance."""
 RUN_SIZES = (
     Sizes(2, (64, 96), 12),
     Sizes(1, (128, 64), 20),
     Sizes(1, (224, 224), 16),
     Sizes(2, (320, 320), 64),
     Sizes(1, (640, 640), 1024),
-    Sizes(1, (48, 320), 16000),
+    Sizes(2, (48, 320), 16000),
+    Sizes(1, (48, 480), 128),
+    Sizes(2, (32, 128), 512),
 )
 """Sizes to run a model at: small first, others for models that need more."""
 
@@ -79,36 +95,34 @@ class _Walk:
     inputs: dict[str, Shape]
 
 
-def infer(proto: onnx.ModelProto, given: Mapping[str, Shape] | None = None) -> Shapes:
+def infer(proto: onnx.ModelProto, given: Mapping[str, Shape] | None = None, folder: Path | None = None) -> Shapes:
     """Shapes and values of every tensor of the main graph of the skeleton `proto`.
 
-    `given` fixes input shapes by name (all axes). Raises UsageError where `given` does not fit the model,
+    What no rule of onnx can tell (operators of other domains) is measured by running the model once in a child
+    process, with its external data in `folder`. `given` fixes input shapes by name (all axes). Raises UsageError where `given` does not fit the model,
     ModelError where the shapes of the model contradict each other at every size tried.
     """
     given = dict(given or {})
     _check_given(proto, given)
-    first = _first_consistent(proto, given)
-    if not is_dynamic(proto, given):
-        return _shapes(first, first)
-    second = _try_walk(proto, given, ANALYSIS_SIZES[1])
-    return _shapes(first, second if second is not None else first)
+    dynamic = is_dynamic(proto, given)
+    walks = (w for sizes in ANALYSIS_SIZES if (w := _try_walk(proto, given, sizes, folder)) is not None)
+    first = next(walks, None)
+    if first is None:
+        raise ModelError(
+            "the shapes of the model contradict each other at every input size tried; "
+            "give sizes the model accepts with --input-shape NAME:1,3,224,224"
+        )
+    return _shapes(first, next(walks, None) if dynamic else first)
 
 
-def _first_consistent(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> _Walk:
-    for sizes in ANALYSIS_SIZES:
-        walk = _try_walk(proto, given, sizes)
-        if walk is not None:
-            return walk
-    raise ModelError(
-        "the shapes of the model contradict each other at every input size tried; "
-        "give sizes the model accepts with --input-shape NAME:1,3,224,224"
-    )
-
-
-def _try_walk(proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic: Sizes) -> _Walk | None:
+def _try_walk(
+    proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic: Sizes, folder: Path | None
+) -> _Walk | None:
     sizes = concrete_inputs(proto, given, dynamic)
     try:
-        return walk_graph(proto, sizes)
+        walk = walk_graph(proto, sizes, {})
+        missing = [o for n in proto.graph.node for o in n.output if o and not _is_concrete(walk.types.get(o))]
+        return walk_graph(proto, sizes, _measure(proto, sizes, missing, folder)) if missing else walk
     except onnx.shape_inference.InferenceError as error:
         log.debug("input sizes %s do not fit: %s", sizes, error)
         return None
@@ -171,8 +185,28 @@ def _check_given(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> None:
                 raise UsageError(f"--input-shape gives {size} for axis {axis} of {name!r}, the model fixes {d.dim_value}")
 
 
-def walk_graph(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> _Walk:
-    """One walk over the nodes at concrete input sizes. Raises onnx.shape_inference.InferenceError on contradictions."""
+def _measure(
+    proto: onnx.ModelProto, sizes: Mapping[str, Shape], missing: Sequence[str], folder: Path | None
+) -> dict[str, TypeProto]:
+    """Types of the tensors `missing` in one run of the model; nothing where it does not run."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(proto)
+    known = {o.name for o in proto.graph.output}
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing if name not in known)
+    arguments = {"model": probe.SerializeToString(), "folder": str(folder or "."), "sizes": dict(sizes)}
+    try:
+        found = worker.call("onnxprune.runtime:measure_types", arguments, timeout_s=MEASURE_LIMIT_S)
+    except OnnxPruneError as error:
+        log.debug("no shapes from a run: %s", error)
+        return {}
+    return {n: onnx.helper.make_tensor_type_proto(*found[n]) for n in missing if n in found}
+
+
+def walk_graph(proto: onnx.ModelProto, inputs: Mapping[str, Shape], measured: Types) -> _Walk:
+    """One walk over the nodes at concrete input sizes; `measured` types stand in where nothing else is known.
+
+    Raises onnx.shape_inference.InferenceError on contradictions.
+    """
     walk = _Walk({}, {}, set(), dict(inputs))
     for i in proto.graph.input:
         walk.types[i.name] = _input_type(i, inputs.get(i.name))
@@ -180,7 +214,7 @@ def walk_graph(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> _Walk:
         add_constant(walk.types, walk.values, t.name, t)
     opsets = list(proto.opset_import)
     versions = {o.domain: o.version for o in opsets}
-    declared = {v.name: v.type for v in itertools.chain(proto.graph.value_info, proto.graph.output)}
+    declared = {v.name: v.type for v in itertools.chain(proto.graph.value_info, proto.graph.output)} | measured
     for node in proto.graph.node:
         _visit(walk, node, versions, opsets, declared)
     return walk
@@ -293,6 +327,17 @@ def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return result
 
 
+def captured_names(node: onnx.NodeProto) -> Iterator[str]:
+    """Every tensor name read inside the subgraphs of a node."""
+    for attribute in node.attribute:
+        graphs = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+        for graph in graphs:
+            yield from (o.name for o in graph.output)
+            for inner in graph.node:
+                yield from inner.input
+                yield from captured_names(inner)
+
+
 def _infer_node(
     walk: _Walk,
     node: onnx.NodeProto,
@@ -326,7 +371,9 @@ def _is_concrete(kind: TypeProto | None) -> bool:
     return shape_of(kind) is not None
 
 
-def _shapes(first: _Walk, second: _Walk) -> Shapes:
+def _shapes(first: _Walk, second: _Walk | None) -> Shapes:
+    """Compare two walks; without a second one, everything computed counts as dynamic."""
+    second = second or _Walk({}, {}, set(), {})
     shape = {n: s for n, t in first.types.items() if (s := shape_of(t)) is not None}
     axes = {n: _changed(s, shape_of(second.types.get(n))) for n, s in shape.items()}
     elements = {n: _changed(first.values[n], second.values.get(n)) for n in first.derived}

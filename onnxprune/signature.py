@@ -1,8 +1,8 @@
 """The notation of operator rules: `n (g i) *, (g o) i *, (g o)? -> n (g o) *`.
 
 Operands are separated by commas and written axis by axis. The same letter is the same dimension; `(g o)` is a
-row-major product; a number is an axis of that size that stays; `*` is a run of axes that must stay as they are (each
-is frozen); `...` is a run of axes that broadcast and pass through; `?` marks an operand that may be absent.
+row-major product; a number is an axis of that size that stays; `_` is an axis that must stay as it is (frozen), `*` a
+run of such axes; `...` is a run of axes that broadcast and pass through; `?` marks an operand that may be absent.
 
 A letter of two or more input operands that no output has is *contracted*: the operator sums over it. An operand with
 a contracted letter is multiplied; its other axes are *produced*. The axes of all other operands are *carried*.

@@ -6,7 +6,7 @@ Models run in a child process, so that a crash of ONNX Runtime is an error messa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.errors import ModelError, VerificationError
+from onnxprune.modelfile import skeleton
 from onnxprune.records import Exactness, Feed, OutputQuality, Quality
 
 TOLERANCE = 1e-4
@@ -32,34 +33,50 @@ def check_file(path: Path) -> None:
     """The checker and strict shape inference of onnx on a finished file. Raises VerificationError with their words."""
     try:
         onnx.checker.check_model(str(path), full_check=False)
-        skeleton = onnx.load(str(path), load_external_data=False)
-        onnx.shape_inference.infer_shapes(skeleton, check_type=True, strict_mode=True, data_prop=True)
+        onnx.shape_inference.infer_shapes(skeleton(path), check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VerificationError(f"the pruned model is not valid: {error}") from error
 
 
-def difference_of(reference: Array, result: Array) -> tuple[float, float]:
-    """Largest absolute difference, and the same over the largest absolute finite reference value.
+def difference_of(reference: Array, result: Array) -> float:
+    """Largest absolute difference; the share of different elements where they are not real numbers.
 
-    Infinite where shapes differ or one side alone is not finite. Outputs that are not numbers compare as equal or not.
+    Infinite where shapes differ or one side alone is not finite.
     """
     if reference.shape != result.shape:
-        return math.inf, math.inf
-    if reference.dtype.kind not in "fiub" or not reference.size:
-        return (0.0, 0.0) if np.array_equal(reference, result) else (math.inf, math.inf)
+        return math.inf
+    if not reference.size:
+        return 0.0
+    if reference.dtype.kind != "f" and str(reference.dtype) != "bfloat16":
+        return float(np.mean(reference != result))
     a, b = reference.astype(np.float64), result.astype(np.float64)
     finite = np.isfinite(a)
     if not np.array_equal(finite, np.isfinite(b)):
-        return math.inf, math.inf
-    difference = float(np.abs(np.where(finite, a, 0) - np.where(finite, b, 0)).max())
-    scale = float(np.abs(np.where(finite, a, 0)).max())
-    return difference, difference / scale if scale > 0 else (0.0 if difference == 0 else math.inf)
+        return math.inf
+    return float(np.abs(np.where(finite, a, 0) - np.where(finite, b, 0)).max())
+
+
+def _largest(array: Array) -> float:
+    if array.dtype.kind != "f" or not array.size:
+        return 1.0
+    return float(np.abs(np.where(np.isfinite(array), array, 0)).max())
 
 
 def all_outputs(model: str, feeds: Sequence[Feed]) -> list[Outputs]:
     """Outputs of a model with the runtime's usual optimisations, for each feed. Run in a child process."""
     session = runtime.session(model)
-    return [runtime.run(session, feed) for feed in feeds]
+    return [_run(session, feed) for feed in feeds]
+
+
+def _run(session: Any, feed: Feed) -> Outputs:
+    """All outputs as arrays: of a sequence of maps (ZipMap) the values."""
+    return {name: value if isinstance(value, np.ndarray) else _flatten(value) for name, value in runtime.run(session, feed).items()}
+
+
+def _flatten(value: Any) -> Array:
+    if isinstance(value, dict):
+        return np.asarray(list(value.values()))
+    return np.concatenate([np.ravel(_flatten(v)) for v in value]) if isinstance(value, list) else np.asarray(value)
 
 
 def compare_quality(original: str, pruned: str, feeds: Sequence[Feed], *, data: str) -> Quality:
@@ -128,24 +145,67 @@ def prove(
 
     `bounds`: for integer inputs, one more than the largest value. Returns a feed to measure latency with, too.
     """
-    reference = runtime.session(Path(masked).read_bytes(), optimize=False, prepack=False, folder=folder)
+    reference = _probed_session(Path(masked), folder)
     made, expected = _working_feeds(reference, sizes, bounds, seed)
-    result = runtime.session(pruned, optimize=False, prepack=False)
-    worst_abs = worst_rel = 0.0
-    for feed, outputs in zip(made, expected, strict=True):
-        found = _run_pruned(result, feed)
-        for name, value in outputs.items():
-            difference, relative = difference_of(value, found[name])
-            worst_abs, worst_rel = max(worst_abs, difference), max(worst_rel, relative)
-    exactness = Exactness(worst_abs, worst_rel, worst_rel <= tolerance, len(made))
+    result = _probed_session(Path(pruned), str(Path(pruned).parent))
+    found = [_run_pruned(result, feed) for feed in made]
     del reference, result
+    original_outputs = all_outputs(original, made)
+    exactness = exactness_of(expected, found, original_outputs, _bounded_outputs(skeleton(Path(pruned))), tolerance)
     chosen, data = (list(feeds), "calibration") if feeds else (made, "synthetic")
     return exactness, compare_quality(original, pruned, chosen, data=data), chosen[0]
 
 
+def exactness_of(
+    expected: Sequence[Outputs],
+    found: Sequence[Outputs],
+    original: Sequence[Outputs],
+    bounded: Collection[str],
+    tolerance: float,
+) -> Exactness:
+    """Compare the outputs of all runs. The range of an output is the largest absolute value that it takes in any run
+    of the original or the masked model, and 1 for the names in `bounded`, whose operator maps into [-1, 1].
+    """
+    worst_abs = worst_rel = 0.0
+    for name in expected[0]:
+        sides = [outputs[name] for outputs in (*expected, *original) if name in outputs]
+        scale = max([_largest(a) for a in sides] + [1.0 if name in bounded else 0.0])
+        for a, b in zip(expected, found, strict=True):
+            difference = difference_of(a[name], b[name])
+            relative = 0.0 if difference == 0 else difference / scale if scale > 0 else math.inf
+            worst_abs, worst_rel = max(worst_abs, difference), max(worst_rel, relative)
+    return Exactness(worst_abs, worst_rel, worst_rel <= tolerance, len(expected))
+
+
+BOUNDED = {"Sigmoid", "Softmax", "HardSigmoid", "Tanh", "Softsign"}
+"""Operators into [-1, 1]: they hide differences where they saturate, so their operand is compared too."""
+DISCRETE = {"ArgMax", "ArgMin", "Round", "Sign", "Cast", "Floor", "Ceil"}
+
+
+def _bounded_outputs(proto: onnx.ModelProto) -> set[str]:
+    outputs = {o.name for o in proto.graph.output}
+    return {o for n in proto.graph.node if n.op_type in BOUNDED for o in n.output if o in outputs}
+
+
+def _probed_session(path: Path, folder: str) -> Any:
+    """A session, graph optimisations off, that also returns what goes into the last bounded or discrete operators."""
+    proto = skeleton(path)
+    producers = {o: n for n in proto.graph.node for o in n.output}
+    names = [o.name for o in proto.graph.output]
+    for name in list(names):
+        node = producers.get(name)
+        while node is not None and node.op_type in BOUNDED | DISCRETE:
+            source = node.input[0]
+            if source in producers and source not in names:
+                names.append(source)
+                proto.graph.output.append(onnx.ValueInfoProto(name=source))
+            node = producers.get(source)
+    return runtime.session(proto.SerializeToString(), optimize=False, prepack=False, folder=folder)
+
+
 def _run_pruned(session: Any, feed: Feed) -> Outputs:
     try:
-        return runtime.run(session, feed)
+        return _run(session, feed)
     except ModelError as error:
         raise VerificationError(f"the pruned model does not run ({error}); nothing was written") from error
 
@@ -160,7 +220,7 @@ def _working_feeds(
     for shapes in sizes:
         feed = runtime.synthetic_feed(runtime.input_specs(session), shapes, seed, high=bounds)
         try:
-            expected.append(runtime.run(session, feed))
+            expected.append(_run(session, feed))
             made.append(feed)
         except ModelError as error:
             failure = error

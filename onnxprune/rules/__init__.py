@@ -1,6 +1,22 @@
 """Operator rules, one file per operator family. Importing this package fills the table in `registry`."""
 
-from onnxprune.rules import conv, join, layout, linear, norm, pointwise, reduce
+from onnxprune.rules import attention, conv, join, layout, linear, norm, pointwise, quantized, recurrent, reduce, scatter
 from onnxprune.rules.registry import Operator, find, rule, supported
 
-__all__ = ["Operator", "conv", "find", "join", "layout", "linear", "norm", "pointwise", "reduce", "rule", "supported"]
+__all__ = [
+    "Operator",
+    "attention",
+    "conv",
+    "find",
+    "join",
+    "layout",
+    "linear",
+    "norm",
+    "pointwise",
+    "quantized",
+    "recurrent",
+    "reduce",
+    "rule",
+    "scatter",
+    "supported",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from onnxprune import dims
@@ -11,7 +13,12 @@ from onnxprune.rules.registry import Dims, Operator, rule
 
 @rule("Concat")
 def concat(op: Operator) -> None:
-    present = [op.dims(i) for i in range(len(op.inputs)) if op.has(i)]
+    state_concat(op, [i for i in range(len(op.inputs)) if op.has(i)])
+
+
+def state_concat(op: Operator, operands: Iterable[int]) -> None:
+    """The operands lie end to end along attribute `axis`."""
+    present = [op.dims(i) for i in operands]
     axis = op.attribute("axis", 1) % len(present[0])
     for other in present[1:]:
         for k, (a, b) in enumerate(zip(present[0], other, strict=True)):

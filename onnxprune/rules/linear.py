@@ -26,14 +26,39 @@ def _add_bias(op: Operator) -> None:
 
 
 @rule("MatMul")
+@rule("FusedMatMul", domain="com.microsoft")
 def matmul(op: Operator) -> None:
-    letters = op.apply(matmul_signature(len(op.dims(0)), len(op.dims(1))))
+    if op.attribute("transBatchA", 0) or op.attribute("transBatchB", 0):
+        op.freeze_all("FusedMatMul that transposes batch axes")
+        return
+    a, b = operand_terms(op)
+    letters = op.apply(f"{a}, {b} -> {result_terms(op)}")
     op.macs(*op.outputs[0], letters["k"])
 
 
-def matmul_signature(rank_a: int, rank_b: int) -> str:
-    """The signature of a MatMul of operands of these ranks."""
-    a, m = ("k", "") if rank_a == 1 else ("... m k", " m")
-    b, n = ("k", "") if rank_b == 1 else ("... k n", " n")
-    batch = "..." if rank_a > 2 or rank_b > 2 else ""
-    return f"{a}, {b} -> {batch}{m}{n}".rstrip()
+def operand_terms(op: Operator) -> tuple[str, str]:
+    """The notation of the two operands of a matrix product."""
+    a = "k" if len(op.dims(0)) == 1 else "... k m" if op.attribute("transA", 0) else "... m k"
+    b = "k" if len(op.dims(1)) == 1 else "... n k" if op.attribute("transB", 0) else "... k n"
+    return a, b
+
+
+def result_terms(op: Operator, second: int = 1) -> str:
+    """The notation of the result of a matrix product whose second operand is number `second`."""
+    rank_a, rank_b = len(op.dims(0)), len(op.dims(second))
+    return " ".join(["..."] * (max(rank_a, rank_b) > 2) + ["m"] * (rank_a > 1) + ["n"] * (rank_b > 1))
+
+
+@rule("Einsum")
+def einsum(op: Operator) -> None:
+    """Same letter, same dimension; a letter without a place in the result is summed over."""
+    left, arrow, right = op.attribute("equation").replace(" ", "").partition("->")
+    if not arrow or "." in left or any(len(set(term)) != len(term) for term in left.split(",")):
+        op.freeze_all("an Einsum with an implicit result, an ellipsis or a diagonal")
+        return
+    letters = op.apply(f"{', '.join(' '.join(term) for term in left.split(','))} -> {' '.join(right)}")
+    for operand, term in enumerate(left.split(",")):
+        alone = [k for k, x in enumerate(term) if x not in right and sum(x in t for t in left.split(",")) == 1]
+        if alone:
+            op.contract(operand, alone)
+    op.macs(*letters.values())

@@ -23,7 +23,8 @@ def batch_normalization(op: Operator) -> None:
 
 @rule("InstanceNormalization")
 def instance_normalization(op: Operator) -> None:
-    op.apply("n c *, c, c -> n c *")
+    op.apply("n c ..., c, c -> n c ...")
+    op.contract(0, range(2, len(op.dims(0))), average=True)
 
 
 @rule("LayerNormalization", since=17)
@@ -61,6 +62,12 @@ def group_normalization(op: Operator) -> None:
 def mean_variance_normalization(op: Operator) -> None:
     op.contract(0, op.attribute("axes", [0, 2, 3]), average=True)
     op.broadcast([0])
+
+
+@rule("RMSNormalization", since=23)
+@rule("SimplifiedLayerNormalization")
+def rms_normalization(op: Operator) -> None:
+    state_layer_normalization(op, op.attribute("axis", -1))
 
 
 @rule("LpNormalization")

@@ -148,11 +148,14 @@ class Operator:
         """Write as a row-major product, outermost first."""
         return dims.factor(dimension, sizes, self.refusal(f"{dimension.size} cannot be factored as {list(sizes)}"))
 
-    def contract(self, operand: int, axes: Sequence[int], *, average: bool = False) -> None:
-        """The operator sums (`average`: averages or normalises) over these axes of an operand."""
+    def contract(self, operand: int, axes: Sequence[int], *, average: bool = False, quantized: bool = False) -> None:
+        """The operator sums (`average`: averages or normalises) over these axes of an operand.
+
+        `quantized`: zero is not the number 0 there, so masking must gather.
+        """
         axes = tuple(a % len(self.dims(operand)) for a in axes)
         found = tuple(self.dims(operand)[a] for a in axes)
-        self.contractions.append(Contraction(self.index, operand, axes, found, average))
+        self.contractions.append(Contraction(self.index, operand, axes, found, average, average or quantized))
 
     def role(self, operand: int, axis: int, role: Role) -> None:
         """The role of one axis of an operand; counts where the operand is a weight."""
@@ -178,10 +181,10 @@ class Operator:
                 result[-back] = full[0]
         self.outputs[output] = tuple(result)
 
-    def apply(self, text: str, **sizes: int) -> dict[str, Dim]:
+    def apply(self, text: str, *, quantized: bool = False, **sizes: int) -> dict[str, Dim]:
         """State the whole operator in the notation of `signature`; `sizes` gives letters known from attributes.
 
-        Returns the dimension of every letter.
+        `quantized` as in `contract`. Returns the dimension of every letter.
         """
         signature = parse(text)
         letters = {letter: dims.atom(size) for letter, size in sizes.items()}
@@ -192,7 +195,7 @@ class Operator:
                 self._state_roles(signature, operand)
             elif not signature.optional[operand]:
                 raise ValueError(f"operand {operand} is missing")
-        self._state_contraction(signature)
+        self._state_contraction(signature, quantized)
         for output, terms in zip(range(len(self.outputs)), signature.outputs, strict=False):
             _match_output(self, output, terms, letters, runs)
         return letters
@@ -200,22 +203,28 @@ class Operator:
     def _state_roles(self, signature: Signature, operand: int) -> None:
         if not signature.multiplied(operand):
             return
-        terms = signature.inputs[operand]
-        run = len(self.dims(operand)) - len(terms) + 1
-        expanded = [t for term in terms for t in [term] * (run if term[0] in ("*", "...") else 1)]
-        for axis, term in enumerate(expanded):
-            if term[0] == "*":
+        for axis, term in enumerate(self._axis_terms(signature, operand)):
+            if term[0] in ("*", "_"):
                 continue
             contracted = any(letter in signature.contracted for letter in term)
             self.role(operand, axis, "contracted" if contracted else "produced")
 
-    def _state_contraction(self, signature: Signature) -> None:
-        """Masking one multiplied operand masks the product; an activation is preferred to a weight."""
+    def _axis_terms(self, signature: Signature, operand: int) -> list[Term]:
+        """The term of every axis of an operand, runs written out."""
+        terms = signature.inputs[operand]
+        run = len(self.dims(operand)) - len(terms) + 1
+        return [t for term in terms for t in [term] * (run if term[0] in ("*", "...") else 1)]
+
+    def _state_contraction(self, signature: Signature, quantized: bool) -> None:
+        """Masking one operand of a product masks the product; activations are preferred to weights."""
         candidates = [i for i in range(len(signature.inputs)) if self.has(i) and signature.multiplied(i)]
-        candidates.sort(key=lambda i: self.constant[i])
-        for operand in candidates[:1]:
-            axes = [a for i, a, r in self.roles if i == operand and r == "contracted"]
-            self.contract(operand, axes)
+        masked: set[str] = set()
+        for operand in sorted(candidates, key=lambda i: self.constant[i]):
+            terms = self._axis_terms(signature, operand)
+            axes = [k for k, term in enumerate(terms) if (set(term) & signature.contracted) - masked]
+            if axes:
+                self.contract(operand, axes, quantized=quantized)
+            masked |= {letter for term in terms for letter in term}
 
 
 def _match(op: Operator, found: Dims, terms: Sequence[Term], letters: dict[str, Dim]) -> Dims:
@@ -226,8 +235,8 @@ def _match(op: Operator, found: Dims, terms: Sequence[Term], letters: dict[str, 
     for term in terms:
         if term[0] == "...":
             passing = found[position : position + run]
-        elif term[0] == "*":
-            for d in found[position : position + run]:
+        elif term[0] in ("*", "_"):
+            for d in found[position : position + (run if term[0] == "*" else 1)]:
                 op.freeze(d, f"{op.kind} works along this axis")
         else:
             _match_axis(op, found[position], term, letters)
@@ -260,8 +269,8 @@ def _match_output(op: Operator, output: int, terms: Sequence[Term], letters: Map
     for term in terms:
         if term[0] == "...":
             result.extend(_broadcast_run(op, fresh[len(result) : len(result) + run], runs))
-        elif term[0] == "*":
-            for d in fresh[len(result) : len(result) + run]:
+        elif term[0] in ("*", "_"):
+            for d in fresh[len(result) : len(result) + (run if term[0] == "*" else 1)]:
                 op.freeze(d, f"{op.kind} works along this axis")
                 result.append(d)
         else:

@@ -1,0 +1,1 @@
+"""Recovery of what a cut destroys: statistics, least-squares reconstruction, distillation. Never changes a width."""

@@ -1,0 +1,191 @@
+"""Runs a model piece by piece over all calibration batches, so that every layer is computed once.
+
+A `Walk` keeps the tensors that later nodes still need, for every batch. `compute` runs just the nodes between those
+and the tensors asked for, with the weights as they are at that moment: a layer that is solved between two calls
+is run with its new weights. One pass over the model therefore costs one forward run, however many layers are solved.
+
+Memory: the tensors on the frontier, for all batches; what exceeds `memory_bytes` goes to a temporary folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from onnxprune import runtime
+from onnxprune.records import Feed
+from onnxprune.shapes import constant_tensor
+
+Array = npt.NDArray[Any]
+Read = Callable[[str], Array]
+
+
+class Shelf:
+    """Arrays by (owner, tensor, batch): in memory up to `limit` bytes in all, beyond that in files of a temporary folder."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.used = limit, 0
+        self._arrays: dict[tuple[object, str, int], Array] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._files = 0
+
+    def put(self, owner: object, name: str, batch: int, array: Array) -> None:
+        if self.used + array.nbytes <= self.limit or array.dtype.hasobject or array.nbytes < 4096:
+            self.used += array.nbytes
+            self._arrays[owner, name, batch] = array
+            return
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="onnxprune-")
+        path = Path(self._folder.name) / f"{self._files}.npy"
+        self._files += 1
+        np.save(path, array)
+        self._arrays[owner, name, batch] = np.load(path, mmap_mode="r")
+
+    def get(self, owner: object, name: str, batch: int) -> Array:
+        return self._arrays[owner, name, batch]
+
+    def drop(self, owner: object, name: str, batch: int) -> None:
+        array = self._arrays.pop((owner, name, batch), None)
+        if isinstance(array, np.memmap):
+            Path(str(array.filename)).unlink(missing_ok=True)
+        elif array is not None:
+            self.used -= array.nbytes
+
+
+class Walk:
+    """One pass over the skeleton `proto` with the given batches of inputs.
+
+    `read` returns a stored weight by name, as it is now. `pinned` names are kept until `release`.
+    """
+
+    def __init__(
+        self, proto: onnx.ModelProto, read: Read, feeds: Sequence[Feed], *, threads: int = 1, shelf: Shelf | None = None
+    ) -> None:
+        self.proto, self.read, self.threads = proto, read, threads
+        self.shelf = shelf or Shelf(2 << 30)
+        self.batches = len(feeds)
+        self.nodes = proto.graph.node
+        self.producer = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
+        self.stored = set(stored_tensors(proto))
+        self.users: dict[str, set[int]] = {}
+        for i, node in enumerate(self.nodes):
+            for name in operands(node):
+                self.users.setdefault(name, set()).add(i)
+        self.done: set[int] = set()
+        self.live: set[str] = set()
+        for name in feeds[0]:
+            self.live.add(name)
+            self.stored.discard(name)
+            for b, feed in enumerate(feeds):
+                self.shelf.put(self, name, b, feed[name])
+
+    def compute(self, names: Iterable[str]) -> None:
+        """Make the tensors `names` available through `get`."""
+        wanted = [n for n in dict.fromkeys(names) if n not in self.live and n not in self.stored]
+        if not wanted:
+            return
+        chosen = self._segment(wanted)
+        inside = set(chosen)
+        outputs = [
+            o
+            for i in chosen
+            for o in self.nodes[i].output
+            if o and (o in wanted or self.users.get(o, set()) - self.done - inside)
+        ]
+        inputs = sorted({n for i in chosen for n in operands(self.nodes[i]) if n in self.live})
+        self._run(chosen, inputs, outputs)
+        self.done |= inside
+        self.live |= set(outputs)
+        self._tidy(set(wanted))
+
+    def get(self, name: str, batch: int) -> Array:
+        """A computed tensor for one batch, or a stored weight."""
+        return self.shelf.get(self, name, batch) if name in self.live else self.read(name)
+
+    def release(self) -> None:
+        """Forget every tensor that no node still has to read."""
+        self._tidy(set())
+
+    def _tidy(self, pinned: set[str]) -> None:
+        for name in sorted(self.live - pinned):
+            if not self.users.get(name, set()) - self.done:
+                self.live.discard(name)
+                for b in range(self.batches):
+                    self.shelf.drop(self, name, b)
+
+    def _segment(self, wanted: Sequence[str]) -> list[int]:
+        """The nodes still to run for `wanted`, in graph order. A node whose result was dropped runs again."""
+        chosen: set[int] = set()
+        stack = list(wanted)
+        while stack:
+            name = stack.pop()
+            index = self.producer.get(name)
+            if name in self.live or name in self.stored or index is None or index in chosen:
+                continue
+            chosen.add(index)
+            stack.extend(operands(self.nodes[index]))
+        return sorted(chosen)
+
+    def _run(self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        model = self._model(chosen, inputs, outputs)
+        session = runtime.session(model.SerializeToString(), threads=self.threads)
+        taken = [i.name for i in session.get_inputs()]
+        for b in range(self.batches):
+            results = session.run(list(outputs), {n: np.ascontiguousarray(self.shelf.get(self, n, b)) for n in taken})
+            for name, array in zip(outputs, results, strict=True):
+                self.shelf.put(self, name, b, array)
+
+    def _model(self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+        model = onnx.ModelProto(ir_version=self.proto.ir_version)
+        model.opset_import.extend(self.proto.opset_import)
+        model.functions.extend(self.proto.functions)
+        model.graph.name = "segment"
+        model.graph.node.extend(self.nodes[i] for i in chosen)
+        needed = {n for i in chosen for n in operands(self.nodes[i])}
+        for name in sorted((needed & self.stored) - self.live):
+            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(self.read(name)), name))
+        for name in inputs:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(self.shelf.get(self, name, 0).dtype)
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
+        model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs)
+        return model
+
+
+def stored_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Initializers, and what Constant nodes hold, by name."""
+    found = {t.name: t for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        tensor = constant_tensor(node) if node.op_type == "Constant" else None
+        if tensor is not None:
+            found[node.output[0]] = tensor
+    return found
+
+
+def operands(node: onnx.NodeProto) -> Iterator[str]:
+    """Every tensor a node reads, those captured by its subgraphs included."""
+    yield from (n for n in node.input if n)
+    for attribute in node.attribute:
+        graphs = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+        for graph in graphs:
+            yield from (o.name for o in graph.output)
+            for inner in graph.node:
+                yield from operands(inner)
+
+
+def reader(proto: onnx.ModelProto, read: Callable[[str], Array | None], values: Mapping[str, Array]) -> Read:
+    """Weights by name: those in `values` first, then the model's, then those only `proto` has."""
+    own = stored_tensors(proto)
+
+    def find(name: str) -> Array:
+        if name in values:
+            return values[name]
+        found = read(name)
+        return numpy_helper.to_array(own[name]) if found is None else found
+
+    return find

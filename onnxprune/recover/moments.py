@@ -1,0 +1,88 @@
+"""First and second moments of columns, summed in float64 over batches: all that least squares needs.
+
+    n, sum x, sum y, X X^T, Y X^T, sum y^2      about a shift (the mean of the first batch), so that nothing cancels
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Float = npt.NDArray[np.float64]
+Columns = npt.NDArray[np.float32]
+
+
+@dataclass
+class Moments:
+    """Sums over columns x (groups, d, n) and y (groups, o, n); `add` accumulates in place.
+
+    `xx` (groups, d, d), `yx` (groups, o, d), `yy` (groups, o), all float64 and about the shifts.
+    """
+
+    count: int
+    shift_x: Float
+    shift_y: Float
+    x: Float
+    y: Float
+    xx: Float
+    yx: Float
+    yy: Float
+
+    @classmethod
+    def about(cls, shift_x: Float, shift_y: Float) -> Moments:
+        g, d = shift_x.shape
+        o = shift_y.shape[1]
+        return cls(
+            0, shift_x, shift_y, np.zeros((g, d)), np.zeros((g, o)), np.zeros((g, d, d)), np.zeros((g, o, d)), np.zeros((g, o))
+        )
+
+    def add(self, x: Columns, y: Columns) -> None:
+        """`x` (groups, d, n), `y` (groups, o, n). Products of one batch in float32, sums in float64."""
+        if x.shape[2] == 0:
+            return
+        x = x - self.shift_x[:, :, None].astype(np.float32)
+        y = y - self.shift_y[:, :, None].astype(np.float32)
+        self.count += x.shape[2]
+        self.x += x.sum(2, dtype=np.float64)
+        self.y += y.sum(2, dtype=np.float64)
+        self.xx += x @ x.transpose(0, 2, 1)
+        self.yx += y @ x.transpose(0, 2, 1)
+        self.yy += np.einsum("gon,gon->go", y, y, dtype=np.float64)
+
+    def plus(self, other: Moments) -> Moments:
+        """The moments of both sets together; the shifts must be the same."""
+        fields = ("x", "y", "xx", "yx", "yy")
+        sums = {f: getattr(self, f) + getattr(other, f) for f in fields}
+        return Moments(self.count + other.count, self.shift_x, self.shift_y, **sums)
+
+    @property
+    def mean_x(self) -> Float:
+        """(groups, d)"""
+        return self.shift_x + self.x / max(self.count, 1)
+
+    @property
+    def mean_y(self) -> Float:
+        """(groups, o)"""
+        return self.shift_y + self.y / max(self.count, 1)
+
+    def covariance(self, centred: bool = True) -> tuple[Float, Float, Float]:
+        """Mean of x x^T, y x^T and y^2 (groups, ...), about the means, or about zero."""
+        n = max(self.count, 1)
+        x, y = self.x / n, self.y / n
+        xx, yx, yy = self.xx / n, self.yx / n, self.yy / n
+        xx = xx - x[:, :, None] * x[:, None, :]
+        yx = yx - y[:, :, None] * x[:, None, :]
+        yy = np.maximum(yy - y * y, 0)
+        if centred:
+            return xx, yx, yy
+        mx, my = self.mean_x, self.mean_y
+        return xx + mx[:, :, None] * mx[:, None, :], yx + my[:, :, None] * mx[:, None, :], yy + my * my
+
+    def error(self, weight: Float, bias: Float) -> float:
+        """Mean squared error of y ~ weight x + bias per column, summed over groups and outputs."""
+        xx, yx, yy = self.covariance()
+        offset = self.mean_y - np.einsum("god,gd->go", weight, self.mean_x) - bias
+        spread = yy - 2 * np.einsum("god,god->go", weight, yx) + np.einsum("god,gde,goe->go", weight, xx, weight, optimize=True)
+        return float(np.sum(np.maximum(spread, 0) + offset * offset))

@@ -1,0 +1,281 @@
+"""Linear operators with a stored weight, each seen as y = W x + b over columns of inputs.
+
+    Conv            x: patches (im2col), one column per output position, (group, in/group * taps)
+    ConvTranspose   the same on the input with zeros between its elements and the kernel turned round
+    Gemm, MatMul    x: rows of the operand
+
+A BatchNormalization that alone reads the result is taken into W and b: what is solved is what it gives out, and the
+stored scale is divided out again when the new weight is written. So a folded and an unfolded export are solved alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxprune.shapes import node_attributes
+
+Array = npt.NDArray[Any]
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear operator. `node` indexes the graph; `out` is the tensor matched: the node's result, or that of the
+    BatchNormalization behind it (`norm`, else None). `bias` is the operand number of the bias, None where there is none
+    and none can be added; `bias_node` the node that has it. `total` / `other`: where `out` is only read by an Add, its
+    result and its other operand."""
+
+    node: int
+    op: str
+    x: str
+    weight: str
+    out: str
+    attributes: Mapping[str, Any]
+    norm: int | None
+    bias_node: int | None
+    bias: int | None
+    total: str | None
+    other: str | None
+
+    @property
+    def axis(self) -> int:
+        """The channel axis of input and output."""
+        return 1 if self.op in ("Conv", "ConvTranspose") else -1
+
+    @property
+    def groups(self) -> int:
+        return int(self.attributes.get("group", 1))
+
+
+_CONSTANT_OPS = ("Identity", "Transpose", "Cast")
+
+
+def constants(proto: onnx.ModelProto, names: set[str]) -> set[str]:
+    """`names` and every tensor made from them by Identity, Transpose or Cast alone."""
+    found = set(names)
+    for node in proto.graph.node:
+        if node.op_type in _CONSTANT_OPS and node.input[0] in found:
+            found.add(node.output[0])
+    return found
+
+
+def value(proto: onnx.ModelProto, read: Callable[[str], Array], name: str) -> Array:
+    """The value of a tensor in `constants`."""
+    producers = {n.output[0]: n for n in proto.graph.node if n.op_type in _CONSTANT_OPS}
+    if name not in producers:
+        return read(name)
+    node = producers[name]
+    array = value(proto, read, node.input[0])
+    attributes = node_attributes(node)
+    if node.op_type == "Transpose":
+        return array.transpose(attributes.get("perm"))
+    if node.op_type == "Cast":
+        return array.astype(onnx.helper.tensor_dtype_to_np_dtype(attributes["to"]))
+    return array
+
+
+def find(proto: onnx.ModelProto, stored: set[str], floats: Callable[[str], bool]) -> Iterator[Site]:
+    """The linear operators of the main graph in graph order. `stored`: names of the weights; `floats`: whether a
+    tensor holds floating point numbers."""
+    known = constants(proto, stored)
+    users: dict[str, list[int]] = {}
+    for index, node in enumerate(proto.graph.node):
+        for name in node.input:
+            users.setdefault(name, []).append(index)
+    outputs = {o.name for o in proto.graph.output}
+    finder = _Finder(proto, known, users, outputs)
+    for index, node in enumerate(proto.graph.node):
+        if node.domain in ("", "ai.onnx") and finder.is_site(node) and floats(node.input[1]):
+            yield finder.site(index, node)
+
+
+@dataclass(frozen=True)
+class _Finder:
+    proto: onnx.ModelProto
+    known: set[str]
+    users: Mapping[str, list[int]]
+    outputs: set[str]
+
+    def is_site(self, node: onnx.NodeProto) -> bool:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.input[1] not in self.known:
+            return False
+        if node.input[0] in self.known:
+            return False
+        attributes = node_attributes(node)
+        if node.op_type == "Gemm":
+            return not attributes.get("transA", 0) and attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1
+        return True
+
+    def site(self, index: int, node: onnx.NodeProto) -> Site:
+        out, norm = node.output[0], None
+        bias_node: int | None = None if node.op_type == "MatMul" else index
+        bias: int | None = None if node.op_type == "MatMul" else 2
+        follower = self._only_user(out)
+        if follower is not None and node.op_type != "MatMul" and self._is_norm(self.proto.graph.node[follower], out):
+            norm, out = follower, self.proto.graph.node[follower].output[0]
+            bias_node, bias = follower, 2
+        if follower is not None and node.op_type == "MatMul":
+            operand = self._bias_operand(self.proto.graph.node[follower], out)
+            if operand is not None:
+                bias_node, bias, out = follower, operand, self.proto.graph.node[follower].output[0]
+        total, other = self._sum(out)
+        return Site(
+            index, node.op_type, node.input[0], node.input[1], out, node_attributes(node), norm, bias_node, bias, total, other
+        )
+
+    def _only_user(self, name: str) -> int | None:
+        found = self.users.get(name, [])
+        return found[0] if len(found) == 1 and name not in self.outputs else None
+
+    def _is_norm(self, node: onnx.NodeProto, name: str) -> bool:
+        return (
+            node.op_type == "BatchNormalization"
+            and node.input[0] == name
+            and all(n in self.known for n in node.input[1:5])
+            and not node_attributes(node).get("training_mode", 0)
+        )
+
+    def _bias_operand(self, node: onnx.NodeProto, name: str) -> int | None:
+        if node.op_type != "Add":
+            return None
+        operand = 1 - list(node.input).index(name)
+        return operand if node.input[operand] in self.known else None
+
+    def _sum(self, out: str) -> tuple[str | None, str | None]:
+        follower = self._only_user(out)
+        node = self.proto.graph.node[follower] if follower is not None else None
+        if node is None or node.op_type != "Add":
+            return None, None
+        other = node.input[1 - list(node.input).index(out)]
+        return (None, None) if other in self.known or other == out else (node.output[0], other)
+
+
+# ---- Parameters as matrices ------------------------------------------------------------------------------------------
+
+
+def to_matrix(site: Site, weight: Array) -> Float:
+    """W as float64 (groups, out per group, in per group * taps)."""
+    g = site.groups
+    w = np.asarray(weight, np.float64)
+    if site.op == "Conv":
+        return w.reshape(g, w.shape[0] // g, -1)
+    if site.op == "ConvTranspose":
+        turned = np.flip(w, tuple(range(2, w.ndim))).reshape(g, w.shape[0] // g, *w.shape[1:])
+        return np.swapaxes(turned, 1, 2).reshape(g, w.shape[1], -1)
+    return (w if site.op == "Gemm" and site.attributes.get("transB", 0) else w.T)[None]
+
+
+def from_matrix(site: Site, matrix: Float, like: Array) -> Array:
+    """The inverse of `to_matrix`: an array of the shape and type of `like`."""
+    g, shape = site.groups, like.shape
+    if site.op == "Conv":
+        return matrix.reshape(shape).astype(like.dtype)
+    if site.op == "ConvTranspose":
+        split = matrix.reshape(g, shape[1], shape[0] // g, *shape[2:])
+        return np.flip(np.swapaxes(split, 1, 2).reshape(shape), tuple(range(2, like.ndim))).astype(like.dtype)
+    return (matrix[0] if site.op == "Gemm" and site.attributes.get("transB", 0) else matrix[0].T).astype(like.dtype)
+
+
+# ---- Inputs as columns -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Which output positions are sampled: flat indices over the spatial axes (or rows per item), None for all."""
+
+    chosen: npt.NDArray[np.int64] | None
+
+
+def columns(site: Site, x: Array, kernel: tuple[int, ...], positions: npt.NDArray[np.int64] | None) -> Array:
+    """Inputs float32 (groups, in per group * taps, items, positions)."""
+    x = np.asarray(x, np.float32)
+    if site.axis == -1:
+        return _rows(x, positions)[None]
+    if site.op == "ConvTranspose":
+        x, strides, dilations = _spread(site, x, kernel), [1] * len(kernel), _list(site, "dilations", len(kernel))
+    else:
+        strides, dilations = _list(site, "strides", len(kernel)), _list(site, "dilations", len(kernel))
+        x = np.pad(x, [(0, 0), (0, 0), *_padding(site, x.shape[2:], kernel, strides, dilations)])
+    patches = _patches(x, kernel, strides, dilations)
+    rank = len(kernel)
+    space = patches.shape[2 : 2 + rank]
+    flat = np.arange(math.prod(space)) if positions is None else positions
+    where = np.unravel_index(flat, space)
+    taken = patches[(slice(None), slice(None), *where)]
+    items, channels, count = taken.shape[:3]
+    ordered = np.moveaxis(taken.reshape(items, channels, count, -1), (1, 3), (0, 1))
+    return np.ascontiguousarray(ordered).reshape(site.groups, -1, items, count)
+
+
+def _rows(x: Array, positions: npt.NDArray[np.int64] | None) -> Array:
+    """(features, items, positions) of an array whose last axis holds the features."""
+    items = x.shape[0] if x.ndim > 1 else 1
+    rows = x.reshape(items, -1, x.shape[-1])
+    rows = rows if positions is None else rows[:, positions]
+    return np.ascontiguousarray(np.moveaxis(rows, 2, 0))
+
+
+def targets(site: Site, y: Array, positions: npt.NDArray[np.int64] | None) -> Array:
+    """Outputs float32 (groups, out per group, items, positions)."""
+    y = np.asarray(y, np.float32)
+    if site.axis == -1:
+        return _rows(y, positions)[None]
+    flat = y.reshape(*y.shape[:2], -1)
+    flat = flat if positions is None else flat[:, :, positions]
+    return np.ascontiguousarray(np.moveaxis(flat, 1, 0)).reshape(site.groups, -1, flat.shape[0], flat.shape[2])
+
+
+def position_count(site: Site, y_shape: tuple[int, ...]) -> int:
+    """Output positions of one item."""
+    return math.prod(y_shape[2:]) if site.axis == 1 else math.prod(y_shape[1:-1])
+
+
+def _list(site: Site, name: str, rank: int) -> list[int]:
+    return list(site.attributes.get(name, [1] * rank))
+
+
+def _patches(x: Array, kernel: tuple[int, ...], strides: list[int], dilations: list[int]) -> Array:
+    """A view (items, channels, *positions, *kernel)."""
+    rank = len(kernel)
+    extents = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
+    view = np.lib.stride_tricks.sliding_window_view(x, extents, tuple(range(2, 2 + rank)))
+    steps = tuple(slice(None, None, s) for s in strides)
+    inner = tuple(slice(None, None, d) for d in dilations)
+    return view[(slice(None), slice(None), *steps, *inner)]
+
+
+def _padding(
+    site: Site, size: tuple[int, ...], kernel: tuple[int, ...], strides: list[int], dilations: list[int]
+) -> list[tuple[int, int]]:
+    rank, mode = len(kernel), site.attributes.get("auto_pad", "NOTSET")
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        result = []
+        for n, k, s, d in zip(size, kernel, strides, dilations, strict=True):
+            both = max((math.ceil(n / s) - 1) * s + d * (k - 1) + 1 - n, 0)
+            result.append((both // 2, both - both // 2) if mode == "SAME_UPPER" else (both - both // 2, both // 2))
+        return result
+    pads = list(site.attributes.get("pads", [0] * (2 * rank))) if mode != "VALID" else [0] * (2 * rank)
+    return list(zip(pads[:rank], pads[rank:], strict=True))
+
+
+def _spread(site: Site, x: Array, kernel: tuple[int, ...]) -> Array:
+    """The input of a transposed convolution as that of a plain one: zeros between, kernel - 1 - pad around."""
+    rank = len(kernel)
+    strides, dilations = _list(site, "strides", rank), _list(site, "dilations", rank)
+    extra = list(site.attributes.get("output_padding", [0] * rank))
+    pads = list(site.attributes.get("pads", [0] * (2 * rank)))
+    wide = np.zeros((*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True))), x.dtype)
+    wide[(slice(None), slice(None), *(slice(None, None, s) for s in strides))] = x
+    around = []
+    for a in range(rank):
+        reach = dilations[a] * (kernel[a] - 1)
+        around.append((reach - pads[a], reach - pads[rank + a] + extra[a]))
+    crop = tuple(slice(max(-low, 0), n - max(-high, 0)) for (low, high), n in zip(around, wide.shape[2:], strict=True))
+    return np.pad(wide[(slice(None), slice(None), *crop)], [(0, 0), (0, 0), *((max(a, 0), max(b, 0)) for a, b in around)])

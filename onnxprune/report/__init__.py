@@ -1,0 +1,1 @@
+"""Writers of results: one record, several formats. Nothing here computes or decides."""

@@ -1,0 +1,266 @@
+"""Results for people: text of a fixed width, with colours only where they are asked for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich.box import Box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from onnxprune.records import GroupReport, Latency, LatencySide, Occurrence, Report, Totals
+from onnxprune.report import numbers
+
+WIDTH = 100
+"""Columns where the output is no terminal."""
+_ROWS = 8
+_TENSORS = 4
+_LINES = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+_ROLES = {"produced": 0, "carried": 2, "contracted": 1}
+
+
+class _Page:
+    """Text that grows part by part."""
+
+    def __init__(self, width: int, colour: bool) -> None:
+        self._file = io.StringIO()
+        self._console = Console(
+            file=self._file,
+            width=width,
+            force_terminal=colour,
+            color_system="standard" if colour else None,
+            highlight=False,
+            emoji=False,
+        )
+
+    def line(self, text: str = "") -> None:
+        """A line of rich markup; names must be escaped."""
+        self._console.print(text, soft_wrap=True)
+
+    def table(self, title: str, table: Table) -> None:
+        """A table under its title, after an empty line."""
+        self.line()
+        if title:
+            self.line(f"[bold]{title}[/bold]")
+        self._console.print(table)
+
+    def text(self) -> str:
+        """Everything so far, without blanks at the ends of lines."""
+        return "".join(f"{line.rstrip()}\n" for line in self._file.getvalue().splitlines())
+
+
+# ---- The three pages -------------------------------------------------------------------------------------------------
+
+
+def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
+    """What a pruning run did: sizes before and after, proofs, latency, what could not be pruned and why."""
+    page = _Page(width, colour)
+    page.line(_headline(report))
+    page.table("", _totals_table(report))
+    page.line()
+    page.line(_groups_line(report.groups))
+    if report.exactness:
+        verdict = "[green]exact[/green]" if report.exactness.passed else "[red]NOT exact[/red]"
+        page.line(
+            f"Surgery: {verdict}; the largest difference from the masked original is "
+            f"{report.exactness.max_rel:.1e} of the output range ({report.exactness.runs} runs)"
+        )
+    if report.latency:
+        _latency_lines(page, report.latency)
+    if report.quality:
+        page.table(_quality_title(report), _quality_table(report))
+    _refusals(page, report, _ROWS)
+    _notes(page, report)
+    return page.text()
+
+
+def inspect_text(report: Report, *, width: int = WIDTH, colour: bool = False, every: bool = False) -> str:
+    """The groups of a model, what each couples, their shares, and what is refused; `every` shortens no list."""
+    page = _Page(width, colour)
+    totals = report.before
+    page.line(f"[bold]{escape(report.model)}[/bold]")
+    page.line(
+        f"{totals.nodes} nodes, {numbers.count(totals.parameters)} parameters, {numbers.size(totals.bytes)}, "
+        f"{numbers.count(totals.macs)} MACs"
+    )
+    frozen = [entry for entry in report.groups if entry.status == "frozen"]
+    free = [entry for entry in report.groups if entry.status != "frozen"]
+    page.line(f"{len(free)} prunable groups, {len(frozen)} frozen")
+    if free:
+        page.table("Prunable groups", _groups_table(free, every))
+    if frozen:
+        page.table("Frozen groups", _frozen_table(frozen if every else frozen[:_ROWS]))
+        _more(page, 0 if every else len(frozen) - _ROWS)
+    _refusals(page, report, len(report.refusals) if every else _ROWS)
+    return page.text()
+
+
+def comparison_text(
+    models: Sequence[str | Path], results: Sequence[Latency], *, width: int = WIDTH, colour: bool = False
+) -> str:
+    """Latency of every model, and the speed-up of each over the first."""
+    page = _Page(width, colour)
+    page.line(f"[bold]{_conditions(results[0])}[/bold]")
+    table = _table("model", "p50", "p90", "p99", "min", "speed-up", "95% interval")
+    _side_row(table, str(models[0]), results[0].before, "", "")
+    for model, result in zip(models[1:], results, strict=True):
+        _side_row(table, str(model), result.after, f"{result.speedup:.2f}x", _interval(result.ci95))
+    page.table("", table)
+    page.line()
+    for model, result in zip(models[1:], results, strict=True):
+        page.line(f"{escape(str(model))}: {_verdict(result)}")
+    page.line(f"The first model against itself: {_interval(results[0].noise_floor)} (noise floor)")
+    for warning in dict.fromkeys(text for result in results for text in result.warnings):
+        page.line(f"[yellow]warning:[/yellow] {escape(warning)}")
+    return page.text()
+
+
+# ---- Parts -----------------------------------------------------------------------------------------------------------
+
+
+def _table(first: str, *others: str, wide: Sequence[str] = ()) -> Table:
+    """A table whose first column, and those in `wide`, are text; the others are numbers."""
+    table = Table(box=_LINES, pad_edge=False, show_edge=False, header_style="bold")
+    table.add_column(first, overflow="fold")
+    for name in others:
+        side: Literal["left", "right"] = "left" if name in wide else "right"
+        table.add_column(name, justify=side, overflow="fold", no_wrap=name not in wide)
+    return table
+
+
+def _headline(report: Report) -> str:
+    target = escape(report.output) if report.output else "[yellow]dry run, nothing written[/yellow]"
+    return f"[bold]{escape(report.model)}[/bold] -> [bold]{target}[/bold]"
+
+
+def _totals_table(report: Report) -> Table:
+    table = _table("", "before", "after", "kept", "smaller by")
+    before, after = report.before, report.after
+    rows = (("parameters", "parameters", numbers.count), ("file size", "bytes", numbers.size))
+    for label, name, shown in (*rows, ("MACs", "macs", numbers.count)):
+        old = getattr(before, name)
+        new = getattr(after, name) if after and _is_known(report, after, name) else None
+        cells = [shown(old), "-" if new is None else shown(new), *_ratio(old, new)]
+        table.add_row(label, *cells)
+    if report.latency:
+        a, b = report.latency.before, report.latency.after
+        table.add_row("latency p50", f"{a.p50:.3g} ms", f"{b.p50:.3g} ms", *_ratio(a.p50, b.p50))
+        table.add_row("latency p90", f"{a.p90:.3g} ms", f"{b.p90:.3g} ms", *_ratio(a.p90, b.p90))
+    return table
+
+
+def _is_known(report: Report, after: Totals, name: str) -> bool:
+    return name != "bytes" or (report.output is not None and after.bytes > 0)
+
+
+def _ratio(old: float, new: float | None) -> tuple[str, str]:
+    if new is None or old <= 0 or new <= 0:
+        return "-", "-"
+    return numbers.share(new / old), f"{old / new:.2f}x"
+
+
+def _groups_line(groups: Sequence[GroupReport]) -> str:
+    counts = {status: sum(g.status == status for g in groups) for status in ("pruned", "kept", "frozen")}
+    return f"Groups: {counts['pruned']} pruned, {counts['kept']} kept whole, {counts['frozen']} frozen"
+
+
+def _latency_lines(page: _Page, latency: Latency) -> None:
+    page.line(f"Speed: {_verdict(latency)}; {_conditions(latency)}")
+    for warning in latency.warnings:
+        page.line(f"[yellow]warning:[/yellow] {escape(warning)}")
+
+
+def _verdict(latency: Latency) -> str:
+    text = f"{latency.speedup:.2f}x (95% interval {_interval(latency.ci95)})"
+    if not latency.significant:
+        return f"[yellow]no significant difference[/yellow]: {text}"
+    if latency.speedup < 1:
+        return f"[red]slower[/red] than the original: {text}"
+    return f"[green]faster[/green]: {text}"
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return f"{ends[0]:.2f} to {ends[1]:.2f}"
+
+
+def _conditions(latency: Latency) -> str:
+    threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+    return f"{latency.provider}, {threads}, batch {latency.batch}, {latency.pairs} pairs of runs"
+
+
+def _side_row(table: Table, model: str, side: LatencySide, speedup: str, interval: str) -> None:
+    times = [f"{value:.3g} ms" for value in (side.p50, side.p90, side.p99, side.min)]
+    table.add_row(escape(model), *times, speedup, interval)
+
+
+def _quality_title(report: Report) -> str:
+    quality = report.quality
+    if quality is None or quality.data == "calibration":
+        return f"Closeness to the original on {quality.samples if quality else 0} calibration samples"
+    return (
+        f"Closeness to the original on {quality.samples} made-up samples "
+        "(says little about accuracy: give real inputs with --calibration)"
+    )
+
+
+def _quality_table(report: Report) -> Table:
+    table = _table("output", "cosine", "relative error", "SQNR", "same top-1")
+    for name, found in (report.quality.outputs if report.quality else {}).items():
+        agreement = "-" if found.top1_agreement is None else numbers.share(found.top1_agreement)
+        error, noise = numbers.plain(found.relative_error, 4), numbers.plain(found.sqnr_db, 1)
+        table.add_row(escape(name), numbers.plain(found.cosine, 4), error, f"{noise} dB", agreement)
+    return table
+
+
+def _groups_table(groups: Sequence[GroupReport], every: bool) -> Table:
+    table = _table("group", "size", "MACs", "params", "couples", wide=("couples",))
+    for entry in sorted(groups, key=lambda g: -g.macs_share):
+        mark = " (renormalised)" if entry.group.renormalised else ""
+        shares = numbers.share(entry.macs_share), numbers.share(entry.parameters_share)
+        coupled = _coupled(entry.group.occurrences, every)
+        table.add_row(escape(entry.group.id) + mark, str(entry.group.size), *shares, escape(coupled))
+    return table
+
+
+def _coupled(occurrences: Sequence[Occurrence], every: bool) -> str:
+    ordered = sorted(occurrences, key=lambda o: (_ROLES[o.role], o.tensor, o.axis))
+    shown = ordered if every else ordered[:_TENSORS]
+    names = [f"{o.tensor} axis {o.axis} {o.role}" for o in shown]
+    if len(shown) < len(ordered):
+        names.append(f"... {len(ordered) - len(shown)} more (-v lists all)")
+    return "\n".join(names)
+
+
+def _frozen_table(groups: Sequence[GroupReport]) -> Table:
+    table = _table("group", "size", "MACs", "reason", wide=("reason",))
+    for entry in groups:
+        table.add_row(
+            escape(entry.group.id), str(entry.group.size), numbers.share(entry.macs_share), escape(entry.reason)
+        )
+    return table
+
+
+def _refusals(page: _Page, report: Report, rows: int) -> None:
+    if not report.refusals:
+        return
+    table = _table("node", "MACs", "reason", wide=("reason",))
+    for refusal, share in report.refusals[:rows]:
+        table.add_row(escape(refusal.node), numbers.share(share), escape(refusal.reason))
+    page.table("What cannot be pruned, by share of the MACs it freezes", table)
+    _more(page, len(report.refusals) - rows)
+
+
+def _more(page: _Page, count: int) -> None:
+    if count > 0:
+        page.line(f"... {count} more (`onnxprune inspect -v`, or --json, lists all)")
+
+
+def _notes(page: _Page, report: Report) -> None:
+    if report.notes:
+        page.line()
+    for note in report.notes:
+        page.line(f"[yellow]note:[/yellow] {escape(note)}")

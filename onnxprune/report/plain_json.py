@@ -1,0 +1,126 @@
+"""Results as plain data for programs. The keys are a contract: `SCHEMA` rises when one of them changes its meaning.
+
+Numbers that JSON cannot hold (NaN, infinities) are null, and so is every part that the run did not produce.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxprune import __version__
+from onnxprune.records import GroupReport, Latency, LatencySide, Report, Totals
+
+SCHEMA = 1
+
+
+def report_data(report: Report) -> dict[str, Any]:
+    """The report as plain data.
+
+    `after.bytes` is null where no file was written; shares are of the original model, 0 to 1; latencies are in
+    milliseconds, `seconds` in seconds.
+    """
+    data = {
+        "schema": SCHEMA,
+        "tool_version": __version__,
+        "model": report.model,
+        "output": report.output,
+        "seed": report.seed,
+        "options": report.options,
+        "before": _totals(report.before, has_file=True),
+        "after": _totals(report.after, has_file=report.output is not None) if report.after else None,
+        "groups": [_group(group) for group in report.groups],
+        "refusals": [
+            {"node": refusal.node, "op": refusal.op, "reason": refusal.reason, "macs_share": share}
+            for refusal, share in report.refusals
+        ],
+        "exactness": _exactness(report),
+        "quality": _quality(report),
+        "latency": latency_data(report.latency) if report.latency else None,
+        "seconds": report.seconds,
+    }
+    return {key: _valid(value) for key, value in data.items()}
+
+
+def comparison_data(models: Sequence[str | Path], results: Sequence[Latency], *, seed: int) -> dict[str, Any]:
+    """The result of `benchmark` as plain data: every further model against the first."""
+    entries = [{"model": str(m), **latency_data(r)} for m, r in zip(models[1:], results, strict=True)]
+    data = {
+        "schema": SCHEMA,
+        "tool_version": __version__,
+        "model": str(models[0]),
+        "seed": seed,
+        "comparisons": entries,
+    }
+    return {key: _valid(value) for key, value in data.items()}
+
+
+def latency_data(latency: Latency) -> dict[str, Any]:
+    """One comparison: the keys of `latency` in the report."""
+    return {
+        "provider": latency.provider,
+        "batch": latency.batch,
+        "threads": latency.threads,
+        "before_ms": _side(latency.before),
+        "after_ms": _side(latency.after),
+        "speedup": latency.speedup,
+        "ci95": list(latency.ci95),
+    }
+
+
+def dumps(data: Mapping[str, Any]) -> str:
+    """JSON text with a final line break."""
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _totals(totals: Totals, *, has_file: bool) -> dict[str, Any]:
+    return {
+        "nodes": totals.nodes,
+        "parameters": totals.parameters,
+        "bytes": totals.bytes if has_file else None,
+        "macs": totals.macs,
+    }
+
+
+def _group(entry: GroupReport) -> dict[str, Any]:
+    return {
+        "id": entry.group.id,
+        "size": entry.group.size,
+        "kept": entry.kept,
+        "status": entry.status,
+        "reason": entry.reason,
+        "renormalised": entry.group.renormalised,
+        "occurrences": [dataclasses.asdict(occurrence) for occurrence in entry.group.occurrences],
+        "macs_share": entry.macs_share,
+        "parameters_share": entry.parameters_share,
+    }
+
+
+def _exactness(report: Report) -> dict[str, Any] | None:
+    found = report.exactness
+    return {"max_abs": found.max_abs, "max_rel": found.max_rel, "passed": found.passed} if found else None
+
+
+def _quality(report: Report) -> dict[str, Any] | None:
+    if report.quality is None:
+        return None
+    return {"outputs": {name: dataclasses.asdict(found) for name, found in report.quality.outputs.items()}}
+
+
+def _side(side: LatencySide) -> dict[str, float]:
+    return {"p50": side.p50, "p90": side.p90, "min": side.min}
+
+
+def _valid(value: Any) -> Any:
+    """Plain data that JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _valid(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,205 @@
+"""Fused attention and the operators that fused transformer graphs are made of.
+
+    heads are the outer factor of a projection: (h d). The width d of a head fixes the default scale 1/sqrt(d), so it
+    stays; whole heads go. With grouped queries (kv r d): each key-value head serves r query heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxprune import dims
+from onnxprune.dims import Dim
+from onnxprune.rules.norm import state_layer_normalization
+from onnxprune.rules.registry import Operator, rule
+
+CONTRIB = "com.microsoft"
+
+
+def _heads(op: Operator, projection: Dim, heads: Dim) -> None:
+    """State that `projection` is (heads, width) with a fixed width."""
+    found, width = op.factor(projection, [heads.size, projection.size // heads.size])
+    op.unify(found, heads)
+    op.freeze(width, f"{op.kind} derives its scale from the width of a head")
+
+
+def _attention_macs(op: Operator, out: Sequence[Dim], keys: Dim, width: Dim) -> None:
+    """Scores and weighted sum: queries x keys x projection, twice."""
+    op.macs(*out[:-1], keys, width)
+    op.macs(*out[:-1], keys, out[-1])
+
+
+@rule("Attention", domain=CONTRIB)
+def packed_attention(op: Operator) -> None:
+    """x: b t e, w: e (3 parts), bias: (3 parts) -> b t v; each part is (h d)."""
+    if any(op.has(i) for i in (4, 5, 6)) or len(op.outputs) > 1:
+        return op.freeze_all("Attention with a cache")
+    b, t, e = op.dims(0)
+    op.unify(op.dims(1)[0], e)
+    total = op.dims(1)[1].size
+    sizes = op.attribute("qkv_hidden_sizes") or [total // 3] * 3
+    heads = dims.atom(op.attribute("num_heads"))
+    parts = op.split(op.dims(1)[1], sizes)
+    for part in parts:
+        _heads(op, part, heads)
+    if op.has(2):
+        op.unify(op.dims(2)[0], dims.cat(parts))
+    if op.has(3):
+        for d in op.dims(3):
+            op.freeze(d, "the mask of Attention")
+    op.outputs[0] = (b, t, parts[2])
+    op.contract(0, [2])
+    op.role(1, 0, "contracted")
+    op.role(1, 1, "produced")
+    op.sizes("num_heads", [heads])
+    if "qkv_hidden_sizes" in op.attributes:
+        op.sizes("qkv_hidden_sizes", parts)
+    op.macs(b, t, e, op.dims(1)[1])
+    _attention_macs(op, op.outputs[0], t, parts[0])
+
+
+@rule("MultiHeadAttention", domain=CONTRIB)
+def multi_head_attention(op: Operator) -> None:
+    """q: b t (h d), k: b s (h d), v: b s (h e), bias: the three end to end -> b t (h e)."""
+    plain = op.has(1) and op.has(2) and len(op.dims(0)) == len(op.dims(1)) == len(op.dims(2)) == 3
+    if not plain or len(op.outputs) > 1 or op.has(6) or op.has(7):
+        return op.freeze_all("MultiHeadAttention with packed operands or a cache")
+    heads = dims.atom(op.attribute("num_heads"))
+    (b, t, q), (_, s, k), (_, _, v) = op.dims(0), op.dims(1), op.dims(2)
+    for projection in (q, k, v):
+        _heads(op, projection, heads)
+    op.unify(s, op.dims(2)[1])
+    if op.has(3):
+        op.unify(op.dims(3)[0], dims.cat([q, k, v]))
+    for operand in (4, 5):
+        for d in op.dims(operand) if op.has(operand) else ():
+            op.freeze(d, "the mask or bias of MultiHeadAttention")
+    if op.has(5) and op.dims(5)[1].size == heads.size != 1:
+        op.freeze(heads, "a bias by head")
+    op.outputs[0] = (b, t, v)
+    op.sizes("num_heads", [heads])
+    _attention_macs(op, op.outputs[0], s, q)
+
+
+@rule("GroupQueryAttention", domain=CONTRIB)
+def group_query_attention(op: Operator) -> None:
+    """q: b t (kv r d), k, v: b s (kv d), caches: b kv p d -> b t (kv r d), caches."""
+    groups, heads = op.attribute("kv_num_heads"), op.attribute("num_heads")
+    if not (op.has(1) and op.has(2)):
+        return op.freeze_all("GroupQueryAttention with packed operands")
+    kv = dims.atom(groups)
+    q, k, v = (op.dims(i)[2] for i in range(3))
+    found, repeats, width = op.factor(q, [groups, heads // groups, q.size // heads])
+    op.unify(found, kv)
+    op.freeze(repeats, "query heads go with their key-value head")
+    op.freeze(width, "GroupQueryAttention derives its scale from the width of a head")
+    for projection in (k, v):
+        _heads(op, projection, kv)
+    for cache in (*(op.inputs[i] for i in (3, 4) if op.has(i)), *op.outputs[1:3]):
+        for axis, d in enumerate(cache or ()):
+            if axis == 1:
+                op.unify(d, kv)
+            else:
+                op.freeze(d, "the cache of GroupQueryAttention")
+    for operand in range(5, len(op.inputs)):
+        for d in op.inputs[operand] or ():
+            op.freeze(d, "an operand of GroupQueryAttention")
+    op.outputs[0] = (*op.dims(0)[:2], q)
+    op.sizes("kv_num_heads", [kv])
+    op.sizes("num_heads", [dims.prod([kv, repeats])])
+    _attention_macs(op, op.outputs[0], op.dims(1)[1], q)
+
+
+@rule("Attention", since=23)
+def attention(op: Operator) -> None:
+    """q: b t (kv r d) or b (kv r) t d; k, v alike with kv heads. Masks stay; caches are not covered."""
+    if op.has(4) or op.has(5) or len(op.outputs) > 1:
+        return op.freeze_all("Attention with a cache")
+    if len(op.dims(0)) == 4:
+        return _attention_by_head(op)
+    q_heads, kv_heads = op.attribute("q_num_heads"), op.attribute("kv_num_heads")
+    kv = dims.atom(kv_heads)
+    q, k, v = (op.dims(i)[2] for i in range(3))
+    found, repeats, width = op.factor(q, [kv_heads, q_heads // kv_heads, q.size // q_heads])
+    op.unify(found, kv)
+    op.freeze(repeats, "query heads go with their key-value head")
+    op.freeze(width, "Attention derives its scale from the width of a head")
+    for projection in (k, v):
+        _heads(op, projection, kv)
+    value_width = op.factor(v, [kv_heads, v.size // kv_heads])[1]
+    _freeze_mask(op)
+    op.outputs[0] = (*op.dims(0)[:2], dims.prod([kv, repeats, value_width]))
+    op.sizes("kv_num_heads", [kv])
+    op.sizes("q_num_heads", [dims.prod([kv, repeats])])
+    _attention_macs(op, op.outputs[0], op.dims(1)[1], q)
+
+
+def _attention_by_head(op: Operator) -> None:
+    (b, heads, t, d), (_, kv, s, _), (*_, e) = op.dims(0), op.dims(1), op.dims(2)
+    found, repeats = op.factor(heads, [kv.size, heads.size // kv.size])
+    op.unify(found, kv)
+    op.unify(kv, op.dims(2)[1])
+    op.freeze(repeats, "query heads go with their key-value head")
+    op.freeze(d, "Attention derives its scale from the width of a head")
+    op.unify(d, op.dims(1)[3])
+    op.unify(s, op.dims(2)[2])
+    _freeze_mask(op)
+    op.outputs[0] = (b, heads, t, e)
+    op.macs(b, heads, t, s, d)
+    op.macs(b, heads, t, s, e)
+
+
+def _freeze_mask(op: Operator) -> None:
+    for d in op.dims(3) if op.has(3) else ():
+        op.freeze(d, "the mask of Attention")
+
+
+@rule("RotaryEmbedding", domain=CONTRIB)
+@rule("RotaryEmbedding", since=23)
+def rotary_embedding(op: Operator) -> None:
+    """x: b t (h d) or b h t d; rotates pairs within d."""
+    x = op.dims(0)
+    heads = op.attribute("num_heads", 0)
+    if len(x) == 3 and heads:
+        found, width = op.factor(x[2], [heads, x[2].size // heads])
+        op.freeze(width, "RotaryEmbedding turns pairs within a head")
+        op.sizes("num_heads", [found])
+    else:
+        op.freeze(x[-1], "RotaryEmbedding turns pairs within a head")
+    for operand in range(1, len(op.inputs)):
+        for d in op.inputs[operand] or ():
+            op.freeze(d, "an operand of RotaryEmbedding")
+    op.broadcast([0])
+
+
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=CONTRIB)
+def skip_layer_normalization(op: Operator) -> None:
+    """LayerNormalization of the sum of operands 0, 1 and a bias; the last result is the sum itself."""
+    state_layer_normalization(op, -1)
+    if len(op.outputs) > 3:
+        op.outputs[3] = op.outputs[0]
+
+
+@rule("EmbedLayerNormalization", domain=CONTRIB)
+def embed_layer_normalization(op: Operator) -> None:
+    """ids, segments: b t; tables: v e, p e, s e; scale, shift: e -> b t e; mask index: b; sum: b t e."""
+    b, t = op.dims(0)
+    e = op.dims(2)[1]
+    for table in (2, 3, 4):
+        if op.has(table):
+            op.freeze(op.dims(table)[0], "the rows of an embedding")
+            op.unify(op.dims(table)[1], e)
+            op.role(table, 1, "produced")
+            op.contract(table, [1], average=True)
+    for vector in (5, 6):
+        op.unify(op.dims(vector)[0], e)
+    op.outputs[0] = (b, t, e)
+    if len(op.outputs) > 2:
+        op.outputs[2] = (b, t, e)
+
+
+@rule("BiasGelu", "FastGelu", "QuickGelu", "Gelu", "BiasAdd", "BiasSplitGelu", domain=CONTRIB)
+def activation(op: Operator) -> None:
+    if op.kind == "BiasSplitGelu":
+        return op.freeze_all("BiasSplitGelu halves its operand")
+    op.broadcast([i for i in range(len(op.inputs)) if op.has(i)])

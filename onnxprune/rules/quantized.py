@@ -1,0 +1,149 @@
+"""Quantized operators: QDQ pairs, QOperator forms, dynamic quantization.
+
+Scales and zero points are scalars or vectors along one axis, and then shrink with it. In integer tensors zero is the
+zero point, not the number 0, so the parts an operator must not see are gathered away instead of masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxprune.dims import Dim
+from onnxprune.rules.join import state_concat
+from onnxprune.rules.linear import operand_terms, result_terms
+from onnxprune.rules.registry import Operator, rule
+
+CONTRIB = "com.microsoft"
+
+
+def _along(op: Operator, d: Dim, operands: Sequence[int]) -> None:
+    """Scales and zero points of these operands are scalars, or one per index of `d`."""
+    for operand in operands:
+        for axis in op.dims(operand) if op.has(operand) else ():
+            if axis.size > 1:
+                op.unify(axis, d)
+
+
+@rule("QuantizeLinear", "DequantizeLinear")
+@rule("QuantizeLinear", "DequantizeLinear", domain=CONTRIB)
+def quantize(op: Operator) -> None:
+    x = op.dims(0)
+    if op.attribute("block_size", 0):
+        return op.freeze_all("quantization by blocks")
+    _along(op, x[op.attribute("axis", 1) % len(x)] if x else op.dims(1)[0], [1, 2])
+    op.broadcast([0])
+
+
+@rule("DynamicQuantizeLinear")
+def dynamic_quantize(op: Operator) -> None:
+    """The scale comes from the extremes of the whole tensor, so it changes with what is left of it."""
+    op.contract(0, range(len(op.dims(0))), average=True)
+    op.broadcast([0])
+
+
+@rule("QLinearConv")
+def qlinear_conv(op: Operator) -> None:
+    """x, its scale and zero point, w, its scales and zero points, those of y, bias."""
+    scalars = [" ".join(["_"] * len(op.dims(i))) or "*" for i in (1, 2)]
+    letters = op.apply(
+        f"n (g i) *, {', '.join(scalars)}, (g o) i * -> n (g o) *", quantized=True, g=op.attribute("group", 1)
+    )
+    if op.attribute("group", 1) > 1:
+        op.sizes("group", [letters["g"]])
+    _along(op, op.outputs[0][1], [4, 5, 8])
+    op.macs(*op.outputs[0], letters["i"], *op.dims(3)[2:])
+
+
+@rule("ConvInteger")
+def conv_integer(op: Operator) -> None:
+    letters = op.apply("n (g i) *, (g o) i * -> n (g o) *", quantized=True, g=op.attribute("group", 1))
+    if op.attribute("group", 1) > 1:
+        op.sizes("group", [letters["g"]])
+    _along(op, op.outputs[0][1], [3])
+    op.macs(*op.outputs[0], letters["i"], *op.dims(1)[2:])
+
+
+@rule("MatMulInteger")
+def matmul_integer(op: Operator) -> None:
+    a, b = operand_terms(op)
+    letters = op.apply(f"{a}, {b} -> {result_terms(op)}", quantized=True)
+    _along(op, op.outputs[0][-1], [3])
+    op.macs(*op.outputs[0], letters["k"])
+
+
+@rule("DynamicQuantizeMatMul", "MatMulIntegerToFloat", domain=CONTRIB)
+def matmul_to_float(op: Operator) -> None:
+    """Operands a, b, then scales, zero points and a bias along the last axis; a dynamic scale sees the whole of a."""
+    a, b = operand_terms(op)
+    letters = op.apply(f"{a}, {b} -> {result_terms(op)}", quantized=True)
+    if op.kind == "DynamicQuantizeMatMul":
+        op.contract(0, range(len(op.dims(0))), average=True)
+    _along(op, op.outputs[0][-1], range(2, len(op.inputs)))
+    op.macs(*op.outputs[0], letters["k"])
+
+
+@rule("QLinearMatMul")
+def qlinear_matmul(op: Operator) -> None:
+    letters = _product(op, 3, transposed=False)
+    _along(op, op.outputs[0][-1], [4, 5, 6, 7])
+    op.macs(*op.outputs[0], letters["k"])
+
+
+@rule("QGemm", domain=CONTRIB)
+def qgemm(op: Operator) -> None:
+    if op.attribute("transA", 0):
+        return op.freeze_all("QGemm with transA")
+    letters = _product(op, 3, transposed=bool(op.attribute("transB", 0)))
+    _along(op, op.outputs[0][-1], [4, 5, 6, 7, 8])
+    op.macs(*op.outputs[0], letters["k"])
+
+
+def _product(op: Operator, second: int, *, transposed: bool) -> dict[str, Dim]:
+    """A matrix product whose second operand comes after the scale and zero point of the first."""
+    b = "... n k" if transposed else "... k n"
+    ignored = [" ".join(["_"] * len(op.dims(i))) for i in range(1, second)]
+    ignored = [text or "*" for text in ignored]
+    return op.apply(f"... m k, {', '.join(ignored)}, {b} -> {result_terms(op, second)}", quantized=True)
+
+
+@rule(
+    "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearWhere", domain=CONTRIB
+)
+def qlinear_pointwise(op: Operator) -> None:
+    """a, its scale and zero point, b, its scale and zero point, those of the result: all of those scalars."""
+    if op.kind in ("QLinearSoftmax", "QLinearWhere"):
+        return op.freeze_all(f"{op.kind} is not covered")
+    op.broadcast([0, 3] if op.kind in ("QLinearAdd", "QLinearMul") else [0])
+
+
+@rule("QLinearGlobalAveragePool", "QLinearAveragePool", domain=CONTRIB)
+def qlinear_pool(op: Operator) -> None:
+    if op.attribute("channels_last", 0):
+        return op.freeze_all("pooling with channels last")
+    terms = ", ".join(["n c *"] + [" ".join(["_"] * len(op.dims(i))) or "*" for i in range(1, len(op.inputs))])
+    op.apply(f"{terms} -> n c *")
+
+
+@rule("QLinearConcat", domain=CONTRIB)
+def qlinear_concat(op: Operator) -> None:
+    """Scale and zero point of the result, then (tensor, scale, zero point) of every part."""
+    state_concat(op, range(2, len(op.inputs), 3))
+
+
+@rule("MatMulNBits", domain=CONTRIB)
+def matmul_n_bits(op: Operator) -> None:
+    """b is packed as n x blocks x bytes: whole rows n can go, the blocks of k stay."""
+    x, b = op.dims(0), op.dims(1)
+    op.freeze(x[-1], "MatMulNBits packs this axis in blocks")
+    for d in b[1:]:
+        op.freeze(d, "MatMulNBits packs this axis in blocks")
+    n, _ = b[0], op.role(1, 0, "produced")
+    for operand in range(2, len(op.inputs)):
+        for d in op.inputs[operand] or ():
+            if d.size == n.size and len(op.dims(operand)) > 1:
+                op.unify(d, n)
+            else:
+                op.freeze(d, "an operand of MatMulNBits")
+    op.outputs[0] = (*x[:-1], n)
+    op.sizes("N", [n])
+    op.macs(*op.outputs[0], x[-1])

@@ -1,0 +1,34 @@
+"""Recurrent cells: LSTM (4 gates), GRU (3), RNN (1).
+
+    h_t = cell(W x_t + Wb, R h_{t-1} + Rb)    W: d (gates h) i, R: d (gates h) h, B: d (2 gates h), P: d (3 h)
+
+A hidden unit is removed from every gate of both directions d at once: the gates are fixed factors. R sums over the
+hidden units of the step before.
+"""
+
+from __future__ import annotations
+
+from onnxprune import dims
+from onnxprune.rules.registry import Operator, rule
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@rule("LSTM", "GRU", "RNN")
+def recurrent(op: Operator) -> None:
+    gates = GATES[op.kind]
+    batch_first = op.attribute("layout", 0) == 1
+    x, state, y = ("b t i", "b d h", "b t d h") if batch_first else ("t b i", "d b h", "t d b h")
+    operands = [x, f"d ({gates} h) i", f"d ({gates} h) h", f"d ({2 * gates} h)?", "b?", f"{state}?"]
+    if op.kind == "LSTM":
+        operands += [f"{state}?", "d (3 h)?"]
+    letters = op.apply(f"{', '.join(operands)} -> {y}, {state}, {state}", h=op.attribute("hidden_size"))
+    op.roles = [entry for entry in op.roles if entry[:2] != (2, 2)]
+    op.role(2, 1, "produced")
+    op.role(2, 2, "contracted")
+    op.contract(2, [2])
+    op.freeze(letters["d"], "the directions of a recurrent cell")
+    op.sizes("hidden_size", [letters["h"]])
+    cell = (letters["t"], letters["b"], letters["d"], dims.atom(gates), letters["h"])
+    op.macs(*cell, letters["i"])
+    op.macs(*cell, letters["h"])

@@ -1,0 +1,74 @@
+"""Operators that pick or place by index: the indexed axes must stay whole, the others pass through."""
+
+from __future__ import annotations
+
+from onnxprune.rules.registry import Operator, rule
+
+
+@rule("GatherND")
+def gather_nd(op: Operator) -> None:
+    """data: B, indexed, rest; indices: B, I, k -> B, I, rest."""
+    data, index = op.dims(0), op.dims(1)
+    batch = op.attribute("batch_dims", 0)
+    picked = index[-1].size
+    for d in (*data[batch : batch + picked], index[-1]):
+        op.freeze(d, "GatherND picks from this axis")
+    op.unify_all(data[:batch], index[:batch])
+    op.outputs[0] = (*index[:-1], *data[batch + picked :])
+
+
+@rule("ScatterND")
+def scatter_nd(op: Operator) -> None:
+    """data: indexed, rest; indices: I, k; updates: I, rest -> as data."""
+    data, index, updates = op.dims(0), op.dims(1), op.dims(2)
+    picked = index[-1].size
+    for d in (*data[:picked], index[-1]):
+        op.freeze(d, "ScatterND places into this axis")
+    op.unify_all(updates, (*index[:-1], *data[picked:]))
+    op.broadcast([0])
+
+
+@rule("GatherElements", "ScatterElements", "Scatter")
+def elements(op: Operator) -> None:
+    """Every operand has an entry per element, so all axes but the indexed one are the same where they are as long."""
+    data = op.dims(0)
+    axis = op.attribute("axis", 0) % len(data)
+    for operand in range(len(op.inputs)):
+        for k, (a, b) in enumerate(zip(data, op.dims(operand), strict=True)):
+            if k == axis or a.size != b.size:
+                op.freeze(a, f"{op.kind} picks from this axis")
+                op.freeze(b, f"{op.kind} picks from this axis")
+            else:
+                op.unify(a, b)
+    op.outputs[0] = op.dims(1 if op.kind == "GatherElements" else 0)
+
+
+@rule("OneHot")
+def one_hot(op: Operator) -> None:
+    axis = op.attribute("axis", -1) % len(op.outputs[0])
+    op.freeze(op.outputs[0][axis], "the classes of OneHot")
+    op.outputs[0] = (*op.dims(0)[:axis], op.outputs[0][axis], *op.dims(0)[axis:])
+
+
+@rule("Trilu")
+def trilu(op: Operator) -> None:
+    for d in op.dims(0)[-2:]:
+        op.freeze(d, "Trilu compares positions on this axis")
+    op.broadcast([0])
+
+
+@rule("DFT")
+def dft(op: Operator) -> None:
+    """Along one axis; the last axis holds the real and imaginary parts."""
+    axis = op.attribute("axis", 1) if op.opset < 20 else op.fixed(2)
+    if axis is None and op.has(2):
+        return op.freeze_all("DFT along a computed axis")
+    position = int(-2 if axis is None else axis.item() if hasattr(axis, "item") else axis) % len(op.dims(0))
+    result = list(op.outputs[0])
+    for k, d in enumerate(op.dims(0)):
+        if k in (position, len(op.dims(0)) - 1):
+            op.freeze(d, "DFT works along this axis")
+            op.freeze(result[k], "DFT works along this axis")
+        else:
+            result[k] = d
+    op.outputs[0] = tuple(result)

@@ -1,0 +1,156 @@
+"""Convolution and pooling."""
+
+from __future__ import annotations
+
+import pytest
+from oracle import groups, model, places, prunable, prune_and_compare, reasons
+
+
+def test_conv_couples_filters_bias_and_the_consumers_columns() -> None:
+    m = model("""(float[N,3,H,W] x) => (float[N,5,H,W] y)
+        <float[8,3,3,3] w, float[8] b, float[5,8,1,1] v> {
+        h = Conv<pads=[1,1,1,1]>(x, w, b)
+        r = Relu(h)
+        y = Conv(r, v)
+    }""")
+    assert prunable(m) == {"w:0": 8}
+    assert places(groups(m)["w:0"]) == {("w", 0): "produced", ("b", 0): "carried", ("v", 1): "contracted"}
+    assert reasons(m) == {"v:0": "graph output: the interface keeps its shape"}
+    result = prune_and_compare(m)
+    assert result.weights == {"w": (4, 3, 3, 3), "b": (4,), "v": (5, 4, 1, 1)}
+    assert set(result.differences) == {"masked", "zeroed"}
+
+
+@pytest.mark.parametrize(("space", "kernel"), [("6", "3"), ("6,5", "3,2"), ("4,5,6", "3,2,1")])
+def test_conv_of_any_rank(space: str, kernel: str) -> None:
+    ones = ",".join("1" for _ in kernel.split(","))
+    m = model(f"""(float[N,3,{space}] x) => (float[N,5,{",".join("ABC"[: len(kernel.split(","))])}] y)
+        <float[8,3,{kernel}] w, float[5,8,{ones}] v> {{
+        h = Conv(x, w)
+        y = Conv(h, v)
+    }}""")
+    assert prunable(m) == {"w:0": 8}
+    prune_and_compare(m)
+
+
+def test_grouped_conv_has_three_dimensions_groups_inputs_and_outputs() -> None:
+    m = model("""(float[N,3,6,6] x) => (float[N,5,6,6] y)
+        <float[8,3,1,1] w, float[12,4,3,3] u, float[12] b, float[5,12,1,1] v> {
+        h = Conv(x, w)
+        k = Conv<group=2, pads=[1,1,1,1]>(h, u, b)
+        y = Conv(k, v)
+    }""")
+    assert prunable(m) == {"w:0": 2, "w:0#2": 4, "u:0": 6}
+    assert places(groups(m)["w:0#2"]) == {("w", 0): "produced", ("u", 1): "contracted"}
+    result = prune_and_compare(m)
+    assert result.attribute("Conv", "group", 1) == 1
+    assert result.weights["w"] == (4, 3, 1, 1)
+    assert result.weights["u"] == (6, 4, 3, 3)
+    every = prune_and_compare(m, factors=True, seed=1)
+    assert every.weights["u"] == (3, 2, 3, 3)
+
+
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_depthwise_conv_passes_the_channels_on(multiplier: int) -> None:
+    c = 8 * multiplier
+    m = model(f"""(float[N,3,6,6] x) => (float[N,5,4,4] y)
+        <float[8,3,1,1] w, float[{c},1,3,3] u, float[{c}] b, float[5,{c},1,1] v> {{
+        h = Conv(x, w)
+        k = Conv<group=8>(h, u, b)
+        y = Conv(k, v)
+    }}""")
+    assert prunable(m) == ({"w:0": 8} if multiplier == 1 else {"w:0": 8, "u:0": 2})
+    assert places(groups(m)["w:0"])["u", 0] == "produced"
+    result = prune_and_compare(m)
+    assert result.attribute("Conv", "group", 1) == 4
+    assert result.weights["u"] == (c // 2, 1, 3, 3)
+    prune_and_compare(m, factors=True, seed=2)
+
+
+def test_grouped_conv_after_a_shared_residual() -> None:
+    """The input channels (g i) and the output channels (g o) of the grouped convolution are one dimension."""
+    m = model("""(float[N,3,6,6] x) => (float[N,5,6,6] y)
+        <float[8,3,1,1] w, float[8,4,3,3] u, float[5,8,1,1] v> {
+        h = Conv(x, w)
+        k = Conv<group=2, pads=[1,1,1,1]>(h, u)
+        s = Add(h, k)
+        y = Conv(s, v)
+    }""")
+    assert prunable(m) == {"w:0": 2, "w:0#2": 4}
+    assert places(groups(m)["w:0#2"])["u", 0] in ("produced", "contracted")
+    prune_and_compare(m)
+    prune_and_compare(m, factors=True, seed=1)
+
+
+def test_a_pointwise_conv_over_tokens_leaves_the_token_width_alone() -> None:
+    text = """(float[N,4,5] x) => (float[N,6,3] y) <float[5,8] w, float[6,4,K] c, float[6] b, float[8,3] v> {
+        h = MatMul(x, w)
+        k = Conv<pads=[P,P]>(h, c, b)
+        y = MatMul(k, v)
+    }"""
+    pointwise = model(text.replace("K", "1").replace("P", "0"))
+    assert prunable(pointwise) == {"w:1": 8}
+    prune_and_compare(pointwise)
+    wide = model(text.replace("K", "3").replace("P", "1"))
+    assert reasons(wide)["w:1"] == "Conv: Conv works along this axis"
+
+
+def test_conv_transpose_keeps_its_input_channels_first() -> None:
+    m = model("""(float[N,3,H,W] x) => (float[N,5,P,Q] y) <float[8,3,1,1] w, float[8,6,2,2] t, float[6] b, float[5,6,1,1] v> {
+        h = Conv(x, w)
+        k = ConvTranspose<strides=[2,2]>(h, t, b)
+        y = Conv(k, v)
+    }""")
+    assert prunable(m) == {"w:0": 8, "t:1": 6}
+    assert places(groups(m)["w:0"]) == {("w", 0): "produced", ("t", 0): "contracted"}
+    assert places(groups(m)["t:1"]) == {("t", 1): "produced", ("b", 0): "carried", ("v", 1): "contracted"}
+    assert prune_and_compare(m).weights["t"] == (4, 3, 2, 2)
+
+
+@pytest.mark.parametrize("group", [2, 8])
+def test_grouped_conv_transpose(group: int) -> None:
+    m = model(f"""(float[N,3,4,4] x) => (float[N,5,8,8] y) <float[8,3,1,1] w, float[8,3,2,2] t, float[{3 * group}] b,
+        float[5,{3 * group},1,1] v> {{
+        h = Conv(x, w)
+        k = ConvTranspose<strides=[2,2], group={group}>(h, t, b)
+        y = Conv(k, v)
+    }}""")
+    inner = {"w:0#2": 4} if group == 2 else {}
+    assert prunable(m) == {"w:0": group, **inner, "t:1": 3}
+    result = prune_and_compare(m)
+    assert result.attribute("ConvTranspose", "group") == group // 2
+    prune_and_compare(m, factors=True, seed=1)
+
+
+POOLS = """MaxPool<kernel_shape=[2,2]>|AveragePool<kernel_shape=[2,2],strides=[2,2]>|LpPool<kernel_shape=[2,2]>
+|GlobalAveragePool|GlobalMaxPool|GlobalLpPool"""
+
+
+@pytest.mark.parametrize("pool", POOLS.replace("\n", "").split("|"))
+def test_pooling_passes_channels_through(pool: str) -> None:
+    m = model(f"""(float[N,3,8,8] x) => (float[N,5,H,W] y) <float[8,3,1,1] w, float[5,8,1,1] v> {{
+        h = Conv(x, w)
+        p = {pool}(h)
+        y = Conv(p, v)
+    }}""")
+    assert prunable(m) == {"w:0": 8}
+    prune_and_compare(m)
+
+
+def test_the_indices_of_max_pool_count_over_all_channels() -> None:
+    m = model("""(float[N,3,8,8] x) => (float[N,5,4,4] y, int64[N,8,4,4] i) <float[8,3,1,1] w, float[5,8,1,1] v> {
+        h = Conv(x, w)
+        p, i = MaxPool<kernel_shape=[2,2], strides=[2,2]>(h)
+        y = Conv(p, v)
+    }""")
+    assert reasons(m)["w:0"] == "MaxPool: the indices of MaxPool count over all channels"
+
+
+def test_lrn_mixes_neighbouring_channels() -> None:
+    m = model("""(float[N,3,8,8] x) => (float[N,5,8,8] y) <float[8,3,1,1] w, float[5,8,1,1] v> {
+        h = Conv(x, w)
+        p = LRN<size=3>(h)
+        y = Conv(p, v)
+    }""")
+    assert reasons(m)["w:0"] == "LRN: LRN mixes neighbouring channels"
+    assert prunable(m) == {}
