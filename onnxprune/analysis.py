@@ -15,10 +15,12 @@ from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
 from onnxprune.records import Analysis, Contraction, Group, Occurrence, Refusal, Role, SizeUse, Work
 from onnxprune.rules import Operator
-from onnxprune.rules.registry import SizeMismatchError
+from onnxprune.rules.registry import FIXED_FACTOR, SizeMismatchError
 from onnxprune.shapes import Shapes, captured_names, graph_inputs, node_attributes
 
 Dims = tuple[Dim, ...]
+MOVES = {"Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+"""Operators whose result is still a weight if their operand is one."""
 
 
 @dataclass
@@ -29,6 +31,8 @@ class _State:
     weights: dict[str, Dims] = field(default_factory=dict)
     origin: dict[str, frozenset[str]] = field(default_factory=dict)
     """The weights a constant tensor is computed from; absent for everything that depends on the inputs."""
+    picked: dict[str, frozenset[str]] = field(default_factory=dict)
+    """The weights that a lookup by computed indices picks slices from (the experts of a mixture)."""
     roles: list[tuple[str, int, Dim, Role]] = field(default_factory=list)
     users: dict[str, list[str]] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
@@ -144,8 +148,12 @@ def _record(state: _State, node: onnx.NodeProto, op: Operator) -> None:
     sources = [state.origin.get(n) for n in node.input if n]
     if all(s is not None for s in sources):
         _record_constant(state, node, frozenset(w for s in sources for w in s or ()))
+    if node.op_type == "Gather" and op.constant[0]:
+        state.picked[node.output[0]] = state.origin[node.input[0]]
+    elif len(node.input) and node.op_type in MOVES and node.input[0] in state.picked:
+        state.picked[node.output[0]] = state.picked[node.input[0]]
     for operand, axis, role in op.roles:
-        if op.constant[operand]:
+        if op.constant[operand] or node.input[operand] in state.picked:
             state.roles.append((node.input[operand], axis, op.dims(operand)[axis], role))
     for operand in node.input:
         for weight in state.origin.get(operand, ()):
@@ -177,7 +185,7 @@ def _groups(state: _State) -> Iterator[Group]:
     used: dict[str, int] = {}
     for a, occurrences in found.items():
         first = next((o for o in occurrences if o.role == "produced"), None)
-        if first is None:
+        if first is None or (isinstance(a.frozen, Refusal) and a.frozen.reason == FIXED_FACTOR):
             continue
         base = f"{first.tensor}:{first.axis}"
         used[base] = used.get(base, 0) + 1
@@ -200,7 +208,7 @@ def _roles_by_weight(state: _State) -> dict[tuple[str, int | None, Dim], Role]:
     roles: dict[tuple[str, int | None, Dim], Role] = {}
     for name, axis, d, role in state.roles:
         for a in dims.atoms(d):
-            for weight in state.origin.get(name, ()):
+            for weight in state.origin.get(name) or state.picked.get(name, ()):
                 key = (weight, axis if weight == name else None, a)
                 if roles.get(key) != "contracted":
                     roles[key] = role

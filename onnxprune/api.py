@@ -141,7 +141,7 @@ def choose(groups: Sequence[Group], keep: Sequence[str], only: Sequence[str]) ->
 
 def _matches(group: Group, patterns: Sequence[str]) -> bool:
     names = {group.id, *group.nodes, *(o.tensor for o in group.occurrences)}
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _why_nothing(opened: _Opened, prunable: Sequence[Group]) -> str:

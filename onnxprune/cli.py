@@ -96,18 +96,24 @@ class _Group(click.Group):
             formatter.write_text(_EXIT_CODES)
 
 
+class _DefaultContext(click.Context):
+    """In usage lines, the default command goes by the name of the group."""
+
+    @property
+    def command_path(self) -> str:
+        return self.parent.command_path if self.parent else super().command_path
+
+
 class _Default(click.Command):
-    """The command that needs no name: it is not mentioned, and its help is that of the whole."""
+    """The command that needs no name: its help is that of the whole."""
+
+    context_class = _DefaultContext
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        whole = ctx.parent
-        if whole is None:
+        if ctx.parent is None:
             super().format_help(ctx, formatter)
         else:
-            whole.command.format_help(whole, formatter)
-
-    def get_usage(self, ctx: click.Context) -> str:
-        return f"Usage: {ctx.find_root().command_path} MODEL [OPTIONS]"
+            ctx.parent.command.format_help(ctx.parent, formatter)
 
 
 # ---- Options ---------------------------------------------------------------------------------------------------------
@@ -139,7 +145,7 @@ def _parse_round_to(context: click.Context, parameter: click.Parameter, value: s
     return int(value)
 
 
-_PATH = click.Path(path_type=Path)
+_PATH = click.Path(readable=False, path_type=Path)  # whoever opens it has the better message
 _input_shape = click.option(
     "--input-shape",
     "input_shapes",

@@ -209,7 +209,8 @@ def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | Non
     name = node.input[operand]
     actual = surgery.values.get(name, surgery.shapes.values.get(name))
     if actual is None:
-        raise ModelError(f"node {node.name!r}: the sizes in {name!r} cannot be computed; exclude it with --keep")
+        _replace_unknown(surgery, use.node, operand, wanted)
+        return
     flat = actual.reshape(-1)
     target = np.asarray([a if w is None else w for a, w in zip(flat, wanted, strict=True)], flat.dtype)
     target = np.where(_follows_rest(node, flat), flat, target)
@@ -220,6 +221,18 @@ def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | Non
         _replace_operand(surgery, use.node, operand, target.reshape(actual.shape))
     else:
         _scale_operand(surgery, use.node, operand, flat, target, moving.reshape(-1))
+
+
+def _replace_unknown(surgery: _Surgery, index: int, operand: int, wanted: Sequence[int | None]) -> None:
+    """Sizes nobody could compute: the known new ones instead, and -1 for the one that follows the input."""
+    node = surgery.proto.graph.node[index]
+    moving = surgery.shapes.dynamic_axes.get(node.output[0])
+    if moving is None or None in wanted or moving.sum() > (node.op_type == "Reshape"):
+        raise ModelError(
+            f"node {node.name!r}: the sizes in {node.input[operand]!r} cannot be computed; exclude the group with --keep"
+        )
+    sizes = [-1 if m else int(w or 0) for m, w in zip(moving, wanted, strict=True)]
+    _replace_operand(surgery, index, operand, np.asarray(sizes, np.int64))
 
 
 def _follows_rest(node: onnx.NodeProto, flat: Array) -> npt.NDArray[np.bool_]:

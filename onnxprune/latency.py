@@ -10,8 +10,8 @@ But a session has luck of its own: where its weights lie in memory, which core i
 as long as the session, so both models get fresh sessions every now and then.
 Two things make such an interval too sure of itself, and both are measured, not assumed away. Neighbouring pairs may
 depend on each other (see `_dependence`). And measuring ends when the interval is narrow: between sessions of one model
-on a loaded 2-core machine, 95% intervals at moments so chosen held 1 in 80% of 60 repeats, 99% intervals in 97%. So the
-measurement computes 99.5% intervals, and states them as what they are after the choice: at least 95%.
+on a loaded 2-core machine, 95% intervals at moments so chosen held 1 in 80% of 60 repeats, 99.5% intervals in 98%. The
+measurement computes the latter, and states them as what they are after the choice: at least 95%.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ def compare(
     """Time `after` against `before` on the same inputs, in this process.
 
     Pairs are run until the interval of the median ratio is within 2% (over `min_pairs` and several sessions), or for
-    `budget_s` seconds, but never fewer than six. Before that both models warm up, and with `self_test` the first is measured
-    against itself for 0.3 of the budget: the noise floor. `threads` 0 means all physical cores.
+    `budget_s` seconds, but never fewer than six. Before that both models warm up, and with `self_test` the first is
+    measured against itself for 0.3 of the budget: the noise floor. `threads` 0 means all physical cores.
     """
     settings = _Settings(provider, threads or runtime.physical_cores(), budget_s, min_pairs, seed, self_test, timer)
     return _compare_all([before, after], feeds, settings)[0]

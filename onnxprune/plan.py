@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnxprune import dims
 from onnxprune.errors import OutputError, UsageError
-from onnxprune.records import Analysis, Group, IndexArray, Plan
+from onnxprune.records import Analysis, Group, IndexArray, Plan, Role
 
 SCHEMA = 1
 
@@ -21,8 +22,11 @@ SCHEMA = 1
 def to_json(
     plan: Plan, analysis: Analysis, slices: Mapping[str, Mapping[int, IndexArray]], *, model: str, sha256: str
 ) -> dict[str, Any]:
-    """The plan as plain data: one entry per tensor axis that shrinks, one per group that shrinks."""
-    roles = {(o.tensor, o.axis): o.role for g in analysis.groups if g.id in plan.kept for o in g.occurrences}
+    """The plan as plain data: one entry per tensor axis that shrinks, one per group that shrinks.
+
+    Setting the slices with the role `contracted` to zero in the original masks the removed indices.
+    """
+    roles = _roles(analysis, [g for g in analysis.groups if g.id in plan.kept])
     tensors = [
         {
             "name": name,
@@ -37,6 +41,22 @@ def to_json(
     sizes = {g.id: g.size for g in analysis.groups}
     groups = [{"id": name, "size": sizes[name], "kept": kept.tolist()} for name, kept in plan.kept.items()]
     return {"schema": SCHEMA, "model": {"name": model, "sha256": sha256}, "tensors": tensors, "groups": groups}
+
+
+def _roles(analysis: Analysis, groups: Iterable[Group]) -> dict[tuple[str, int], Role]:
+    """The role of every tensor axis the groups lie on.
+
+    A group that is somewhere summed over between activations alone (the width of a head in queries and keys) is not
+    masked by its contracted weights; zeroing all of its slices does it, so they all get that role.
+    """
+    between = {a for c in analysis.contractions if not c.weighted for d in c.dims for a in dims.atoms(d)}
+    roles: dict[tuple[str, int], Role] = {}
+    for group in groups:
+        for o in group.occurrences:
+            role: Role = "contracted" if group.dim in between else o.role
+            if roles.get((o.tensor, o.axis)) != "contracted":
+                roles[o.tensor, o.axis] = role
+    return roles
 
 
 def save(data: Mapping[str, Any], path: Path) -> None:

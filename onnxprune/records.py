@@ -58,6 +58,7 @@ class Contraction:
     """A node sums (or, `average`, averages or normalises) over the axes `dims` of its operand `operand`.
 
     `gather`: to see only a part, the operator must be given only that part; zeros in the rest would change the result.
+    `weighted`: a weight takes part in the sum.
     """
 
     node: int
@@ -66,6 +67,7 @@ class Contraction:
     dims: tuple[Dim, ...]
     average: bool
     gather: bool
+    weighted: bool
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,9 @@ def session(
     """Return an ONNX Runtime session of a model file (or of serialised bytes) on exactly the provider asked for.
 
     `threads` 0 means all physical cores; `optimize` False turns the graph optimisations off; `prepack` False keeps
-    weights as they are in memory (less memory, slower); `folder` holds the external data of a model given as bytes. UsageError where the provider cannot be had: a session never
-    falls back to another one. ModelError where ONNX Runtime refuses the model.
+    weights as they are in memory (less memory, slower); `folder` holds the external data of a model given as bytes.
+    UsageError where the provider cannot be had: a session never falls back to another one. ModelError where ONNX
+    Runtime refuses the model.
     """
     runtime = _import()
     wanted = _available_provider(runtime, provider)
@@ -94,7 +95,7 @@ def _options(runtime: Any, threads: int, optimize: bool, prepack: bool) -> Any:
 
 
 def _available_provider(runtime: Any, provider: str) -> str:
-    """The full name of a provider this build of ONNX Runtime has; loads CUDA's libraries where they are pip packages."""
+    """The full name of a provider this build of ONNX Runtime has; loads CUDA's libraries where pip installed them."""
     wanted = PROVIDERS.get(provider)
     if wanted is None:
         raise UsageError(f"provider '{provider}' is unknown; choose one of {', '.join(PROVIDERS)}")
@@ -132,8 +133,8 @@ def _require_honoured(runtime: Any, result: InferenceSession, provider: str, wan
     if placed and wanted not in placed:
         where = ", ".join(f"{name}: {count} nodes" for name, count in placed.items())
         raise UsageError(
-            f"provider '{provider}' was asked for ({wanted}), but it runs no node of the model ({where}): its operators "
-            "or element types are not available there. Use --provider cpu"
+            f"provider '{provider}' was asked for ({wanted}), but it runs no node of the model ({where}): its "
+            "operators or element types are not available there. Use --provider cpu"
         )
 
 

@@ -289,7 +289,7 @@ def _fold(walk: _Walk, node: onnx.NodeProto) -> bool:
             return False
         inputs = [walk.values[n] if n else None for n in node.input]
         results = evaluate(node.op_type, inputs, node_attributes(node), len(node.output))
-    if results is None:
+    if results is None or any(r.dtype.kind == "f" and r.size > 1 for r in results):
         return False
     for name, value in zip(node.output, results, strict=False):
         walk.values[name] = value

@@ -228,6 +228,4 @@ def _write_reply(directory: Path, reply: Any) -> None:
 
 if __name__ == "__main__":
     # Pickles name classes by module: use those of the imported module, not their twins in __main__.
-    from onnxprune import worker
-
-    worker.main()
+    importlib.import_module("onnxprune.worker").main()

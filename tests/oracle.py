@@ -6,6 +6,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,19 @@ def _weight(generator: np.random.Generator, sizes: Sequence[int], positive: bool
 
 def graph(proto: onnx.ModelProto) -> tuple[Analysis, Shapes]:
     """The analysis of a model, and its shapes."""
+    return _graph(proto.SerializeToString(deterministic=True))
+
+
+@lru_cache(maxsize=16)
+def _graph(serialized: bytes) -> tuple[Analysis, Shapes]:
+    proto = onnx.ModelProto.FromString(serialized)
     found = shapes.infer(proto)
     return analysis.analyse(proto, found), found
+
+
+def forget() -> None:
+    """Analyse every model anew: for tests that change the rules."""
+    _graph.cache_clear()
 
 
 def groups(proto: onnx.ModelProto) -> dict[str, Group]:

@@ -37,7 +37,7 @@ def imports_of(name: str, tree: ast.AST | None = None) -> Iterator[str]:
 def own_imports(name: str) -> set[str]:
     """Top-level modules of onnxprune that a module imports, itself excepted."""
     found = {i.split(".")[1] for i in imports_of(name) if i.startswith("onnxprune.")}
-    return found - {name.split(".")[0]}
+    return found - {name.partition(".")[0]}
 
 
 def calls_of(name: str) -> Iterator[str]:
@@ -47,6 +47,11 @@ def calls_of(name: str) -> Iterator[str]:
 
 def functions_of(name: str) -> Iterator[ast.FunctionDef]:
     return (node for node in ast.walk(TREES[name]) if isinstance(node, ast.FunctionDef))
+
+
+def is_rule(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    """Whether a function is the rule of an operator, which the specification of the operator documents."""
+    return any(ast.unparse(d).startswith("rule(") for d in node.decorator_list)
 
 
 def test_the_walk_over_imports_sees_every_form() -> None:
@@ -120,13 +125,14 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_public_functions_and_classes_have_docstrings(name: str) -> None:
     kinds = (ast.FunctionDef, ast.ClassDef)
-    public = [n for n in TREES[name].body if isinstance(n, kinds) and not n.name.startswith("_")]
+    public = [n for n in TREES[name].body if isinstance(n, kinds) and not n.name.startswith("_") and not is_rule(n)]
     assert ast.get_docstring(TREES[name])
     assert not [n.name for n in public if not ast.get_docstring(n)]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if name != "rules.registry"])
 def test_no_function_takes_nameless_options(name: str) -> None:
+    """In the rules, keywords are the letters of the notation."""
     assert not [f.name for f in functions_of(name) if f.args.kwarg is not None]
 
 

@@ -35,6 +35,7 @@ net (float[n, 3, 8, 8] image) => (float[n, 4] logits) {
 }
 """
 SHAPES = {"w1": (16, 3, 3, 3), "b1": (16,), "w2": (24, 16, 3, 3), "w3": (4, 24), "b3": (4,)}
+SOURCE = Path(onnxprune.__file__).parents[1]
 REPORT_KEYS = {
     "schema", "tool_version", "model", "output", "seed", "options", "before", "after",
     "groups", "refusals", "exactness", "quality", "latency", "seconds",
@@ -78,7 +79,7 @@ def call(*arguments: str | Path) -> Result:
 def spawn(*arguments: str | Path, **settings: Any) -> subprocess.CompletedProcess[str]:
     """The command as a user starts it."""
     command = [sys.executable, "-m", "onnxprune", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(onnxprune.__file__).parents[1]), "COLUMNS": "100"}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "COLUMNS": "100"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **settings)
 
 
@@ -212,9 +213,9 @@ def test_recovery_is_accepted_and_says_that_it_is_missing(model: Path) -> None:
 
 
 def test_reader_that_closes_early_is_no_error(model: Path) -> None:
-    command = f"{sys.executable} -m onnxprune inspect {model} -v | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert done.stderr == ""
+    command = f"{sys.executable} -m onnxprune inspect {model} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=SOURCE)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 # ---- Help ------------------------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ def test_help_imports_nothing_heavy() -> None:
         "heavy = {'numpy', 'onnx', 'onnxruntime', 'onnx_graphsurgeon', 'rich', 'google.protobuf'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(onnxprune.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=SOURCE)
 
 
 def test_help_explains_every_command_and_criterion() -> None:
@@ -292,7 +293,7 @@ def test_options_that_make_no_sense(model: Path, arguments: list[str], word: str
 def test_options_that_cannot_be_read(model: Path, arguments: list[str]) -> None:
     result = call(model, *arguments)
     assert result.exit_code == 2
-    assert result.stderr.startswith("Usage: onnxprune MODEL [OPTIONS]\n")
+    assert result.stderr.startswith("Usage: onnxprune [OPTIONS] MODEL\nTry 'onnxprune --help' for help.")
     assert "Error: " in result.stderr
     assert not result.stdout
 

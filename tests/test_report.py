@@ -64,6 +64,10 @@ def test_sizes_and_shares() -> None:
     assert [numbers.share(0.0), numbers.share(0.0001), numbers.share(0.5)] == ["0.0%", "<0.1%", "50.0%"]
 
 
+def test_milliseconds() -> None:
+    assert [numbers.milliseconds(v) for v in (0.0123, 12.34, 999.7)] == ["0.0123 ms", "12.3 ms", "1000 ms"]
+
+
 def test_page_of_a_run() -> None:
     text = console.prune_text(REPORT)
     for words in (

@@ -87,7 +87,8 @@ class Walk:
 
     def compute(self, names: Iterable[str]) -> None:
         """Make the tensors `names` available through `get`."""
-        wanted = [n for n in dict.fromkeys(names) if n not in self.live and n not in self.stored]
+        names = list(dict.fromkeys(names))
+        wanted = [n for n in names if n not in self.live and n not in self.stored]
         if not wanted:
             return
         chosen = self._segment(wanted)
@@ -102,7 +103,7 @@ class Walk:
         self._run(chosen, inputs, outputs)
         self.done |= inside
         self.live |= set(outputs)
-        self._tidy(set(wanted))
+        self._tidy(set(names))
 
     def get(self, name: str, batch: int) -> Array:
         """A computed tensor for one batch, or a stored weight."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,9 @@ from onnxprune.recover import sites
 from onnxprune.recover.execution import Shelf, Walk, operands, reader, stored_tensors
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.sites import Site
+from onnxprune.recover.relax import Block, flat_regions, relax
 from onnxprune.recover.solve import Solution, solve
+from onnxprune.shapes import node_attributes
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ LARGEST = 4608
 COLUMNS_PER_INPUT = 60
 LEAST_COLUMNS = 60_000
 """Columns gathered per layer: this many at least, and this many times the number of inputs; the rest is not looked at."""
+BLOCK_BYTES = 1 << 29
+"""Columns of one layer are kept in memory up to this, to look at them more than once."""
 HELD_OUT = 5
 """Every fifth item is held out to choose the ridge."""
 
@@ -167,11 +171,12 @@ class _Task:
 
     def __post_init__(self) -> None:
         self.nodes = {o: n for n in self.weights.proto.graph.node for o in n.output}
-        self.rows: dict[str, npt.NDArray[np.int64] | None] = {}
+        self.flat = flat_regions(self.teacher.proto)
 
     def solve(self, site: Site, compensated: bool) -> Solution | None:
         original = self.teacher.proto.graph.node
         node = self.nodes[original[site.node].output[0]]
+        site = replace(site, attributes=node_attributes(node))
         weight = self.weights.constant(node.input[1])
         if weight.ndim < 2 or (site.axis == -1 and weight.ndim != 2):
             return None
@@ -181,8 +186,10 @@ class _Task:
         target = site.total if compensated and site.total else site.out
         self.teacher.compute([target])
         self.student.compute([site.x, *([site.other] if compensated and site.other else [])])
-        train, held = self.gather(site, node, weight.shape[2:], target, compensated)
+        train, held, blocks = self.gather(site, node, weight.shape[2:], target, compensated)
         solution = solve(train, held, effective, bias, fit_bias=site.bias is not None)
+        if blocks is not None and solution.ridge:
+            solution = relax(blocks, train, held, effective, solution)
         if solution.ridge is not None:
             self.write(site, node, weight, solution, scale)
         return solution
@@ -235,29 +242,42 @@ class _Task:
         mask = dims.mask(found[axis], self.keep)
         return None if mask.all() else np.flatnonzero(mask)
 
-    def gather(self, site: Site, node: onnx.NodeProto, kernel: tuple[int, ...], target: str, compensated: bool) -> tuple[Moments, Moments]:
+    def gather(
+        self, site: Site, node: onnx.NodeProto, kernel: tuple[int, ...], target: str, compensated: bool
+    ) -> tuple[Moments, Moments, list[Block] | None]:
         rows = self.kept(target, site.axis)
         sums: tuple[Moments, Moments] | None = None
         budget = self.budget(site, target)
-        item = 0
+        flat = self.flat.get(target) if site.bias is not None else None
+        blocks: list[Block] | None = [] if flat else None
+        kept_bytes = item = 0
         for b in range(self.teacher.batches):
             y = self.teacher.get(target, b)
             y = np.asarray(y if rows is None else np.take(y, rows, site.axis), np.float32)
-            if compensated and site.other:
-                y = y - np.asarray(self.student.get(site.other, b), np.float32)
+            other = np.asarray(self.student.get(site.other, b), np.float32) if compensated and site.other else None
             positions = self.sample(site, y.shape, budget)
             x = sites.columns(site, self.student.get(site.x, b), kernel, positions)
             y = sites.targets(site, y, positions)
+            if other is not None:
+                other = sites.targets(site, other, positions)
+                y = y - other
             if sums is None:
                 centre = x.mean((2, 3), dtype=np.float64), y.mean((2, 3), dtype=np.float64)
                 sums = Moments.about(*centre), Moments.about(*centre)
             held = held_out(item, x.shape[2], x.shape[3], self.teacher.batches)
             item += x.shape[2]
             for moments, chosen in zip(sums, (~held, held), strict=True):
-                moments.add(_pick(x, chosen), _pick(y, chosen))
+                columns = _pick(x, chosen), _pick(y, chosen)
+                moments.add(*columns)
+                if blocks is not None and flat is not None:
+                    shift = np.float32(0) if other is None else _pick(other, chosen)
+                    blocks.append(Block(*columns, flat[0] - shift, flat[1] - shift, moments is sums[1]))
+                    kept_bytes += columns[0].nbytes + 2 * columns[1].nbytes
+            if kept_bytes > BLOCK_BYTES:
+                blocks = None
         if sums is None:
             raise ValueError("no batches")
-        return sums
+        return *sums, blocks
 
     def budget(self, site: Site, target: str) -> float:
         """The share of the positions to look at."""

@@ -148,8 +148,8 @@ def _totals_table(report: Report) -> Table:
         table.add_row(label, *cells)
     if report.latency:
         a, b = report.latency.before, report.latency.after
-        table.add_row("latency p50", f"{a.p50:.3g} ms", f"{b.p50:.3g} ms", *_ratio(a.p50, b.p50))
-        table.add_row("latency p90", f"{a.p90:.3g} ms", f"{b.p90:.3g} ms", *_ratio(a.p90, b.p90))
+        table.add_row("latency p50", numbers.milliseconds(a.p50), numbers.milliseconds(b.p50), *_ratio(a.p50, b.p50))
+        table.add_row("latency p90", numbers.milliseconds(a.p90), numbers.milliseconds(b.p90), *_ratio(a.p90, b.p90))
     return table
 
 
@@ -193,7 +193,7 @@ def _conditions(latency: Latency) -> str:
 
 
 def _side_row(table: Table, model: str, side: LatencySide, speedup: str, interval: str) -> None:
-    times = [f"{value:.3g} ms" for value in (side.p50, side.p90, side.p99, side.min)]
+    times = [numbers.milliseconds(value) for value in (side.p50, side.p90, side.p99, side.min)]
     table.add_row(escape(model), *times, speedup, interval)
 
 

@@ -27,6 +27,11 @@ def share(value: float) -> str:
     return f"{value:.1%}"
 
 
+def milliseconds(value: float) -> str:
+    """A time in milliseconds with three digits, or all before the point: 1.234 -> "1.23 ms", 1234.5 -> "1234 ms"."""
+    return f"{value:.0f} ms" if value >= 999.5 else f"{value:.3g} ms"
+
+
 def plain(value: float, digits: int) -> str:
     """Fixed digits behind the point; "inf" and "nan" as they are."""
     return f"{value:.{digits}f}" if math.isfinite(value) else str(value)

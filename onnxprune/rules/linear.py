@@ -60,5 +60,5 @@ def einsum(op: Operator) -> None:
     for operand, term in enumerate(left.split(",")):
         alone = [k for k, x in enumerate(term) if x not in right and sum(x in t for t in left.split(",")) == 1]
         if alone:
-            op.contract(operand, alone)
+            op.contract(operand, alone, weighted=False)
     op.macs(*letters.values())

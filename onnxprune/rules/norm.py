@@ -72,5 +72,5 @@ def rms_normalization(op: Operator) -> None:
 
 @rule("LpNormalization")
 def lp_normalization(op: Operator) -> None:
-    op.contract(0, [op.attribute("axis", -1)])
+    op.contract(0, [op.attribute("axis", -1)], weighted=False)
     op.broadcast([0])

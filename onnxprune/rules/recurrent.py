@@ -9,7 +9,7 @@ hidden units of the step before.
 from __future__ import annotations
 
 from onnxprune import dims
-from onnxprune.rules.registry import Operator, rule
+from onnxprune.rules.registry import FIXED_FACTOR, Operator, rule
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -27,7 +27,7 @@ def recurrent(op: Operator) -> None:
     op.role(2, 1, "produced")
     op.role(2, 2, "contracted")
     op.contract(2, [2])
-    op.freeze(letters["d"], "the directions of a recurrent cell")
+    op.freeze(letters["d"], FIXED_FACTOR)
     op.sizes("hidden_size", [letters["h"]])
     cell = (letters["t"], letters["b"], letters["d"], dims.atom(gates), letters["h"])
     op.macs(*cell, letters["i"])

@@ -22,7 +22,7 @@ def reduce(op: Operator) -> None:
         for a in shrinking:
             op.freeze(op.dims(0)[a], f"{op.kind} over this axis")
     elif shrinking:
-        op.contract(0, shrinking, average=op.kind == "ReduceMean")
+        op.contract(0, shrinking, average=op.kind == "ReduceMean", weighted=False)
     state_reduced(op, axes, bool(op.attribute("keepdims", 1)))
 
 

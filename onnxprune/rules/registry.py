@@ -23,6 +23,10 @@ from onnxprune.signature import Signature, Term, parse
 Dims = tuple[Dim, ...]
 Rule = Callable[["Operator"], None]
 
+FIXED_FACTOR = "a factor fixed by the operator"
+"""Reason of a factor that is no channel at all (the gates of an LSTM)."""
+
+
 class SizeMismatchError(ValueError):
     """Two axes that an operator makes equal have different sizes: the model is wrong."""
 
@@ -148,14 +152,14 @@ class Operator:
         """Write as a row-major product, outermost first."""
         return dims.factor(dimension, sizes, self.refusal(f"{dimension.size} cannot be factored as {list(sizes)}"))
 
-    def contract(self, operand: int, axes: Sequence[int], *, average: bool = False, quantized: bool = False) -> None:
+    def contract(self, operand: int, axes: Sequence[int], *, average: bool = False, quantized: bool = False, weighted: bool = True) -> None:
         """The operator sums (`average`: averages or normalises) over these axes of an operand.
 
-        `quantized`: zero is not the number 0 there, so masking must gather.
+        `quantized`: zero is not the number 0 there, so masking must gather. `weighted`: a weight takes part.
         """
         axes = tuple(a % len(self.dims(operand)) for a in axes)
         found = tuple(self.dims(operand)[a] for a in axes)
-        self.contractions.append(Contraction(self.index, operand, axes, found, average, average or quantized))
+        self.contractions.append(Contraction(self.index, operand, axes, found, average, average or quantized, weighted))
 
     def role(self, operand: int, axis: int, role: Role) -> None:
         """The role of one axis of an operand; counts where the operand is a weight."""
@@ -218,12 +222,13 @@ class Operator:
     def _state_contraction(self, signature: Signature, quantized: bool) -> None:
         """Masking one operand of a product masks the product; activations are preferred to weights."""
         candidates = [i for i in range(len(signature.inputs)) if self.has(i) and signature.multiplied(i)]
+        weighted = any(self.constant[i] for i in candidates)
         masked: set[str] = set()
         for operand in sorted(candidates, key=lambda i: self.constant[i]):
             terms = self._axis_terms(signature, operand)
             axes = [k for k, term in enumerate(terms) if (set(term) & signature.contracted) - masked]
             if axes:
-                self.contract(operand, axes, quantized=quantized)
+                self.contract(operand, axes, quantized=quantized, weighted=weighted)
             masked |= {letter for term in terms for letter in term}
 
 
@@ -255,7 +260,7 @@ def _match_axis(op: Operator, axis: Dim, term: Term, letters: dict[str, Dim]) ->
         raise ValueError(f"an axis of {axis.size} is not a product of {sizes}")
     for x, d in zip(term, op.factor(axis, sizes) if len(term) > 1 else [axis], strict=True):
         if x.isdigit():
-            op.freeze(d, f"{op.kind} fixes this factor")
+            op.freeze(d, FIXED_FACTOR)
         elif x in letters:
             op.unify(letters[x], d)
         else:

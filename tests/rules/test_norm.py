@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from oracle import groups, model, places, prunable, prune_and_compare, reasons
 
-_CONVOLUTIONS = """(float[N,3,H,W] x) => (float[N,5,H,W] y) <float[8,3,1,1] w, {weights} float[5,8,1,1] v> {{
+_CONVOLUTIONS = """(float[N,3,6,6] x) => (float[N,5,6,6] y) <float[8,3,1,1] w, {weights} float[5,8,1,1] v> {{
     h = Conv(x, w)
     n = {norm}
     y = Conv(n, v)
@@ -106,7 +106,7 @@ def test_group_normalization_drops_whole_groups_or_channels_of_each(opset: int, 
 
 
 def test_group_normalization_written_with_instance_normalization() -> None:
-    """What exporters emit before opset 18: groups become channels by a Reshape. The groups stay whole or go."""
+    """What exporters emit before opset 18: groups become channels by a Reshape."""
     m = model("""(float[N,3,6,6] x) => (float[N,5,6,6] y) <float[8,3,1,1] w, float[2] one, float[2] zero,
         float[8,1,1] scale, float[8,1,1] shift, float[5,8,1,1] v, int64[3] grouped = {0, 2, -1}> {
         h = Conv(x, w)
@@ -118,9 +118,11 @@ def test_group_normalization_written_with_instance_normalization() -> None:
         n = Add(a, shift)
         y = Conv(n, v)
     }""")
-    assert prunable(m) == {"w:0": 2}
-    assert reasons(m)["w:0#2"] == "InstanceNormalization: InstanceNormalization works along this axis"
-    prune_and_compare(m)
+    assert prunable(m) == {"w:0": 2, "w:0#2": 4}
+    assert not groups(m)["w:0"].renormalised
+    assert groups(m)["w:0#2"].renormalised
+    assert prune_and_compare(m).weights["one"] == (1,)
+    assert prune_and_compare(m, factors=True).weights["w"] == (2, 3, 1, 1)
 
 
 def test_mean_variance_normalization_over_space_and_over_channels() -> None:

@@ -142,7 +142,6 @@ def test_an_operand_from_the_input_freezes_what_is_added_to_it() -> None:
     assert reasons(m)["w:1"] == "graph input: the interface keeps its shape"
 
 
-@pytest.mark.xfail(strict=True, reason="the role of an atom is kept by weight, not by axis: `contracted` hides `produced`")
 def test_a_frozen_dimension_on_both_axes_of_one_weight_is_reported() -> None:
     m = model("""(float[N,8] x) => (float[N,3] y) <float[8,8] w, float[8,3] v> {
         h = MatMul(x, w)

@@ -1,0 +1,121 @@
+"""Least squares that knows the activation behind: where the original's ReLU gives 0, any negative value will do.
+
+Below `low` (above `high`) the activation is flat. The loss
+
+    (z - y)^2  where low < y < high,    max(z - low, 0)^2  where y <= low,    min(z - high, 0)^2  where y >= high
+
+is convex in W, b, and is minimised by majorisation: targets in a flat region move to where the prediction lies, then
+plain least squares again. Every step can only lower the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from onnxprune.recover.moments import Moments
+from onnxprune.recover.solve import Solution, fit, intercept
+from onnxprune.shapes import constant_tensor, node_attributes
+
+Array = npt.NDArray[Any]
+Float = npt.NDArray[np.float64]
+
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns of one batch: `x` (groups, d, n), `y` (groups, o, n); the activation is flat below `low`, above `high`."""
+
+    x: Array
+    y: Array
+    low: Array | np.float32
+    high: Array | np.float32
+    held: bool
+
+    def predict(self, weight: Float, bias: Float) -> Array:
+        return weight.astype(np.float32) @ self.x + bias.astype(np.float32)[:, :, None]
+
+    def moved(self, prediction: Array) -> Array:
+        """The targets, those in a flat region moved to the nearest value as good as the prediction."""
+        below = np.where(self.y <= self.low, np.minimum(prediction, self.low), self.y)
+        return np.where(self.y >= self.high, np.maximum(prediction, self.high), below)
+
+
+def relax(blocks: Sequence[Block], train: Moments, held: Moments, prior: Float, start: Solution) -> Solution:
+    """Improve `start` for the loss above; its held-out loss decides after each step whether to go on."""
+    ridge = start.ridge or 0.0
+    weight = fit(train, prior, start.bias, ridge)
+    bias = intercept(train, weight)
+    best = loss(blocks, weight, bias)
+    steps = 0
+    for _ in range(STEPS):
+        moments = _moments(blocks, weight, bias, train, held_too=False)
+        new = fit(moments, prior, bias, ridge)
+        shifted = intercept(moments, new)
+        found = loss(blocks, new, shifted)
+        if not found < best * (1 - 1e-3):
+            break
+        weight, bias, best, steps = new, shifted, found, steps + 1
+    if not steps:
+        return start
+    weight, bias = start.weight, start.bias
+    for _ in range(steps):
+        moments = _moments(blocks, weight, bias, train, held_too=True)
+        weight = fit(moments, prior, bias, ridge)
+        bias = intercept(moments, weight)
+    return Solution(weight, bias, ridge, start.before, start.after)
+
+
+def loss(blocks: Sequence[Block], weight: Float, bias: Float) -> float:
+    """Summed loss over the held-out blocks."""
+    total = 0.0
+    for block in blocks:
+        if block.held:
+            prediction = block.predict(weight, bias)
+            total += float(np.square(prediction - block.moved(prediction), dtype=np.float64).sum())
+    return total
+
+
+def _moments(blocks: Sequence[Block], weight: Float, bias: Float, like: Moments, *, held_too: bool) -> Moments:
+    sums = Moments.about(like.shift_x, like.shift_y)
+    for block in blocks:
+        if held_too or not block.held:
+            sums.add(block.x, block.moved(block.predict(weight, bias)))
+    return sums
+
+
+def flat_regions(proto: onnx.ModelProto) -> dict[str, tuple[np.float32, np.float32]]:
+    """For every tensor that only ReLU or Clip read: where that is flat, (below, above)."""
+    values = {t.name: t for t in proto.graph.initializer if np.prod(t.dims) <= 1}
+    values.update((n.output[0], t) for n in proto.graph.node if n.op_type == "Constant" and (t := constant_tensor(n)) is not None)
+    regions: dict[str, tuple[np.float32, np.float32] | None] = {o.name: None for o in proto.graph.output}
+    for node in proto.graph.node:
+        for name in node.input:
+            own = _flat(node, values) if name == node.input[0] else None
+            regions[name] = own if regions.get(name, own) == own else None
+    return {name: region for name, region in regions.items() if region is not None}
+
+
+def _flat(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> tuple[np.float32, np.float32] | None:
+    infinite = np.float32(np.inf)
+    if node.op_type == "Relu":
+        return np.float32(0), infinite
+    if node.op_type == "HardSwish":
+        return np.float32(-3), infinite
+    if node.op_type != "Clip":
+        return None
+    attributes = node_attributes(node)
+    bounds = [attributes.get("min", -infinite), attributes.get("max", infinite)]
+    for k, name in enumerate(list(node.input)[1:3]):
+        if name:
+            if name not in values:
+                return None
+            bounds[k] = numpy_helper.to_array(values[name]).reshape(-1)[0]
+    return np.float32(bounds[0]), np.float32(bounds[1])

@@ -1,0 +1,210 @@
+"""What each group costs: Gram matrices of its consumers, order of removal, and measured damage at the model's outputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxprune import dims
+from onnxprune.criteria import obs
+from onnxprune.records import Analysis, Feed, Group
+from onnxprune.recover import sites
+from onnxprune.recover.execution import Shelf, Walk
+from onnxprune.recover.moments import Moments
+from onnxprune.recover.reconstruct import LARGEST, Weights, _Task, find_sites
+from onnxprune.recover.sites import Site
+
+log = logging.getLogger(__name__)
+Array = npt.NDArray[Any]
+Float = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Second moments of the inputs of one site: `gram` about the mean (d, d), `mean` (d,), `weight` (o, d)."""
+
+    site: Site
+    gram: Float
+    mean: Float
+    weight: Float
+
+
+def collect(
+    proto: onnx.ModelProto,
+    read: Callable[[str], Array],
+    analysis: Analysis,
+    wanted: Sequence[Group],
+    feeds: Sequence[Feed],
+    *,
+    seed: int,
+    threads: int = 1,
+    memory_bytes: int = 2 << 30,
+) -> list[Statistics]:
+    """Statistics of every ungrouped site that sums over one of the groups `wanted`."""
+    atoms = {g.dim for g in wanted}
+    weights = Weights(proto, read)
+    walk = Walk(proto, read, feeds, threads=threads, shelf=Shelf(memory_bytes))
+    task = _Task(walk, walk, weights, analysis, {}, np.random.default_rng(seed))
+    found = []
+    for site in find_sites(proto, analysis):
+        if site.groups != 1 or not any(a in atoms for a in dims.atoms(_axis(analysis, proto, site))):
+            continue
+        node = proto.graph.node[site.node]
+        weight = weights.constant(node.input[1])
+        matrix, _, _ = task.effective(site, node, weight)
+        if matrix.shape[2] > LARGEST:
+            continue
+        walk.compute([site.x, site.out])
+        moments = _moments(task, site, weight.shape[2:])
+        centred = site.bias is not None
+        found.append(Statistics(site, moments.covariance(centred)[0][0], moments.mean_x[0], matrix[0]))
+        log.info("statistics of %s", analysis.nodes[site.node])
+    return found
+
+
+def _axis(analysis: Analysis, proto: onnx.ModelProto, site: Site) -> dims.Dim:
+    """The dimension of the channels a site sums over."""
+    return analysis.tensors[site.x][site.axis]
+
+
+def _moments(task: _Task, site: Site, kernel: tuple[int, ...]) -> Moments:
+    sums: Moments | None = None
+    share = task.budget(site, site.out)
+    for b in range(task.student.batches):
+        positions = task.sample(site, task.teacher.get(site.out, b).shape, share)
+        x = sites.columns(site, task.student.get(site.x, b), kernel, positions)
+        if sums is None:
+            sums = Moments.about(x.mean((2, 3), dtype=np.float64), np.zeros((1, 1)))
+        flat = x.reshape(*x.shape[:2], -1)
+        sums.add(flat, np.zeros((1, 1, flat.shape[2]), np.float32))
+    if sums is None:
+        raise ValueError("no batches")
+    return sums
+
+
+def consumers(analysis: Analysis, group: Group, found: Sequence[Statistics]) -> list[tuple[Statistics, obs.Consumer]]:
+    """The consumers of a group as `obs` sees them, each scaled to a total variance of 1."""
+    result = []
+    for s in found:
+        channel = dims.indices(analysis.tensors[s.site.x][s.site.axis], group.dim)
+        if (channel < 0).all():
+            continue
+        taps = s.weight.shape[1] // len(channel)
+        spread = np.repeat(channel, taps)
+        positions = np.argsort(spread, kind="stable")[int((spread < 0).sum()) :].reshape(group.size, -1)
+        scale = max(float(np.einsum("od,de,oe->", s.weight, s.gram, s.weight, optimize=True)), 1e-30)
+        result.append((s, obs.Consumer(s.weight, s.gram, positions, scale)))
+    return result
+
+
+def paths(analysis: Analysis, groups: Sequence[Group], found: Sequence[Statistics]) -> dict[str, obs.Path]:
+    """The order of removal of every group that has consumers with statistics."""
+    result = {}
+    for group in groups:
+        own = [c for _, c in consumers(analysis, group, found)]
+        if own:
+            result[group.id] = obs.removal_path(own, group.size, chunk=max(1, group.size // 64))
+            log.info("order of removal of %s", group.id)
+    return result
+
+
+@dataclass
+class Curve:
+    """Damage of removing `removed` indices (ascending, first 0) of a group: relative squared error of the outputs."""
+
+    removed: list[int] = field(default_factory=list)
+    damage: list[float] = field(default_factory=list)
+
+    def at(self, count: float) -> float:
+        return float(np.interp(count, self.removed, self.damage))
+
+
+def outputs_of(proto: onnx.ModelProto, read: Callable[[str], Array], feeds: Sequence[Feed], threads: int) -> list[list[Array]]:
+    walk = Walk(proto, read, feeds, threads=threads)
+    names = [o.name for o in proto.graph.output]
+    walk.compute(names)
+    return [[np.asarray(walk.get(n, b)) for n in names] for b in range(walk.batches)]
+
+
+def relative_error(reference: Sequence[Sequence[Array]], result: Sequence[Sequence[Array]]) -> float:
+    """Mean over the float outputs of |difference|^2 / |reference - its mean|^2."""
+    shares = []
+    for k in range(len(reference[0])):
+        if reference[0][k].dtype.kind != "f":
+            continue
+        error = spread = 0.0
+        for a, b in zip(reference, result, strict=True):
+            x, y = a[k].astype(np.float64), b[k].astype(np.float64)
+            error += float(np.square(x - y).sum())
+            spread += float(np.square(x - x.mean()).sum())
+        shares.append(error / max(spread, 1e-30))
+    return float(np.mean(shares)) if shares else 0.0
+
+
+LEVELS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+
+
+def curves(
+    proto: onnx.ModelProto,
+    read: Callable[[str], Array],
+    analysis: Analysis,
+    groups: Sequence[Group],
+    found: Sequence[Statistics],
+    order: Mapping[str, obs.Path],
+    feeds: Sequence[Feed],
+    *,
+    threads: int = 1,
+    levels: Sequence[float] = LEVELS,
+) -> dict[str, Curve]:
+    """Cut one group at a time, refit its consumers, and measure the error at the outputs."""
+    reference = outputs_of(proto, read, feeds, threads)
+    result = {}
+    for group in groups:
+        if group.id not in order:
+            continue
+        curve = Curve([0], [0.0])
+        own = consumers(analysis, group, found)
+        for level in levels:
+            removed = round(group.size * level)
+            if removed <= curve.removed[-1] or removed >= group.size:
+                continue
+            damage = _damage(proto, read, analysis, own, order[group.id].order[:removed], feeds, reference, threads)
+            curve.removed.append(removed)
+            curve.damage.append(max(damage, curve.damage[-1]))
+        result[group.id] = curve
+        log.info("damage of %s: %s", group.id, [round(d, 4) for d in curve.damage])
+    return result
+
+
+def _damage(proto, read, analysis, own, removed, feeds, reference, threads) -> float:  # type: ignore[no-untyped-def]
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    weights = Weights(copy, read)
+    task = _Task(_NoWalk(copy), _NoWalk(copy), weights, analysis, {}, np.random.default_rng(0))
+    for s, consumer in own:
+        gone = consumer.positions[removed].reshape(-1)
+        kept = np.setdiff1d(np.arange(s.weight.shape[1]), gone)
+        node = task.nodes[proto.graph.node[s.site.node].output[0]]
+        weight = weights.constant(node.input[1])
+        _, bias, scale = task.effective(s.site, node, weight)
+        fitted = obs.refit(s.weight, s.gram, kept)
+        shifted = bias + ((s.weight - fitted) @ s.mean)[None] if s.site.bias is not None else bias
+        task.write(s.site, node, weight, _Fitted(fitted[None], shifted), scale)
+    return relative_error(reference, outputs_of(copy, weights.get, feeds, threads))
+
+
+@dataclass
+class _Fitted:
+    weight: Float
+    bias: Float
+
+
+@dataclass
+class _NoWalk:
+    proto: onnx.ModelProto
