@@ -129,7 +129,10 @@ def write_huge(path: Path) -> int:
                 helper.make_node("Relu", [f"c{k}"], [f"r{k}"], name=f"relu{k}"),
             ]
             last = f"r{k}"
-        nodes += [helper.make_node("GlobalAveragePool", [last], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["h"])]
+        nodes += [
+            helper.make_node("GlobalAveragePool", [last], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["h"]),
+        ]
         last = "h"
         for k in range(layers):
             add(f"matmul{k}", (channels if k == 0 else width, width), 0.01)
@@ -176,7 +179,9 @@ def build_resnet50() -> onnx.ModelProto:
     def conv(x: str, cin: int, cout: int, k: int, stride: int = 1, relu: bool = True) -> str:
         name = f"conv{len(weights) // 2}"
         scale = np.float32(np.sqrt(2.0 / (cin * k * k)))
-        weights.append(numpy_helper.from_array(random.standard_normal((cout, cin, k, k), np.float32) * scale, f"{name}.w"))
+        weights.append(
+            numpy_helper.from_array(random.standard_normal((cout, cin, k, k), np.float32) * scale, f"{name}.w")
+        )
         weights.append(numpy_helper.from_array(np.zeros(cout, np.float32), f"{name}.b"))
         nodes.append(
             helper.make_node(
@@ -195,7 +200,10 @@ def build_resnet50() -> onnx.ModelProto:
             stride = 2 if stage and not block else 1
             y = conv(conv(conv(x, cin, width, 1), width, width, 3, stride), width, 4 * width, 1, relu=False)
             skip = conv(x, cin, 4 * width, 1, stride, relu=False) if not block else x
-            nodes += [helper.make_node("Add", [y, skip], [f"{y}.sum"]), helper.make_node("Relu", [f"{y}.sum"], [f"{y}.out"])]
+            nodes += [
+                helper.make_node("Add", [y, skip], [f"{y}.sum"]),
+                helper.make_node("Relu", [f"{y}.sum"], [f"{y}.out"]),
+            ]
             x, cin = f"{y}.out", 4 * width
     nodes += [helper.make_node("GlobalAveragePool", [x], ["gap"]), helper.make_node("Flatten", ["gap"], ["flat"])]
     weights.append(numpy_helper.from_array(random.standard_normal((2048, 1000), np.float32) * np.float32(0.02), "fc.w"))

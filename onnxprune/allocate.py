@@ -15,7 +15,9 @@ FAST_MULTIPLE = 4
 """ONNX Runtime's blocked convolutions need channel counts that are multiples of this."""
 
 
-def uniform(analysis: Analysis, groups: Iterable[Group], *, ratio: float, round_to: int | None, block: int) -> Allocation:
+def uniform(
+    analysis: Analysis, groups: Iterable[Group], *, ratio: float, round_to: int | None, block: int
+) -> Allocation:
     """Remove the share `ratio` of every group.
 
     `round_to`: None for fast widths on a processor with convolution blocks of `block` channels, else the multiple
@@ -67,16 +69,22 @@ def _inner_sizes(axis: Dim, wanted: Dim) -> Iterable[int]:
 
 
 def choose_factors(analysis: Analysis, groups: Iterable[Group]) -> list[Group]:
-    """Of groups that multiply each other on one axis (heads x width, groups x channels) keep the outermost.
+    """Of groups that multiply each other on one axis (heads x width, groups x channels) keep one, the outermost first.
 
     Cutting both would remove the share twice.
     """
     candidates = list(groups)
     prunable = {g.dim for g in candidates}
+    rivals: dict[Dim, set[Dim]] = {}
     inner: set[Dim] = set()
     for axes in analysis.weights.values():
-        for d in axes:
-            for part in dims.cat_parts(d):
-                found = [a for a in dims.atoms(part) if a in prunable] if part.kind == "prod" else []
-                inner.update(found[1:])
-    return [g for g in candidates if g.dim not in inner]
+        for part in (p for d in axes for p in dims.cat_parts(d) if p.kind == "prod"):
+            found = [a for a in dims.atoms(part) if a in prunable]
+            inner.update(found[1:])
+            for a in found:
+                rivals.setdefault(a, set()).update(b for b in found if b is not a)
+    chosen: set[Dim] = set()
+    for group in sorted(candidates, key=lambda g: g.dim in inner):
+        if not rivals.get(group.dim, set()) & chosen:
+            chosen.add(group.dim)
+    return [g for g in candidates if g.dim in chosen]

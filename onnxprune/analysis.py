@@ -19,6 +19,9 @@ from onnxprune.rules.registry import FIXED_FACTOR, SizeMismatchError
 from onnxprune.shapes import Shapes, captured_names, graph_inputs, node_attributes
 
 Dims = tuple[Dim, ...]
+RANK: tuple[Role, ...] = ("contracted", "produced", "carried")
+"""Of several roles on one axis the first counts."""
+LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 MOVES = {"Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators whose result is still a weight if their operand is one."""
 
@@ -91,23 +94,32 @@ def _visit(state: _State, index: int, name: str, node: onnx.NodeProto) -> None:
             state.tensors[o] = _fresh(state, o, Refusal(name, node.op_type, "a computed shape or index"))
         return
     op = _operator(state, index, name, node)
-    rule = rules.find(node.domain, node.op_type, state.opsets.get(node.domain, 1))
-    reason = _why_not(state, node, rule is None)
-    if reason is None and rule is not None:
-        try:
-            rule(op)
-        except SizeMismatchError as error:
-            if any(op.constant):
-                raise ModelError(f"{node.op_type} node {name!r} has {error}; the file is damaged, export it again") from error
-            reason = str(error)
-        except (ValueError, IndexError, KeyError, TypeError) as error:
-            reason = f"a form of {node.op_type} that is not covered ({error})"
+    reason = _apply_rule(state, node, op)
     if reason is not None:
         op.freeze_all(reason)
         for captured in captured_names(node):
             _freeze(state.tensors.get(captured, ()), op.refusal(reason))
         op.contractions, op.roles, op.uses, op.work = [], [], [], []
     _record(state, node, op)
+
+
+def _apply_rule(state: _State, node: onnx.NodeProto, op: Operator) -> str | None:
+    """Apply the rule of the operator; returns why that cannot be done, or None."""
+    rule = rules.find(node.domain, node.op_type, state.opsets.get(node.domain, 1))
+    reason = _why_not(state, node, rule is None)
+    if reason is not None or rule is None:
+        return reason
+    try:
+        rule(op)
+    except SizeMismatchError as error:
+        if node.op_type in LINEAR and any(op.constant):
+            raise ModelError(
+                f"{node.op_type} node {op.name!r} cannot work: {error}; the model is damaged, export it again"
+            ) from error
+        return str(error)
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        return f"a form of {node.op_type} that is not covered ({error})"
+    return None
 
 
 def _why_not(state: _State, node: onnx.NodeProto, unknown: bool) -> str | None:
@@ -179,7 +191,8 @@ def _groups(state: _State) -> Iterator[Group]:
         for axis, d in enumerate(axes):
             for a in dict.fromkeys(dims.atoms(d)):
                 if a.size > 1:
-                    role = roles.get((weight, axis, a)) or roles.get((weight, None, a), "carried")
+                    stated = {roles.get((weight, axis, a)), roles.get((weight, None, a))}
+                    role = next((r for r in RANK if r in stated), RANK[-1])
                     found.setdefault(a, []).append(Occurrence(weight, axis, role))
     averaged = {a for c in state.contractions if c.average for d in c.dims for a in dims.atoms(d)}
     used: dict[str, int] = {}
@@ -208,7 +221,7 @@ def _roles_by_weight(state: _State) -> dict[tuple[str, int | None, Dim], Role]:
     roles: dict[tuple[str, int | None, Dim], Role] = {}
     for name, axis, d, role in state.roles:
         for a in dims.atoms(d):
-            for weight in state.origin.get(name) or state.picked.get(name, ()):
+            for weight in state.origin.get(name) or state.picked.get(name) or ():
                 key = (weight, axis if weight == name else None, a)
                 if roles.get(key) != "contracted":
                     roles[key] = role

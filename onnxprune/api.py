@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import logging
 import tempfile
@@ -13,35 +12,24 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
-from onnxprune import allocate, analysis, calibration, cost, latency, masking, processor, select, shapes, verify, worker
+from onnxprune import allocate, analysis, calibration, masking, processor, select, shapes, summary, verify, worker
 from onnxprune import plan as plans
 from onnxprune import score as scores
+from onnxprune.comparison import benchmark
 from onnxprune.config import Config
 from onnxprune.cut import Cut, cut
 from onnxprune.dims import Dim
-from onnxprune.errors import NothingToPruneError
+from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.modelfile import ModelFile, preflight, skeleton, write
-from onnxprune.records import (
-    Analysis,
-    Exactness,
-    Feed,
-    Group,
-    GroupReport,
-    Latency,
-    Plan,
-    Quality,
-    Refusal,
-    Report,
-    Totals,
-)
-from onnxprune.shapes import Shapes
+from onnxprune.opened import Opened
+from onnxprune.records import Analysis, Feed, Group, Latency, Plan, Proof, Report
 
 log = logging.getLogger(__name__)
 
+PROBE_LIMIT_S = 120.0
 VERIFY_LIMIT_S = 1800.0
-"""Time limit of the child process that runs the models."""
+"""Time limits of the child processes that look for a provider and that run the models."""
 
 
 class _Clock:
@@ -58,63 +46,62 @@ class _Clock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    model: ModelFile
-    shapes: Shapes
-    analysis: Analysis
-
-
 def prune(model: str | Path, config: Config | None = None) -> Report:
     """Prune the ONNX file `model` as `config` says and write the result, proved exact, to `config.output`.
 
     The default output is MODEL_pruned.onnx beside the input. Raises an OnnxPruneError; then nothing is written.
     """
     config = config or Config()
-    config.validate()
+    config.validate(Path(model))
     clock = _Clock()
     opened = _open(Path(model), config.input_shapes, clock)
-    output = config.output or opened.model.path.with_name(f"{opened.model.path.stem}_pruned.onnx")
+    output = config.output_for(opened.model.path)
     if not config.dry_run:
         preflight(opened.model, output, config.force)
+    if config.provider != "cpu":
+        worker.call("onnxprune.runtime:require_provider", {"provider": config.provider}, timeout_s=PROBE_LIMIT_S)
     with clock("calibrate"):
         feeds = calibration.load(config.calibration) if config.calibration else []
     with clock("score"):
         plan = _plan(opened, config)
     with clock("cut"):
         done = cut(opened.model.proto, opened.analysis, opened.shapes, plan.kept)
+    proof = None if config.dry_run else _write(opened, config, plan, done, output, feeds, clock)
     if config.save_plan:
         plans.save(plan_data(opened, plan, done), config.save_plan)
-    if config.dry_run:
-        return _report(opened, config, plan, clock)
-    proof = _write(opened, config, plan, done, output, feeds, clock)
-    measured = _benchmark([opened.model.path, output], proof.feed, config, clock) if config.benchmark else None
-    return _report(opened, config, plan, clock, output=output, proof=proof, measured=measured)
+    measured = _benchmark([opened.model.path, output], config, clock) if config.benchmark else None
+    written = None if config.dry_run else output
+    return summary.report(opened, config, plan, clock.seconds, output=written, proof=proof, measured=measured)
 
 
 def inspect(model: str | Path, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> Report:
     """Analyse the ONNX file `model` and report its groups and refusals. Writes nothing."""
     clock = _Clock()
     opened = _open(Path(model), input_shapes or {}, clock)
-    return _report(opened, Config(input_shapes=input_shapes or {}, dry_run=True), Plan({}), clock)
+    return summary.report(opened, Config(input_shapes=input_shapes or {}, dry_run=True), Plan({}), clock.seconds)
 
 
-def _open(path: Path, given: Mapping[str, tuple[int, ...]], clock: _Clock) -> _Opened:
+def _open(path: Path, given: Mapping[str, tuple[int, ...]], clock: _Clock) -> Opened:
     with clock("load"):
         model = ModelFile.load(path)
     with clock("shapes"):
         found = shapes.infer(model.proto, given, model.base_dir)
     with clock("analyse"):
-        return _Opened(model, found, analysis.analyse(model.proto, found))
+        return Opened(model, found, analysis.analyse(model.proto, found))
 
 
 # ---- Plan ------------------------------------------------------------------------------------------------------------
 
 
-def _plan(opened: _Opened, config: Config) -> Plan:
+def _plan(opened: Opened, config: Config) -> Plan:
     prunable = [g for g in opened.analysis.groups if g.refusal is None]
     if config.plan:
-        return plans.load(config.plan, {g.id: g for g in prunable})
+        plan = plans.load(config.plan, {g.id: g for g in prunable})
+        if all(len(kept) == group.size for group in prunable if (kept := plan.kept.get(group.id)) is not None):
+            raise NothingToPruneError(f"{config.plan}: the plan removes nothing; make one with --save-plan")
+        return plan
+    for option, patterns in (("--keep", config.keep), ("--only", config.only)):
+        _require_matches(opened.analysis.groups, option, patterns)
     chosen = choose(prunable, config.keep, config.only)
     chosen = allocate.choose_factors(opened.analysis, chosen)
     if not chosen:
@@ -122,9 +109,7 @@ def _plan(opened: _Opened, config: Config) -> Plan:
     round_to = None if config.round_to == "auto" else int(config.round_to)
     block = processor.convolution_block(config.provider)
     counts = allocate.uniform(opened.analysis, chosen, ratio=config.ratio, round_to=round_to, block=block)
-    found = scores.score(
-        opened.analysis, chosen, reader(opened.model), criterion=config.criterion, seed=config.seed
-    )
+    found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=config.criterion, seed=config.seed)
     plan = select.select(found, counts)
     if not plan.kept:
         raise NothingToPruneError(
@@ -139,12 +124,18 @@ def choose(groups: Sequence[Group], keep: Sequence[str], only: Sequence[str]) ->
     return [g for g in groups if not _matches(g, keep) and (not only or _matches(g, only))]
 
 
+def _require_matches(groups: Sequence[Group], option: str, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(_matches(g, [pattern]) for g in groups):
+            raise UsageError(f"{option} {pattern!r} matches no group, tensor or node; see `onnxprune inspect`")
+
+
 def _matches(group: Group, patterns: Sequence[str]) -> bool:
     names = {group.id, *group.nodes, *(o.tensor for o in group.occurrences)}
     return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-def _why_nothing(opened: _Opened, prunable: Sequence[Group]) -> str:
+def _why_nothing(opened: Opened, prunable: Sequence[Group]) -> str:
     if prunable:
         return f"--keep and --only leave none of the {len(prunable)} prunable groups"
     if not opened.analysis.groups:
@@ -160,7 +151,7 @@ def reader(model: ModelFile) -> scores.Read:
     return lambda name: model.read(tensors[name]) if name in tensors else None
 
 
-def plan_data(opened: _Opened, plan: Plan, done: Cut) -> dict[str, object]:
+def plan_data(opened: Opened, plan: Plan, done: Cut) -> dict[str, object]:
     """The plan as plain data, for --save-plan."""
     model = opened.model
     return plans.to_json(plan, opened.analysis, done.slices, model=model.path.name, sha256=model.sha256())
@@ -169,17 +160,10 @@ def plan_data(opened: _Opened, plan: Plan, done: Cut) -> dict[str, object]:
 # ---- Write and verify ------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Proof:
-    exactness: Exactness
-    quality: Quality
-    feed: Feed
-
-
 def _write(
-    opened: _Opened, config: Config, plan: Plan, done: Cut, output: Path, feeds: Sequence[Feed], clock: _Clock
-) -> _Proof:
-    proofs: list[_Proof] = []
+    opened: Opened, config: Config, plan: Plan, done: Cut, output: Path, feeds: Sequence[Feed], clock: _Clock
+) -> Proof:
+    proofs: list[Proof] = []
 
     def check(path: Path) -> None:
         with clock("verify"):
@@ -191,7 +175,7 @@ def _write(
     return proofs[0]
 
 
-def _verify(opened: _Opened, config: Config, plan: Plan, path: Path, feeds: Sequence[Feed]) -> _Proof:
+def _verify(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequence[Feed]) -> Proof:
     verify.check_file(path)
     pruned = skeleton(path)
     analysis.analyse(pruned, shapes.infer(pruned, config.input_shapes, path.parent))
@@ -202,7 +186,7 @@ def _verify(opened: _Opened, config: Config, plan: Plan, path: Path, feeds: Sequ
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         reference = Path(folder) / "masked.onnx"
         reference.write_bytes(masked.SerializeToString())
-        exactness, quality, feed = worker.call(
+        proof: Proof = worker.call(
             "onnxprune.verify:prove",
             {
                 "original": str(opened.model.path),
@@ -217,11 +201,11 @@ def _verify(opened: _Opened, config: Config, plan: Plan, path: Path, feeds: Sequ
             },
             timeout_s=VERIFY_LIMIT_S,
         )
-    verify.require_exact(exactness, tolerance)
-    return _Proof(exactness, quality, feed)
+    verify.require_exact(proof.exactness, tolerance)
+    return proof
 
 
-def _run_shapes(opened: _Opened, config: Config) -> list[dict[str, tuple[int, ...]]]:
+def _run_shapes(opened: Opened, config: Config) -> list[dict[str, tuple[int, ...]]]:
     proto = opened.model.proto
     if not shapes.is_dynamic(proto, config.input_shapes):
         return [dict(opened.shapes.inputs)]
@@ -237,77 +221,12 @@ def keep_masks(found: Analysis, plan: Plan) -> dict[Dim, npt.NDArray[np.bool_]]:
     return masks
 
 
-def _benchmark(models: Sequence[Path], feed: Feed, config: Config, clock: _Clock) -> Latency:
+def _benchmark(models: Sequence[Path], config: Config, clock: _Clock) -> Latency:
     with clock("benchmark"):
-        return latency.measure(models, feed, provider=config.provider, seed=config.seed)[0]
-
-
-# ---- Report ----------------------------------------------------------------------------------------------------------
-
-
-def _report(
-    opened: _Opened,
-    config: Config,
-    plan: Plan,
-    clock: _Clock,
-    *,
-    output: Path | None = None,
-    proof: _Proof | None = None,
-    measured: Latency | None = None,
-) -> Report:
-    found = opened.analysis
-    kept = {g.dim: len(plan.kept[g.id]) for g in found.groups if g.id in plan.kept}
-    weights = _parameter_names(opened)
-    before = Totals(
-        len(found.nodes), cost.parameters(found, weights), opened.model.bytes, cost.macs(found)
-    )
-    after = None
-    if plan.kept:
-        size = ModelFile.load(output).bytes if output else 0
-        after = Totals(len(found.nodes), cost.parameters(found, weights, kept), size, cost.macs(found, kept))
-    return Report(
-        model=str(opened.model.path),
-        output=str(output) if output else None,
-        seed=config.seed,
-        options=dataclasses.asdict(config),
-        before=before,
-        after=after,
-        groups=tuple(_group_reports(opened, plan, weights, before.parameters)),
-        refusals=_refusals(found),
-        exactness=proof.exactness if proof else None,
-        quality=proof.quality if proof else None,
-        latency=measured,
-        seconds=clock.seconds,
-        notes=_notes(config),
-    )
-
-
-def _parameter_names(opened: _Opened) -> list[str]:
-    whole = {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
-    return [n for n in opened.analysis.weights if opened.shapes.element_types.get(n) not in whole]
-
-
-def _group_reports(opened: _Opened, plan: Plan, weights: Sequence[str], parameters: int) -> Iterator[GroupReport]:
-    shares = cost.macs_shares(opened.analysis)
-    counted = set(weights)
-    for g in opened.analysis.groups:
-        tensors = {o.tensor for o in g.occurrences} & counted
-        amount = cost.parameters(opened.analysis, tensors)
-        pruned = g.id in plan.kept
-        yield GroupReport(
-            group=g,
-            kept=len(plan.kept[g.id]) if pruned else g.size,
-            status="frozen" if g.refusal else "pruned" if pruned else "kept",
-            reason=f"{g.refusal.op} {g.refusal.node}: {g.refusal.reason}" if g.refusal else "",
-            macs_share=shares.get(g.dim, 0.0),
-            parameters_share=amount / parameters if parameters else 0.0,
-        )
-
-
-def _refusals(found: Analysis) -> tuple[tuple[Refusal, float], ...]:
-    shares = cost.refusal_shares(found)
-    return tuple(sorted(shares.items(), key=lambda entry: (-entry[1], entry[0].node)))
-
-
-def _notes(config: Config) -> tuple[str, ...]:
-    return ("recovery is not built yet: the accuracy is that of the cut alone",) if config.recover else ()
+        return benchmark(
+            models,
+            input_shapes=config.input_shapes,
+            calibration=config.calibration,
+            provider=config.provider,
+            seed=config.seed,
+        )[0]

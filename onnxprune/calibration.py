@@ -25,10 +25,13 @@ def load(path: Path) -> list[Feed]:
     feeds = []
     for file in files:
         try:
-            with np.load(file, allow_pickle=False) as arrays:
-                feeds.append({name: arrays[name] for name in arrays.files})
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{file}: not a .npz of arrays by input name ({error})") from error
+            arrays = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UsageError(f"{file}: not a .npz file with one array per input name") from error
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise UsageError(f"{file}: a single array; save it with np.savez under the name of the input it is for")
+        with arrays:
+            feeds.append({name: arrays[name] for name in arrays.files})
     return feeds
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from onnxprune import dims
 from onnxprune.dims import Dim
-from onnxprune.records import Analysis, Group, Refusal
+from onnxprune.records import Analysis, Refusal
 
 
 def product(factors: Iterable[Dim], kept: Mapping[Dim, int]) -> int:
@@ -37,24 +37,12 @@ def macs_shares(analysis: Analysis) -> dict[Dim, float]:
 
 
 def refusal_shares(analysis: Analysis) -> dict[Refusal, float]:
-    """For each refusal, the share of all MACs that no group can reduce because of it.
-
-    A node whose MACs hold no prunable group counts for the refusal of the first of its groups.
-    """
-    groups = {g.dim: g for g in analysis.groups}
+    """For each refusal, the share of all MACs done in nodes that have one of the groups it freezes."""
+    reasons = {g.dim: g.refusal for g in analysis.groups if g.refusal is not None}
     total = macs(analysis)
-    shares = {g.refusal: 0.0 for g in analysis.groups if g.refusal is not None}
+    shares = dict.fromkeys(reasons.values(), 0.0)
     for w in analysis.work:
-        found = [groups[a] for d in w.dims for a in dims.atoms(d) if a in groups]
-        reason = _blocking(found)
-        if reason is not None and total:
-            shares[reason] += product(w.dims, {}) / total
+        amount = product(w.dims, {}) / total if total else 0.0
+        for reason in {reasons[a] for d in w.dims for a in dims.atoms(d) if a in reasons}:
+            shares[reason] += amount
     return shares
-
-
-def _blocking(found: Iterable[Group]) -> Refusal | None:
-    """The first refusal among groups of one node, None where one of them can be pruned."""
-    reasons = [g.refusal for g in found]
-    if not reasons or any(r is None for r in reasons):
-        return None
-    return reasons[0]

@@ -71,11 +71,10 @@ def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mappin
     copy.CopyFrom(proto)
     surgery = _Surgery(copy, analysis, shapes, {a: int(m.sum()) for a, m in keep.items()})
     surgery.readers, surgery.stored = _count_readers(copy), frozenset(stored_names(proto))
-    slices = {
-        name: found for name in stored_names(proto) if (found := _slices(analysis.weights.get(name, ()), keep))
-    }
+    slices = {name: found for name in stored_names(proto) if (found := _slices(analysis.weights.get(name, ()), keep))}
     surgery.edits.update({name: _slicer(found) for name, found in slices.items()})
     _restate_sizes(surgery)
+    _keep_outputs(surgery)
     _restate_value_info(surgery)
     _insert_nodes(surgery)
     return Cut(copy, slices, surgery.edits)
@@ -229,7 +228,7 @@ def _replace_unknown(surgery: _Surgery, index: int, operand: int, wanted: Sequen
     moving = surgery.shapes.dynamic_axes.get(node.output[0])
     if moving is None or None in wanted or moving.sum() > (node.op_type == "Reshape"):
         raise ModelError(
-            f"node {node.name!r}: the sizes in {node.input[operand]!r} cannot be computed; exclude the group with --keep"
+            f"node {node.name!r}: the sizes in {node.input[operand]!r} are not known; exclude the group with --keep"
         )
     sizes = [-1 if m else int(w or 0) for m, w in zip(moving, wanted, strict=True)]
     _replace_operand(surgery, index, operand, np.asarray(sizes, np.int64))
@@ -240,9 +239,7 @@ def _follows_rest(node: onnx.NodeProto, flat: Array) -> npt.NDArray[np.bool_]:
     return np.isin(flat, (0, -1)) if node.op_type == "Reshape" else np.zeros(flat.shape, bool)
 
 
-def _scale_operand(
-    surgery: _Surgery, index: int, operand: int, actual: Array, target: Array, moving: Array
-) -> None:
+def _scale_operand(surgery: _Surgery, index: int, operand: int, actual: Array, target: Array, moving: Array) -> None:
     """Entries that follow the input are multiplied by target / actual, the others are replaced."""
     node = surgery.proto.graph.node[index]
     common = np.gcd(actual, target)
@@ -310,6 +307,20 @@ def _keep_values(surgery: _Surgery, index: int, node: onnx.NodeProto, stated: se
             )
         old = surgery.shapes.values[name]
         _set_input(node, operand, _add_constant(surgery, index, f"operand{operand}", old))
+
+
+def _keep_outputs(surgery: _Surgery) -> None:
+    """A size that is a result of the model keeps its old value: a constant takes its place."""
+    graph = surgery.proto.graph
+    for name in [o.name for o in graph.output if o.name in surgery.values]:
+        moving = surgery.shapes.dynamic_values.get(name)
+        if moving is not None and moving.any():
+            raise ModelError(f"graph output {name!r} depends on a width that shrinks; exclude the group with --keep")
+        for node in graph.node:
+            node.input[:] = [f"{name}_pruned" if n == name else n for n in node.input]
+            node.output[:] = [f"{name}_pruned" if n == name else n for n in node.output]
+        old = numpy_helper.from_array(surgery.shapes.values[name], name)
+        graph.node.append(helper.make_node("Constant", [], [name], value=old))
 
 
 def _restate_value_info(surgery: _Surgery) -> None:

@@ -32,7 +32,7 @@ class Dim:
     `frozen` is None, or the reason why no index of this atom may be removed.
     """
 
-    __slots__ = ("size", "kind", "parts", "link", "frozen")
+    __slots__ = ("frozen", "kind", "link", "parts", "size")
 
     def __init__(self, size: int, kind: Kind = "atom", parts: tuple[Dim, ...] = ()) -> None:
         self.size = size
@@ -88,7 +88,7 @@ def cat_parts(d: Dim) -> list[Dim]:
 
 
 def prod_factors(d: Dim) -> list[Dim]:
-    """The factors of a Prod, nested ones flattened and those of size 1 dropped; any other dimension is its own factor."""
+    """The factors of a Prod, nested ones flattened, those of size 1 dropped; any other dimension is its own factor."""
     return [p for p in _flatten(d, "prod") if p.size != 1]
 
 

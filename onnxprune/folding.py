@@ -17,6 +17,8 @@ Array = npt.NDArray[Any]
 Attributes = Mapping[str, Any]
 Evaluator = Callable[[Sequence[Any], Attributes], Any]
 
+CHANGES_TYPE = {"Cast", "ConstantOfShape", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Where"}
+"""Operators whose result has another type than their first operand."""
 LARGEST = 1 << 18
 """Most elements a value may have to be evaluated."""
 
@@ -35,7 +37,7 @@ def _unsqueeze(inputs: Sequence[Any], attributes: Attributes) -> Array:
 
 
 def _squeeze(inputs: Sequence[Any], attributes: Attributes) -> Array:
-    return np.squeeze(inputs[0], _axes(inputs, attributes))
+    return np.asarray(np.squeeze(inputs[0], _axes(inputs, attributes)))
 
 
 def _slice(inputs: Sequence[Any], attributes: Attributes) -> Array:
@@ -71,7 +73,7 @@ def _reduce(function: Callable[..., Any]) -> Evaluator:
 
 def _divide(a: Array, b: Array) -> Array:
     if np.issubdtype(a.dtype, np.integer):
-        return np.trunc(np.asarray(a, float) / b).astype(a.dtype)
+        return np.asarray(np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b)))
     return np.asarray(a / b)
 
 
@@ -179,7 +181,16 @@ def evaluate(op: str, inputs: Sequence[Array | None], attributes: Attributes, ou
     except (ValueError, IndexError, TypeError, KeyError, MemoryError, OverflowError):
         return None
     arrays = [np.asarray(a) for a in (result if isinstance(result, list) else [result])]
-    same_type = op not in ("Cast", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "ConstantOfShape", "Where")
+    same_type = op not in (
+        "Cast",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "ConstantOfShape",
+        "Where",
+    )
     if same_type and inputs and inputs[0] is not None:
         arrays = [a.astype(inputs[0].dtype) for a in arrays]
     return arrays if all(a.size <= LARGEST for a in arrays) else None

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -56,7 +57,8 @@ _TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint6
 class ModelFile:
     """An opened model. The file is never changed, and `proto` (external data not loaded) should not be either.
 
-    `base_dir` is the folder external data is relative to; `bytes` the size of the file and its external data files.
+    `base_dir` is the folder external data is relative to; `bytes` the size of the file and its external data files;
+    `inlined`: `proto` is the model with its local functions written out.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class ModelFile:
     proto: ModelProto
     bytes: int
     has_external_data: bool
+    inlined: bool = False
     _graph: gs.Graph | None = field(default=None, repr=False)
 
     @classmethod
@@ -83,7 +86,10 @@ class ModelFile:
         _check_graph(path, proto.graph, ())
         for function in proto.functions:
             _check_nodes(path, function.node, [set(function.input)], function.output)
-        return cls(path, path.parent, proto, total, bool(files))
+        inlined = bool(proto.functions)
+        if inlined:
+            proto = onnx.inliner.inline_local_functions(proto)
+        return cls(path, path.parent, proto, total, bool(files), inlined)
 
     def sha256(self) -> str:
         """SHA-256 of the .onnx file itself, in hexadecimal; external data does not count."""

@@ -1,6 +1,6 @@
 """Plans as files: saved, edited, replayed.
 
-    {schema, model{name, sha256}, tensors[{name, axis, size, kept, role}], groups[{id, size, kept}]}
+{schema, model{name, sha256}, tensors[{name, axis, size, kept, role}], groups[{id, size, kept}]}
 """
 
 from __future__ import annotations

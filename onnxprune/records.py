@@ -169,8 +169,9 @@ class Exactness:
 
 @dataclass(frozen=True)
 class OutputQuality:
-    """Closeness of one output to the original's: cosine, |error| / |original|, signal over noise in dB (capped at
-    120), and the share of equal arg max over the last axis (axis 1 of a 4-D output), None for outputs without classes."""
+    """Closeness of one output to the original's: cosine, |error| / |original|, signal over noise in dB (capped at 120),
+    and the share of equal arg max over the last axis (axis 1 of a 4-D output), None for outputs without classes.
+    """
 
     cosine: float
     relative_error: float
@@ -195,6 +196,14 @@ class Totals:
     parameters: int
     bytes: int
     macs: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What verification found."""
+
+    exactness: Exactness
+    quality: Quality
 
 
 @dataclass(frozen=True)

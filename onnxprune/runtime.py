@@ -70,6 +70,11 @@ def session(
     return result
 
 
+def require_provider(provider: str) -> None:
+    """Raise UsageError where this machine cannot run models on `provider`. Run in a child process."""
+    _available_provider(_import(), provider)
+
+
 def _import() -> Any:
     try:
         import onnxruntime

@@ -30,7 +30,9 @@ def score(
     generators = {g.id: np.random.default_rng([seed, zlib.crc32(g.id.encode())]) for g in groups}
     for tensor, members in _by_tensor(analysis, groups).items():
         weight = read(tensor)
-        for group, axis in members if weight is not None else ():
+        if weight is None:
+            continue
+        for group, axis in members:
             rows = group_rows(weight, axis, analysis.weights[tensor][axis], group.dim)
             if not np.isfinite(rows).all():
                 raise ModelError(f"weight {tensor!r} holds NaN or infinity; the model is damaged, export it again")

@@ -125,7 +125,9 @@ class Curve:
         return float(np.interp(count, self.removed, self.damage))
 
 
-def outputs_of(proto: onnx.ModelProto, read: Callable[[str], Array], feeds: Sequence[Feed], threads: int) -> list[list[Array]]:
+def outputs_of(
+    proto: onnx.ModelProto, read: Callable[[str], Array], feeds: Sequence[Feed], threads: int
+) -> list[list[Array]]:
     walk = Walk(proto, read, feeds, threads=threads)
     names = [o.name for o in proto.graph.output]
     walk.compute(names)

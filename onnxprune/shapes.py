@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,8 @@ Types = dict[str, TypeProto]
 
 MEASURE_LIMIT_S = 300.0
 _INDEX_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
-_SMALL_FLOAT = 1
-"""Float constants of up to this many elements may take part in arithmetic on shapes (scales, fill values)."""
+LONGEST_LIST = 8
+"""Float constants of one axis and up to this many elements may take part in arithmetic on shapes (scales, sizes)."""
 
 
 class Sizes(NamedTuple):
@@ -53,8 +54,8 @@ ANALYSIS_SIZES = (
     Sizes(1, (64, 64), 8),
     Sizes(2, (64, 64), 8),
 )
-"""Tried in this order; the first two that fit are compared to tell dynamic from fixed. Heights of 48 and 32 are those of
-text line recognisers; odd batches meet no width by chance."""
+"""Tried in this order; the first two that fit are compared to tell dynamic from fixed. Heights of 48 and 32 are those
+of text line recognisers; odd batches meet no width by chance."""
 RUN_SIZES = (
     Sizes(2, (64, 96), 12),
     Sizes(1, (128, 64), 20),
@@ -87,6 +88,10 @@ class Shapes:
     element_types: Mapping[str, int]
 
 
+class ContradictionError(Exception):
+    """The sizes of the inputs do not fit what the graph does with them."""
+
+
 @dataclass
 class _Walk:
     types: Types
@@ -99,7 +104,9 @@ def infer(proto: onnx.ModelProto, given: Mapping[str, Shape] | None = None, fold
     """Shapes and values of every tensor of the main graph of the skeleton `proto`.
 
     What no rule of onnx can tell (operators of other domains) is measured by running the model once in a child
-    process, with its external data in `folder`. `given` fixes input shapes by name (all axes). Raises UsageError where `given` does not fit the model,
+    process, with its external data in `folder`. `given` fixes input shapes by name (all axes).
+
+    Raises UsageError where `given` does not fit the model,
     ModelError where the shapes of the model contradict each other at every size tried.
     """
     given = dict(given or {})
@@ -115,15 +122,13 @@ def infer(proto: onnx.ModelProto, given: Mapping[str, Shape] | None = None, fold
     return _shapes(first, next(walks, None) if dynamic else first)
 
 
-def _try_walk(
-    proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic: Sizes, folder: Path | None
-) -> _Walk | None:
+def _try_walk(proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic: Sizes, folder: Path | None) -> _Walk | None:
     sizes = concrete_inputs(proto, given, dynamic)
     try:
         walk = walk_graph(proto, sizes, {})
         missing = [o for n in proto.graph.node for o in n.output if o and not _is_concrete(walk.types.get(o))]
         return walk_graph(proto, sizes, _measure(proto, sizes, missing, folder)) if missing else walk
-    except onnx.shape_inference.InferenceError as error:
+    except (onnx.shape_inference.InferenceError, ContradictionError) as error:
         log.debug("input sizes %s do not fit: %s", sizes, error)
         return None
 
@@ -182,7 +187,9 @@ def _check_given(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> None:
             raise UsageError(f"--input-shape gives {len(shape)} axes for {name!r}, the model has {len(dims)}")
         for axis, (d, size) in enumerate(zip(dims, shape, strict=False)):
             if d.HasField("dim_value") and d.dim_value not in (0, size):
-                raise UsageError(f"--input-shape gives {size} for axis {axis} of {name!r}, the model fixes {d.dim_value}")
+                raise UsageError(
+                    f"--input-shape gives {size} for axis {axis} of {name!r}, the model fixes {d.dim_value}"
+                )
 
 
 def _measure(
@@ -233,7 +240,9 @@ def add_constant(types: Types, values: dict[str, Array], name: str, tensor: Tens
     if tensor.data_location == TensorProto.EXTERNAL:
         return
     is_float = tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-    if (tensor.data_type in _INDEX_TYPES and count <= LARGEST) or (is_float and count <= _SMALL_FLOAT):
+    if (tensor.data_type in _INDEX_TYPES and count <= LARGEST) or (
+        is_float and count <= LONGEST_LIST and len(tensor.dims) < 2
+    ):
         values[name] = onnx.numpy_helper.to_array(tensor)
 
 
@@ -255,6 +264,10 @@ def _visit(
     for name in node.output:
         if name and not _is_concrete(walk.types.get(name)) and _is_concrete(declared.get(name)):
             walk.types[name] = declared[name]
+    if node.op_type == "Reshape":
+        before, after = (shape_of(walk.types.get(n)) for n in (node.input[0], node.output[0]))
+        if before is not None and after is not None and math.prod(before) != math.prod(after):
+            raise ContradictionError(f"Reshape {node.name!r} from {before} to {after}")
 
 
 def constant_tensor(node: onnx.NodeProto) -> TensorProto | None:
@@ -263,7 +276,8 @@ def constant_tensor(node: onnx.NodeProto) -> TensorProto | None:
     if attribute is None or attribute.name in ("sparse_value", "value_string", "value_strings"):
         return None
     if attribute.name == "value":
-        return attribute.t
+        tensor: TensorProto = attribute.t
+        return tensor
     kind = TensorProto.FLOAT if "float" in attribute.name else TensorProto.INT64
     value = onnx.helper.get_attribute_value(attribute)
     listed = attribute.name.endswith("s")
@@ -289,7 +303,7 @@ def _fold(walk: _Walk, node: onnx.NodeProto) -> bool:
             return False
         inputs = [walk.values[n] if n else None for n in node.input]
         results = evaluate(node.op_type, inputs, node_attributes(node), len(node.output))
-    if results is None or any(r.dtype.kind == "f" and r.size > 1 for r in results):
+    if results is None or any(_is_data(r) for r in results):
         return False
     for name, value in zip(node.output, results, strict=False):
         walk.values[name] = value
@@ -299,8 +313,13 @@ def _fold(walk: _Walk, node: onnx.NodeProto) -> bool:
     return True
 
 
+def _is_data(value: Array) -> bool:
+    """Floats that are more than a list of scales or sizes are data, and their axes count."""
+    return value.dtype.kind == "f" and (value.ndim > 1 or value.size > LONGEST_LIST)
+
+
 def _is_shape_arithmetic(walk: _Walk, node: onnx.NodeProto, names: Iterable[str]) -> bool:
-    """Integer arithmetic, or float arithmetic on something computed from a shape; never weights folded by float operators."""
+    """Integer arithmetic, or float arithmetic on something computed from a shape; never arithmetic on weights."""
     if node.op_type == "ConstantOfShape":
         value = next((a.t.data_type for a in node.attribute if a.name == "value"), TensorProto.FLOAT)
         return value in _INDEX_TYPES

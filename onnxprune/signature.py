@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 Term = tuple[str, ...]
 """The letters of one axis; `("*",)` and `("...",)` are runs of axes."""
@@ -34,7 +34,7 @@ class Signature:
         return any(letter in self.contracted for term in self.inputs[operand] for letter in term)
 
 
-@lru_cache(maxsize=None)
+@cache
 def parse(text: str) -> Signature:
     """Parse the notation. Raises ValueError naming the text where it is malformed."""
     left, arrow, right = text.partition("->")

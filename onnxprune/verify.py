@@ -15,15 +15,19 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune import runtime
-from onnxprune.errors import ModelError, VerificationError
+from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.modelfile import skeleton
-from onnxprune.records import Exactness, Feed, OutputQuality, Quality
+from onnxprune.records import Exactness, Feed, OutputQuality, Proof, Quality
+from onnxprune.shapes import graph_inputs
 
 TOLERANCE = 1e-4
 """Largest allowed difference over the largest absolute output, for float32 arithmetic."""
 HALF_TOLERANCE = 2e-2
 """The same where the model computes in float16 or bfloat16, whose rounding alone is 1e-3 an operation."""
 SQNR_CAP_DB = 120.0
+LARGEST_BATCH = 32
+QUALITY_ROWS = 512
+"""Rows run at a time, and rows that quality is measured on."""
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
@@ -33,7 +37,7 @@ def check_file(path: Path) -> None:
     """The checker and strict shape inference of onnx on a finished file. Raises VerificationError with their words."""
     try:
         onnx.checker.check_model(str(path), full_check=False)
-        onnx.shape_inference.infer_shapes(skeleton(path), check_type=True, strict_mode=True, data_prop=True)
+        onnx.shape_inference.infer_shapes(skeleton(path), check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise VerificationError(f"the pruned model is not valid: {error}") from error
 
@@ -70,7 +74,10 @@ def all_outputs(model: str, feeds: Sequence[Feed]) -> list[Outputs]:
 
 def _run(session: Any, feed: Feed) -> Outputs:
     """All outputs as arrays: of a sequence of maps (ZipMap) the values."""
-    return {name: value if isinstance(value, np.ndarray) else _flatten(value) for name, value in runtime.run(session, feed).items()}
+    return {
+        name: value if isinstance(value, np.ndarray) else _flatten(value)
+        for name, value in runtime.run(session, feed).items()
+    }
 
 
 def _flatten(value: Any) -> Array:
@@ -87,7 +94,7 @@ def compare_quality(original: str, pruned: str, feeds: Sequence[Feed], *, data: 
         a, b = ([outputs_[name] for outputs_ in side] for side in (reference, result))
         if a[0].dtype.kind == "f":
             outputs[name] = quality_of(a, b)
-    samples = sum(len(next(iter(f.values()))) if next(iter(f.values())).ndim else 1 for f in feeds)
+    samples = sum(max((len(a) for a in f.values() if a.ndim), default=1) for f in feeds)
     return Quality(outputs, "calibration" if data == "calibration" else "synthetic", samples)
 
 
@@ -101,7 +108,9 @@ def quality_of(reference: Sequence[Array], result: Sequence[Array]) -> OutputQua
     error = float(np.linalg.norm(a - b))
     relative = error / norms[0] if norms[0] > 0 else (0.0 if error == 0 else math.inf)
     cosine = float(a @ b) / (norms[0] * norms[1]) if all(norms) else float(norms[0] == norms[1])
-    sqnr = SQNR_CAP_DB if relative == 0 else min(SQNR_CAP_DB, -20 * math.log10(relative)) if relative < math.inf else 0.0
+    sqnr = (
+        SQNR_CAP_DB if relative == 0 else min(SQNR_CAP_DB, -20 * math.log10(relative)) if relative < math.inf else 0.0
+    )
     return OutputQuality(cosine, relative, sqnr, _agreement(reference, result))
 
 
@@ -140,10 +149,10 @@ def prove(
     feeds: Sequence[Feed],
     seed: int,
     tolerance: float,
-) -> tuple[Exactness, Quality, Feed]:
+) -> Proof:
     """Exactness on made-up inputs of two of `sizes`, quality on `feeds` or the same inputs. Run in a child process.
 
-    `bounds`: for integer inputs, one more than the largest value. Returns a feed to measure latency with, too.
+    `bounds`: for integer inputs, one more than the largest value.
     """
     reference = _probed_session(Path(masked), folder)
     made, expected = _working_feeds(reference, sizes, bounds, seed)
@@ -152,8 +161,33 @@ def prove(
     del reference, result
     original_outputs = all_outputs(original, made)
     exactness = exactness_of(expected, found, original_outputs, _bounded_outputs(skeleton(Path(pruned))), tolerance)
-    chosen, data = (list(feeds), "calibration") if feeds else (made, "synthetic")
-    return exactness, compare_quality(original, pruned, chosen, data=data), chosen[0]
+    chosen, data = (in_batches(feeds, skeleton(Path(original))), "calibration") if feeds else (made, "synthetic")
+    return Proof(exactness, compare_quality(original, pruned, chosen, data=data))
+
+
+def in_batches(feeds: Sequence[Feed], proto: onnx.ModelProto) -> list[Feed]:
+    """Cut feeds with a common first axis into batches of the size the model fixes, or of at most 32 rows.
+
+    Rows that do not fill a fixed batch are left out. Stops after `QUALITY_ROWS` rows.
+    """
+    axes = [i.type.tensor_type.shape.dim for i in graph_inputs(proto)]
+    fixed = {d[0].dim_value for d in axes if len(d) and d[0].dim_value > 0}
+    step = fixed.pop() if len(fixed) == 1 else LARGEST_BATCH
+    batches: list[Feed] = []
+    rows = 0
+    for feed in feeds:
+        count = {len(a) for a in feed.values() if a.ndim}
+        if len(count) != 1 or rows >= QUALITY_ROWS:
+            batches += [feed] if rows < QUALITY_ROWS else []
+            continue
+        (total,) = count
+        last = total if step == LARGEST_BATCH else total - step + 1
+        for first in range(0, min(last, QUALITY_ROWS), step):
+            batches.append({name: a[first : first + step] if a.ndim else a for name, a in feed.items()})
+            rows += len(next(a for a in batches[-1].values() if a.ndim))
+    if not batches:
+        raise UsageError(f"the calibration data has too few rows for the batch of {step} that the model fixes")
+    return batches
 
 
 def exactness_of(

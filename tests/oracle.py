@@ -4,6 +4,7 @@ again here and independent of it, zeros in the stored weights."""
 from __future__ import annotations
 
 import textwrap
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -45,11 +46,11 @@ def model(text: str, *, opset: int = 17, ir: int = 8, seed: int = 0, **values: A
     header = f'<ir_version: {ir}, opset_import: ["" : {opset}, "test" : 1]>'
     proto = onnx.parser.parse_model(f"{header} {graph}")
     made = {o for n in proto.graph.node for o in n.output}
-    generator = np.random.default_rng(seed)
     positive = {n.input[4] for n in proto.graph.node if n.op_type == "BatchNormalization"}
     for value in [v for v in proto.graph.value_info if v.name not in made]:
         sizes = [d.dim_value for d in value.type.tensor_type.shape.dim]
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        generator = np.random.default_rng([seed, zlib.crc32(value.name.encode())])
         array = values[value.name] if value.name in values else _weight(generator, sizes, value.name in positive)
         proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array, dtype), value.name))
         proto.graph.value_info.remove(value)
@@ -145,7 +146,10 @@ def _difference(a: Array, b: Array) -> float:
         return 0.0 if np.array_equal(a, b) else float("inf")
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return float("inf")
-    x, y = np.nan_to_num(a.astype(np.float64), posinf=0, neginf=0), np.nan_to_num(b.astype(np.float64), posinf=0, neginf=0)
+    x, y = (
+        np.nan_to_num(a.astype(np.float64), posinf=0, neginf=0),
+        np.nan_to_num(b.astype(np.float64), posinf=0, neginf=0),
+    )
     scale = float(np.abs(x).max(initial=0.0))
     return float(np.abs(x - y).max(initial=0.0)) / (scale or 1.0)
 

@@ -62,7 +62,9 @@ def removal_path(consumers: Sequence[Consumer], size: int, *, least: int = 1, ch
 
 class _State:
     def __init__(self, consumer: Consumer) -> None:
-        gram = consumer.gram + np.eye(len(consumer.gram)) * max(RIDGE * float(np.trace(consumer.gram)) / len(consumer.gram), 1e-12)
+        gram = consumer.gram + np.eye(len(consumer.gram)) * max(
+            RIDGE * float(np.trace(consumer.gram)) / len(consumer.gram), 1e-12
+        )
         self.inverse = np.linalg.inv(gram)
         self.weight = consumer.weight.copy()
         self.positions = consumer.positions

@@ -1,6 +1,6 @@
 """First and second moments of columns, summed in float64 over batches: all that least squares needs.
 
-    n, sum x, sum y, X X^T, Y X^T, sum y^2      about a shift (the mean of the first batch), so that nothing cancels
+n, sum x, sum y, X X^T, Y X^T, sum y^2      about a shift (the mean of the first batch), so that nothing cancels
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ class Moments:
         g, d = shift_x.shape
         o = shift_y.shape[1]
         return cls(
-            0, shift_x, shift_y, np.zeros((g, d)), np.zeros((g, o)), np.zeros((g, d, d)), np.zeros((g, o, d)), np.zeros((g, o))
+            0,
+            shift_x,
+            shift_y,
+            np.zeros((g, d)),
+            np.zeros((g, o)),
+            np.zeros((g, d, d)),
+            np.zeros((g, o, d)),
+            np.zeros((g, o)),
         )
 
     def add(self, x: Columns, y: Columns) -> None:
@@ -84,5 +91,9 @@ class Moments:
         """Mean squared error of y ~ weight x + bias per column, summed over groups and outputs."""
         xx, yx, yy = self.covariance()
         offset = self.mean_y - np.einsum("god,gd->go", weight, self.mean_x) - bias
-        spread = yy - 2 * np.einsum("god,god->go", weight, yx) + np.einsum("god,gde,goe->go", weight, xx, weight, optimize=True)
+        spread = (
+            yy
+            - 2 * np.einsum("god,god->go", weight, yx)
+            + np.einsum("god,gde,goe->go", weight, xx, weight, optimize=True)
+        )
         return float(np.sum(np.maximum(spread, 0) + offset * offset))

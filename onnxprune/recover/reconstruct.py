@@ -25,8 +25,8 @@ from onnxprune.records import Analysis, Feed
 from onnxprune.recover import sites
 from onnxprune.recover.execution import Shelf, Walk, operands, reader, stored_tensors
 from onnxprune.recover.moments import Moments
-from onnxprune.recover.sites import Site
 from onnxprune.recover.relax import Block, flat_regions, relax
+from onnxprune.recover.sites import Site
 from onnxprune.recover.solve import Solution, solve
 from onnxprune.shapes import node_attributes
 
@@ -125,7 +125,15 @@ def reconstruct(
         if solution is not None:
             name = analysis.nodes[site.node]
             reports.append(LayerReport(name, solution.before, solution.after, solution.ridge))
-            log.info("%d/%d %s: error %.4f -> %.4f (ridge %s)", index + 1, len(found), name, solution.before, solution.after, solution.ridge)
+            log.info(
+                "%d/%d %s: error %.4f -> %.4f (ridge %s)",
+                index + 1,
+                len(found),
+                name,
+                solution.before,
+                solution.after,
+                solution.ridge,
+            )
     return reports
 
 
@@ -133,7 +141,11 @@ def find_sites(proto: onnx.ModelProto, analysis: Analysis) -> Iterable[Site]:
     tensors = stored_tensors(proto)
     types = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
     known = {n for n, t in tensors.items() if t.data_type in types}
-    return (s for s in sites.find(proto, known, lambda n: True) if s.weight in analysis.tensors and s.out in analysis.tensors)
+    return (
+        s
+        for s in sites.find(proto, known, lambda n: True)
+        if s.weight in analysis.tensors and s.out in analysis.tensors
+    )
 
 
 def _latest_site(proto: onnx.ModelProto, found: Sequence[Site]) -> dict[str, int]:
@@ -201,13 +213,25 @@ class _Task:
         bias = np.zeros(shape)
         scale = np.ones(shape)
         if site.op != "MatMul" and len(node.input) > 2 and node.input[2]:
-            bias = np.broadcast_to(np.asarray(self.weights.constant(node.input[2]), np.float64).reshape(-1), (bias.size,)).reshape(shape).copy()
+            bias = (
+                np.broadcast_to(np.asarray(self.weights.constant(node.input[2]), np.float64).reshape(-1), (bias.size,))
+                .reshape(shape)
+                .copy()
+            )
         if site.op == "MatMul" and site.bias_node is not None:
             follower = self.nodes[site.out]
-            bias = np.broadcast_to(self.weights.constant(follower.input[site.bias]).astype(np.float64).reshape(-1), (bias.size,)).reshape(shape).copy()
+            bias = (
+                np.broadcast_to(
+                    self.weights.constant(follower.input[site.bias]).astype(np.float64).reshape(-1), (bias.size,)
+                )
+                .reshape(shape)
+                .copy()
+            )
         if site.norm is not None:
             follower = self.nodes[site.out]
-            gamma, beta, mean, variance = (self.weights.constant(n).astype(np.float64).reshape(shape) for n in follower.input[1:5])
+            gamma, beta, mean, variance = (
+                self.weights.constant(n).astype(np.float64).reshape(shape) for n in follower.input[1:5]
+            )
             epsilon = next((a.f for a in follower.attribute if a.name == "epsilon"), 1e-5)
             scale = gamma / np.sqrt(variance + epsilon)
             bias = (bias - mean) * scale + beta
@@ -283,7 +307,11 @@ class _Task:
         """The share of the positions to look at."""
         shapes = [self.teacher.get(target, b).shape for b in range(self.teacher.batches)]
         total = sum(sites.position_count(site, s) * (s[0] if len(s) > 1 else 1) for s in shapes)
-        inputs = int(np.prod(self.weights.constant(self.nodes[self.teacher.proto.graph.node[site.node].output[0]].input[1]).shape[1:]))
+        inputs = int(
+            np.prod(
+                self.weights.constant(self.nodes[self.teacher.proto.graph.node[site.node].output[0]].input[1]).shape[1:]
+            )
+        )
         return max(LEAST_COLUMNS, COLUMNS_PER_INPUT * inputs) / max(total, 1)
 
     def sample(self, site: Site, shape: tuple[int, ...], share: float) -> npt.NDArray[np.int64] | None:
@@ -308,7 +336,9 @@ def _pick(columns: Array, chosen: npt.NDArray[np.bool_]) -> Array:
     return columns[:, :, chosen]
 
 
-def weights_of(proto: onnx.ModelProto, read: Callable[[str], Array | None], edits: Mapping[str, Callable[[Array], Array]]) -> Weights:
+def weights_of(
+    proto: onnx.ModelProto, read: Callable[[str], Array | None], edits: Mapping[str, Callable[[Array], Array]]
+) -> Weights:
     """The weights of a model that was just cut: stored arrays with the edits of the cut."""
     base = reader(proto, read, {})
     return Weights(proto, lambda name: edits[name](base(name)) if name in edits else base(name))

@@ -94,7 +94,9 @@ def _moments(blocks: Sequence[Block], weight: Float, bias: Float, like: Moments,
 def flat_regions(proto: onnx.ModelProto) -> dict[str, tuple[np.float32, np.float32]]:
     """For every tensor that only ReLU or Clip read: where that is flat, (below, above)."""
     values = {t.name: t for t in proto.graph.initializer if np.prod(t.dims) <= 1}
-    values.update((n.output[0], t) for n in proto.graph.node if n.op_type == "Constant" and (t := constant_tensor(n)) is not None)
+    values.update(
+        (n.output[0], t) for n in proto.graph.node if n.op_type == "Constant" and (t := constant_tensor(n)) is not None
+    )
     regions: dict[str, tuple[np.float32, np.float32] | None] = {o.name: None for o in proto.graph.output}
     for node in proto.graph.node:
         for name in node.input:

@@ -127,7 +127,17 @@ class _Finder:
                 bias_node, bias, out = follower, operand, self.proto.graph.node[follower].output[0]
         total, other = self._sum(out)
         return Site(
-            index, node.op_type, node.input[0], node.input[1], out, node_attributes(node), norm, bias_node, bias, total, other
+            index,
+            node.op_type,
+            node.input[0],
+            node.input[1],
+            out,
+            node_attributes(node),
+            norm,
+            bias_node,
+            bias,
+            total,
+            other,
         )
 
     def _only_user(self, name: str) -> int | None:
@@ -278,4 +288,6 @@ def _spread(site: Site, x: Array, kernel: tuple[int, ...]) -> Array:
         reach = dilations[a] * (kernel[a] - 1)
         around.append((reach - pads[a], reach - pads[rank + a] + extra[a]))
     crop = tuple(slice(max(-low, 0), n - max(-high, 0)) for (low, high), n in zip(around, wide.shape[2:], strict=True))
-    return np.pad(wide[(slice(None), slice(None), *crop)], [(0, 0), (0, 0), *((max(a, 0), max(b, 0)) for a, b in around)])
+    return np.pad(
+        wide[(slice(None), slice(None), *crop)], [(0, 0), (0, 0), *((max(a, 0), max(b, 0)) for a, b in around)]
+    )

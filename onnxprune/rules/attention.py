@@ -1,7 +1,7 @@
 """Fused attention and the operators that fused transformer graphs are made of.
 
-    heads are the outer factor of a projection: (h d). The width d of a head fixes the default scale 1/sqrt(d), so it
-    stays; whole heads go. With grouped queries (kv r d): each key-value head serves r query heads.
+heads are the outer factor of a projection: (h d). The width d of a head fixes the default scale 1/sqrt(d), so it
+stays; whole heads go. With grouped queries (kv r d): each key-value head serves r query heads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _attention_macs(op: Operator, out: Sequence[Dim], keys: Dim, width: Dim) -> 
 def packed_attention(op: Operator) -> None:
     """x: b t e, w: e (3 parts), bias: (3 parts) -> b t v; each part is (h d)."""
     if any(op.has(i) for i in (4, 5, 6)) or len(op.outputs) > 1:
-        return op.freeze_all("Attention with a cache")
+        raise ValueError("Attention with a cache")
     b, t, e = op.dims(0)
     op.unify(op.dims(1)[0], e)
     total = op.dims(1)[1].size
@@ -63,7 +63,7 @@ def multi_head_attention(op: Operator) -> None:
     """q: b t (h d), k: b s (h d), v: b s (h e), bias: the three end to end -> b t (h e)."""
     plain = op.has(1) and op.has(2) and len(op.dims(0)) == len(op.dims(1)) == len(op.dims(2)) == 3
     if not plain or len(op.outputs) > 1 or op.has(6) or op.has(7):
-        return op.freeze_all("MultiHeadAttention with packed operands or a cache")
+        raise ValueError("MultiHeadAttention with packed operands or a cache")
     heads = dims.atom(op.attribute("num_heads"))
     (b, t, q), (_, s, k), (_, _, v) = op.dims(0), op.dims(1), op.dims(2)
     for projection in (q, k, v):
@@ -86,7 +86,7 @@ def group_query_attention(op: Operator) -> None:
     """q: b t (kv r d), k, v: b s (kv d), caches: b kv p d -> b t (kv r d), caches."""
     groups, heads = op.attribute("kv_num_heads"), op.attribute("num_heads")
     if not (op.has(1) and op.has(2)):
-        return op.freeze_all("GroupQueryAttention with packed operands")
+        raise ValueError("GroupQueryAttention with packed operands")
     kv = dims.atom(groups)
     q, k, v = (op.dims(i)[2] for i in range(3))
     found, repeats, width = op.factor(q, [groups, heads // groups, q.size // heads])
@@ -114,9 +114,14 @@ def group_query_attention(op: Operator) -> None:
 def attention(op: Operator) -> None:
     """q: b t (kv r d) or b (kv r) t d; k, v alike with kv heads. Masks stay; caches are not covered."""
     if op.has(4) or op.has(5) or len(op.outputs) > 1:
-        return op.freeze_all("Attention with a cache")
+        raise ValueError("Attention with a cache")
     if len(op.dims(0)) == 4:
-        return _attention_by_head(op)
+        _attention_by_head(op)
+    else:
+        _attention_by_projection(op)
+
+
+def _attention_by_projection(op: Operator) -> None:
     q_heads, kv_heads = op.attribute("q_num_heads"), op.attribute("kv_num_heads")
     kv = dims.atom(kv_heads)
     q, k, v = (op.dims(i)[2] for i in range(3))
@@ -201,5 +206,5 @@ def embed_layer_normalization(op: Operator) -> None:
 @rule("BiasGelu", "FastGelu", "QuickGelu", "Gelu", "BiasAdd", "BiasSplitGelu", domain=CONTRIB)
 def activation(op: Operator) -> None:
     if op.kind == "BiasSplitGelu":
-        return op.freeze_all("BiasSplitGelu halves its operand")
+        raise ValueError("BiasSplitGelu halves its operand")
     op.broadcast([i for i in range(len(op.inputs)) if op.has(i)])

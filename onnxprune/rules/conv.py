@@ -20,9 +20,7 @@ def _axes(op: Operator, kernel: Sequence[int]) -> str:
     strides = op.attribute("strides") or [1] * rank
     pads = op.attribute("pads") or [0] * (2 * rank)
     padded = op.attribute("auto_pad", "NOTSET").startswith("SAME")
-    passing = [
-        kernel[k] == strides[k] == 1 and not padded and not pads[k] and not pads[k + rank] for k in range(rank)
-    ]
+    passing = [kernel[k] == strides[k] == 1 and not padded and not pads[k] and not pads[k + rank] for k in range(rank)]
     return " ".join(f"s{k}" if passes else "_" for k, passes in enumerate(passing))
 
 

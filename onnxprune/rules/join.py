@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from onnxprune import dims
 from onnxprune.dims import Dim
-from onnxprune.rules.registry import Dims, Operator, rule
+from onnxprune.rules.registry import Operator, rule
 
 
 @rule("Concat")
@@ -97,24 +95,14 @@ def _slice_axis(op: Operator, d: Dim, bounds: tuple[int, int, int], out: Dim) ->
 
 @rule("Gather")
 def gather(op: Operator) -> None:
-    """Known consecutive indices cut the axis; any others need the whole axis. A lookup in a weight produces the rest."""
+    """The indexed axis must stay whole. A lookup in a weight produces the other axes."""
     data, index = op.dims(0), op.dims(1)
     axis = op.attribute("axis", 0) % len(data)
-    picked = _consecutive(op, data[axis])
-    if picked is None:
-        op.freeze(data[axis], "Gather picks from this axis")
-        for k in range(len(data)):
-            if k != axis:
-                op.role(0, k, "produced")
-    op.outputs[0] = (*data[:axis], *(index if picked is None else picked), *data[axis + 1 :])
-
-
-def _consecutive(op: Operator, d: Dim) -> Dims | None:
-    """The dimensions of known indices that rise by one over the whole axis, else None."""
-    index = op.fixed(1)
-    if index is None or index.ndim != 1 or index.size != d.size:
-        return None
-    return (d,) if np.array_equal(index % d.size, np.arange(d.size)) else None
+    op.freeze(data[axis], "Gather picks from this axis")
+    for k in range(len(data)):
+        if k != axis:
+            op.role(0, k, "produced")
+    op.outputs[0] = (*data[:axis], *index, *data[axis + 1 :])
 
 
 @rule("Pad")

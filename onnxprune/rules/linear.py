@@ -1,7 +1,7 @@
 """Matrix products.
 
-    Gemm     y[m, n] = alpha sum_k a[m, k] b[k, n] + beta c[m, n]     a, b transposed by transA, transB
-    MatMul   y[..., m, n] = sum_k a[..., m, k] b[..., k, n]           a 1-D operand has no m (or n)
+Gemm     y[m, n] = alpha sum_k a[m, k] b[k, n] + beta c[m, n]     a, b transposed by transA, transB
+MatMul   y[..., m, n] = sum_k a[..., m, k] b[..., k, n]           a 1-D operand has no m (or n)
 """
 
 from __future__ import annotations

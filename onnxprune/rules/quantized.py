@@ -29,7 +29,7 @@ def _along(op: Operator, d: Dim, operands: Sequence[int]) -> None:
 def quantize(op: Operator) -> None:
     x = op.dims(0)
     if op.attribute("block_size", 0):
-        return op.freeze_all("quantization by blocks")
+        raise ValueError("quantization by blocks")
     _along(op, x[op.attribute("axis", 1) % len(x)] if x else op.dims(1)[0], [1, 2])
     op.broadcast([0])
 
@@ -92,7 +92,7 @@ def qlinear_matmul(op: Operator) -> None:
 @rule("QGemm", domain=CONTRIB)
 def qgemm(op: Operator) -> None:
     if op.attribute("transA", 0):
-        return op.freeze_all("QGemm with transA")
+        raise ValueError("QGemm with transA")
     letters = _product(op, 3, transposed=bool(op.attribute("transB", 0)))
     _along(op, op.outputs[0][-1], [4, 5, 6, 7, 8])
     op.macs(*op.outputs[0], letters["k"])
@@ -112,14 +112,14 @@ def _product(op: Operator, second: int, *, transposed: bool) -> dict[str, Dim]:
 def qlinear_pointwise(op: Operator) -> None:
     """a, its scale and zero point, b, its scale and zero point, those of the result: all of those scalars."""
     if op.kind in ("QLinearSoftmax", "QLinearWhere"):
-        return op.freeze_all(f"{op.kind} is not covered")
+        raise ValueError(f"{op.kind} is not covered")
     op.broadcast([0, 3] if op.kind in ("QLinearAdd", "QLinearMul") else [0])
 
 
 @rule("QLinearGlobalAveragePool", "QLinearAveragePool", domain=CONTRIB)
 def qlinear_pool(op: Operator) -> None:
     if op.attribute("channels_last", 0):
-        return op.freeze_all("pooling with channels last")
+        raise ValueError("pooling with channels last")
     terms = ", ".join(["n c *"] + [" ".join(["_"] * len(op.dims(i))) or "*" for i in range(1, len(op.inputs))])
     op.apply(f"{terms} -> n c *")
 
@@ -137,7 +137,8 @@ def matmul_n_bits(op: Operator) -> None:
     op.freeze(x[-1], "MatMulNBits packs this axis in blocks")
     for d in b[1:]:
         op.freeze(d, "MatMulNBits packs this axis in blocks")
-    n, _ = b[0], op.role(1, 0, "produced")
+    n = b[0]
+    op.role(1, 0, "produced")
     for operand in range(2, len(op.inputs)):
         for d in op.inputs[operand] or ():
             if d.size == n.size and len(op.dims(operand)) > 1:

@@ -152,7 +152,15 @@ class Operator:
         """Write as a row-major product, outermost first."""
         return dims.factor(dimension, sizes, self.refusal(f"{dimension.size} cannot be factored as {list(sizes)}"))
 
-    def contract(self, operand: int, axes: Sequence[int], *, average: bool = False, quantized: bool = False, weighted: bool = True) -> None:
+    def contract(
+        self,
+        operand: int,
+        axes: Sequence[int],
+        *,
+        average: bool = False,
+        quantized: bool = False,
+        weighted: bool = True,
+    ) -> None:
         """The operator sums (`average`: averages or normalises) over these axes of an operand.
 
         `quantized`: zero is not the number 0 there, so masking must gather. `weighted`: a weight takes part.
@@ -257,7 +265,7 @@ def _match_axis(op: Operator, axis: Dim, term: Term, letters: dict[str, Dim]) ->
     rest = math.prod(known.values())
     sizes = [known.get(x, axis.size // max(rest, 1)) for x in term]
     if math.prod(sizes) != axis.size:
-        raise ValueError(f"an axis of {axis.size} is not a product of {sizes}")
+        raise SizeMismatchError(f"an axis of {axis.size} where {' x '.join(map(str, sizes))} is needed")
     for x, d in zip(term, op.factor(axis, sizes) if len(term) > 1 else [axis], strict=True):
         if x.isdigit():
             op.freeze(d, FIXED_FACTOR)
@@ -267,7 +275,9 @@ def _match_axis(op: Operator, axis: Dim, term: Term, letters: dict[str, Dim]) ->
             letters[x] = d
 
 
-def _match_output(op: Operator, output: int, terms: Sequence[Term], letters: Mapping[str, Dim], runs: Sequence[Dims]) -> None:
+def _match_output(
+    op: Operator, output: int, terms: Sequence[Term], letters: Mapping[str, Dim], runs: Sequence[Dims]
+) -> None:
     fresh = op.outputs[output]
     run = len(fresh) - len(terms) + 1
     result: list[Dim] = []

@@ -62,7 +62,7 @@ def dft(op: Operator) -> None:
     """Along one axis; the last axis holds the real and imaginary parts."""
     axis = op.attribute("axis", 1) if op.opset < 20 else op.fixed(2)
     if axis is None and op.has(2):
-        return op.freeze_all("DFT along a computed axis")
+        raise ValueError("DFT along a computed axis")
     position = int(-2 if axis is None else axis.item() if hasattr(axis, "item") else axis) % len(op.dims(0))
     result = list(op.outputs[0])
     for k, d in enumerate(op.dims(0)):

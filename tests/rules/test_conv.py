@@ -122,11 +122,17 @@ def test_grouped_conv_transpose(group: int) -> None:
     prune_and_compare(m, factors=True, seed=1)
 
 
-POOLS = """MaxPool<kernel_shape=[2,2]>|AveragePool<kernel_shape=[2,2],strides=[2,2]>|LpPool<kernel_shape=[2,2]>
-|GlobalAveragePool|GlobalMaxPool|GlobalLpPool"""
+POOLS = [
+    "MaxPool<kernel_shape=[2,2]>",
+    "AveragePool<kernel_shape=[2,2],strides=[2,2]>",
+    "LpPool<kernel_shape=[2,2]>",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "GlobalLpPool",
+]
 
 
-@pytest.mark.parametrize("pool", POOLS.replace("\n", "").split("|"))
+@pytest.mark.parametrize("pool", POOLS)
 def test_pooling_passes_channels_through(pool: str) -> None:
     m = model(f"""(float[N,3,8,8] x) => (float[N,5,H,W] y) <float[8,3,1,1] w, float[5,8,1,1] v> {{
         h = Conv(x, w)

@@ -60,13 +60,16 @@ def test_concat_along_another_axis_couples_the_channels() -> None:
 @pytest.mark.parametrize(("opset", "split"), [(11, "Split<axis=1, split=[2,6]>(h)"), (13, "Split<axis=1>(h, sizes)")])
 def test_split_cuts_a_dimension_in_parts_of_their_own(opset: int, split: str) -> None:
     sizes = "int64[2] sizes = {2, 6}," if opset == 13 else ""
-    m = model(f"""(float[N,4] x) => (float[N,3] y) <float[4,8] w, {sizes} float[2,3] u, float[6,3] v> {{
+    m = model(
+        f"""(float[N,4] x) => (float[N,3] y) <float[4,8] w, {sizes} float[2,3] u, float[6,3] v> {{
         h = MatMul(x, w)
         a, b = {split}
         p = MatMul(a, u)
         q = MatMul(b, v)
         y = Add(p, q)
-    }}""", opset=opset)
+    }}""",
+        opset=opset,
+    )
     assert prunable(m) == {"w:1": 2, "w:1#2": 6}
     assert places(groups(m)["w:1#2"]) == {("w", 1): "produced", ("v", 0): "contracted"}
     result = prune_and_compare(m)
@@ -76,14 +79,17 @@ def test_split_cuts_a_dimension_in_parts_of_their_own(opset: int, split: str) ->
 @pytest.mark.parametrize(("opset", "attributes"), [(11, "axis=1"), (17, "axis=1"), (18, "axis=1, num_outputs=2")])
 def test_split_into_equal_parts_that_become_unequal(opset: int, attributes: str) -> None:
     """The second half meets the input and stays, so the parts must be written out."""
-    m = model(f"""(float[N,4] x) => (float[N,3] y) <float[4,8] w, float[4,3] u, float[4,3] v> {{
+    m = model(
+        f"""(float[N,4] x) => (float[N,3] y) <float[4,8] w, float[4,3] u, float[4,3] v> {{
         h = MatMul(x, w)
         a, b = Split<{attributes}>(h)
         s = Add(b, x)
         p = MatMul(a, u)
         q = MatMul(s, v)
         y = Add(p, q)
-    }}""", opset=opset)
+    }}""",
+        opset=opset,
+    )
     assert list(prunable(m).values()) == [4]
     prune_and_compare(m)
 
@@ -104,13 +110,16 @@ def test_split_into_equal_parts_that_stay_equal() -> None:
 
 
 def test_split_into_uneven_parts_by_their_number() -> None:
-    m = model("""(float[N,4] x) => (float[N,3] y) <float[4,7] w, float[4,3] u, float[3,3] v> {
+    m = model(
+        """(float[N,4] x) => (float[N,3] y) <float[4,7] w, float[4,3] u, float[3,3] v> {
         h = MatMul(x, w)
         a, b = Split<axis=1, num_outputs=2>(h)
         p = MatMul(a, u)
         q = MatMul(b, v)
         y = Add(p, q)
-    }""", opset=18)
+    }""",
+        opset=18,
+    )
     assert prunable(m) == {"w:1": 4, "w:1#2": 3}
     prune_and_compare(m)
 
@@ -140,11 +149,14 @@ def _single_indices(bounds: str) -> int:
 
 
 def test_slice_by_attributes_before_opset_10() -> None:
-    m = model("""(float[N,4] x) => (float[N,3] y) <float[4,8] w, float[5,3] v> {
+    m = model(
+        """(float[N,4] x) => (float[N,3] y) <float[4,8] w, float[5,3] v> {
         h = MatMul(x, w)
         t = Slice<axes=[1], starts=[2], ends=[7]>(h)
         y = MatMul(t, v)
-    }""", opset=9)
+    }""",
+        opset=9,
+    )
     assert prunable(m)["w:1#2"] == 5
     result = prune_and_compare(m)
     assert result.weights["v"][0] == result.attribute("Slice", "ends")[0] - result.attribute("Slice", "starts")[0]
@@ -189,12 +201,14 @@ def test_slice_with_any_other_stride_freezes_the_axis(bounds: str, step: str, ke
 
 
 def test_slice_with_computed_bounds_freezes_the_axis_and_no_other() -> None:
-    m = model("""(float[N,6,4] x, int64[1] e) => (float[N,T,3] y) <float[4,8] w, float[8,3] v,
+    m = model(
+        """(float[N,6,4] x, int64[1] e) => (float[N,T,3] y) <float[4,8] w, float[8,3] v,
         int64[1] s = {0}, int64[1] a = {A}> {
         h = MatMul(x, w)
         t = Slice(h, s, e, a)
         y = MatMul(t, v)
-    }""".replace("{A}", "{1}"))
+    }""".replace("{A}", "{1}")
+    )
     assert prunable(m) in ({"w:1": 8}, {})
     if not prunable(m):
         assert reasons(m)["w:1"].startswith("Slice: ")
@@ -265,16 +279,21 @@ def test_pad_of_the_channel_axis_adds_fixed_parts(form: str) -> None:
         "attribute": (10, "Pad<pads=[0,2,0,0,0,1,0,0]>(h)", ""),
         "axes": (18, "Pad(h, p, zero, a)", "int64[2] p = {2,1}, float zero = {0.5}, int64[1] a = {1},"),
     }[form]
-    m = model(f"""(float[N,3,H,W] x) => (float[N,5,H,W] y) <float[8,3,1,1] w, {weights} float[5,11,1,1] v> {{
+    m = model(
+        f"""(float[N,3,H,W] x) => (float[N,5,H,W] y) <float[8,3,1,1] w, {weights} float[5,11,1,1] v> {{
         h = Conv(x, w)
         t = {pad}
         y = Conv(t, v)
-    }}""", opset=opset)
+    }}""",
+        opset=opset,
+    )
     assert prunable(m) == {"w:0": 8}
     assert prune_and_compare(m).weights["v"] == (5, 7, 1, 1)
 
 
-@pytest.mark.parametrize(("mode", "amounts"), [("reflect", "0,2,0,0,0,1,0,0"), ("edge", "0,0,0,0,0,3,0,0"), ("constant", "0,-2,0,0,0,0,0,0")])
+@pytest.mark.parametrize(
+    ("mode", "amounts"), [("reflect", "0,2,0,0,0,1,0,0"), ("edge", "0,0,0,0,0,3,0,0"), ("constant", "0,-2,0,0,0,0,0,0")]
+)
 def test_pad_that_copies_or_cuts_channels_freezes_them(mode: str, amounts: str) -> None:
     width = 8 + sum(map(int, amounts.split(",")))
     m = model(f"""(float[N,3,H,W] x) => (float[N,5,H,W] y)

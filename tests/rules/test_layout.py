@@ -212,15 +212,20 @@ def test_transpose_moves_dimensions(perm: str) -> None:
 
 @pytest.mark.parametrize("opset", [11, 13])
 def test_squeeze_and_unsqueeze_keep_the_other_axes(opset: int) -> None:
-    squeeze, unsqueeze = ("<axes=[2,3]>(p)", "<axes=[2]>(q)") if opset < 13 else ("(p, ab)", "(q, c)")
-    m = model(f"""(float[N,3,H,W] x) => (float[N,5,1] y) <float[8,3,1,1] w, float[5,8,1] v, int64[2] ab = {{2,3}},
+    squeeze, unsqueeze = ("Squeeze<axes=[2,3]>(p)", "Unsqueeze<axes=[2]>(q)")
+    if opset >= 13:
+        squeeze, unsqueeze = "Squeeze(p, ab)", "Unsqueeze(q, c)"
+    m = model(
+        f"""(float[N,3,H,W] x) => (float[N,5,1] y) <float[8,3,1,1] w, float[5,8,1] v, int64[2] ab = {{2,3}},
         int64[1] c = {{2}}> {{
         h = Conv(x, w)
         p = GlobalAveragePool(h)
-        q = Squeeze{squeeze}
-        r = Unsqueeze{unsqueeze}
+        q = {squeeze}
+        r = {unsqueeze}
         y = Conv(r, v)
-    }}""", opset=opset)
+    }}""",
+        opset=opset,
+    )
     assert prunable(m) == {"w:0": 8}
     prune_and_compare(m)
 
@@ -314,11 +319,14 @@ RESIZES = {
 def test_resize_of_space_passes_channels(form: str) -> None:
     call, opset = RESIZES[form]
     sizes = "float[4] scales = {1,1,2,2}, float[4] sizes2 = {1,1,2,1}, int64[4] sizes = {2,8,12,10}, int64[2] space = {12,10}"
-    m = model(f"""(float[2,3,6,5] x) => (float[2,5,12,10] y) <float[8,3,1,1] w, {sizes}, float[5,8,1,1] v> {{
+    m = model(
+        f"""(float[2,3,6,5] x) => (float[2,5,12,10] y) <float[8,3,1,1] w, {sizes}, float[5,8,1,1] v> {{
         h = Conv(x, w)
         r = {call}
         y = Conv(r, v)
-    }}""".replace("12,10] y", "12,5] y" if form == "linear" else "12,10] y"), opset=opset)
+    }}""".replace("12,10] y", "12,5] y" if form == "linear" else "12,10] y"),
+        opset=opset,
+    )
     assert prunable(m) == {"w:0": 8}
     prune_and_compare(m)
 

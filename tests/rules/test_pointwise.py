@@ -170,7 +170,9 @@ def test_where_couples_both_branches_and_a_mask_of_the_same_axis() -> None:
     prune_and_compare(m)
 
 
-@pytest.mark.parametrize(("opset", "body"), [(10, "Clip<min=-0.5, max=0.5>(h)"), (17, "Clip(h, low)"), (17, "Clip(h, low, high)")])
+@pytest.mark.parametrize(
+    ("opset", "body"), [(10, "Clip<min=-0.5, max=0.5>(h)"), (17, "Clip(h, low)"), (17, "Clip(h, low, high)")]
+)
 def test_clip_has_scalar_bounds(opset: int, body: str) -> None:
     bounds = "float low = {-0.5}, float high = {0.25}," if opset > 10 else ""
     m = model(_between(f"r = {body}", bounds), opset=opset)
@@ -189,22 +191,27 @@ def test_dropout_is_the_identity(body: str) -> None:
 def test_softmax_freezes_its_own_axis(op: str) -> None:
     m = model(_between(f"r = {op}(h)"))
     assert reasons(m)["w:1"] == f"{op}: {op} compares along this axis"
-    other = model("""(float[N,6,4] x) => (float[N,6,3] y) <float[4,8] w, float[8,3] v> {
+    other = model(
+        """(float[N,6,4] x) => (float[N,6,3] y) <float[4,8] w, float[8,3] v> {
         h = MatMul(x, w)
         r = OP<axis=1>(h)
         y = MatMul(r, v)
-    }""".replace("OP", op))
+    }""".replace("OP", op)
+    )
     assert prunable(other) == {"w:1": 8}
     prune_and_compare(other)
 
 
 @pytest.mark.parametrize(("opset", "axis", "frozen"), [(11, 1, True), (11, 2, True), (13, 1, False), (13, 2, True)])
 def test_softmax_before_opset_13_compares_along_all_axes_from_its_own_on(opset: int, axis: int, frozen: bool) -> None:
-    m = model(f"""(float[N,6,4] x) => (float[N,6,3] y) <float[4,8] w, float[8,3] v> {{
+    m = model(
+        f"""(float[N,6,4] x) => (float[N,6,3] y) <float[4,8] w, float[8,3] v> {{
         h = MatMul(x, w)
         r = Softmax<axis={axis}>(h)
         y = MatMul(r, v)
-    }}""", opset=opset)
+    }}""",
+        opset=opset,
+    )
     assert ("w:1" in reasons(m)) == frozen
     if not frozen:
         prune_and_compare(m)
@@ -245,9 +252,13 @@ def test_cumsum_along_a_computed_axis_freezes_everything() -> None:
 
 
 def test_broadcasting_by_an_axis_attribute_is_refused_before_opset_7() -> None:
-    m = model("""(float[2,3,4,4] x) => (float[2,5,4,4] y) <float[8,3,1,1] w, float[8] b, float[5,8,1,1] v> {
+    m = model(
+        """(float[2,3,4,4] x) => (float[2,5,4,4] y) <float[8,3,1,1] w, float[8] b, float[5,8,1,1] v> {
         h = Conv(x, w)
         r = Add<broadcast=1, axis=1>(h, b)
         y = Conv(r, v)
-    }""", opset=6, ir=3)
+    }""",
+        opset=6,
+        ir=3,
+    )
     assert reasons(m)["w:0"] == "Add: broadcasting by `axis`, as before opset 7"

@@ -42,26 +42,33 @@ def test_any_other_reduction_needs_the_whole_axis(op: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "op", ["ReduceMax", "ReduceMin", "ReduceProd", "ReduceMean", "ReduceSum", "ReduceL2", "ReduceLogSumExp", "ReduceLogSum"]
+    "op",
+    ["ReduceMax", "ReduceMin", "ReduceProd", "ReduceMean", "ReduceSum", "ReduceL2", "ReduceLogSumExp", "ReduceLogSum"],
 )
 def test_a_reduction_over_another_axis_passes_the_channels(op: str) -> None:
-    m = model(f"""(float[N,6,4] x) => (float[N,3] y) <float[4,8] w, int64[1] a = {{1}}, float[8,3] v> {{
+    m = model(
+        f"""(float[N,6,4] x) => (float[N,3] y) <float[4,8] w, int64[1] a = {{1}}, float[8,3] v> {{
         h = MatMul(x, w)
         s = Sigmoid(h)
         r = {op}<keepdims=0>(s, a)
         y = MatMul(r, v)
-    }}""", opset=18)
+    }}""",
+        opset=18,
+    )
     assert prunable(m) == {"w:1": 8}
     assert not groups(m)["w:1"].renormalised
     prune_and_compare(m)
 
 
 def test_global_average_pooling_written_as_a_mean_over_space() -> None:
-    m = model("""(float[N,3,H,W] x) => (float[N,5] y) <float[8,3,1,1] w, int64[2] a = {-1, -2}, float[8,5] v> {
+    m = model(
+        """(float[N,3,H,W] x) => (float[N,5] y) <float[8,3,1,1] w, int64[2] a = {-1, -2}, float[8,5] v> {
         h = Conv(x, w)
         p = ReduceMean<keepdims=0>(h, a)
         y = Gemm(p, v)
-    }""", opset=18)
+    }""",
+        opset=18,
+    )
     assert prunable(m) == {"w:0": 8}
     assert not groups(m)["w:0"].renormalised
     prune_and_compare(m)
@@ -88,20 +95,26 @@ def test_layer_normalization_in_loose_primitives() -> None:
 
 
 def test_a_mean_over_all_axes() -> None:
-    m = model("""(float[N,4] x) => (float y) <float[4,8] w> {
+    m = model(
+        """(float[N,4] x) => (float y) <float[4,8] w> {
         h = MatMul(x, w)
         y = ReduceMean<keepdims=0>(h)
-    }""", opset=18)
+    }""",
+        opset=18,
+    )
     assert groups(m)["w:1"].renormalised
     prune_and_compare(m)
 
 
 def test_no_axes_may_mean_none() -> None:
-    m = model("""(float[N,4] x) => (float[N,3] y) <float[4,8] w, int64[0] a = {}, float[8,3] v> {
+    m = model(
+        """(float[N,4] x) => (float[N,3] y) <float[4,8] w, int64[0] a = {}, float[8,3] v> {
         h = MatMul(x, w)
         r = ReduceMax<noop_with_empty_axes=1>(h, a)
         y = MatMul(r, v)
-    }""", opset=18)
+    }""",
+        opset=18,
+    )
     assert prunable(m) == {"w:1": 8}
 
 
@@ -124,9 +137,13 @@ def test_arg_max_freezes_its_axis_and_passes_the_others(op: str, keepdims: int) 
         f = Cast<to=1>(i)
         y = REST
     }""".replace("OP", op).replace("KEEP", str(keepdims))
-    frozen = model(text.replace("AXIS", "-1").replace("REST", "Identity(f)").replace("[N,T]", "[N,T,K]" if keepdims else "[N,T]"))
+    frozen = model(
+        text.replace("AXIS", "-1").replace("REST", "Identity(f)").replace("[N,T]", "[N,T,K]" if keepdims else "[N,T]")
+    )
     assert reasons(frozen)["w:1"] == f"{op}: {op} over this axis"
-    passed = model(text.replace("AXIS", "1").replace("REST", "MatMul(f, v)").replace("[N,T]", "[N,T,K]" if keepdims else "[N,T]"))
+    passed = model(
+        text.replace("AXIS", "1").replace("REST", "MatMul(f, v)").replace("[N,T]", "[N,T,K]" if keepdims else "[N,T]")
+    )
     assert prunable(passed) == {"w:1": 8}
     prune_and_compare(passed)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from onnxprune import rules
 from onnxprune.rules import registry
 from onnxprune.rules.registry import Operator, rule

@@ -1,0 +1,151 @@
+"""How many indices stay: the ratio, and the widths a runtime is fast at."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnxprune import allocate
+from onnxprune.allocate import FAST_MULTIPLE, GEMM_BLOCK, round_count
+from oracle import graph, model
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size", "step", "kept"),
+    [
+        (32, 64, 16, 32),
+        (33, 64, 16, 48),
+        (1, 64, 16, 16),
+        (63, 64, 16, 64),
+        (5, 10, 16, 10),
+        (1, 8, 16, 8),
+        (70, 72, 16, 72),
+        (60, 70, 16, 64),
+        (65, 70, 16, 64),
+        (3, 10, 1, 3),
+        (3, 10, 3, 3),
+        (4, 10, 3, 6),
+        (10, 10, 3, 10),
+    ],
+)
+def test_rounding(wanted: int, size: int, step: int, kept: int) -> None:
+    assert round_count(wanted, size, step) == kept
+
+
+@given(st.integers(1, 600), st.floats(0.01, 0.99), st.sampled_from([1, 2, 4, 8, 16, 32]))
+def test_rounding_stays_on_the_fast_path(size: int, ratio: float, step: int) -> None:
+    wanted = max(1, round(size * (1 - ratio)))
+    kept = round_count(wanted, size, step)
+    assert 1 <= kept <= size
+    assert kept % step == 0 or kept == size, "a width that shrinks is whole steps"
+    assert kept >= min(step, size), "never below one step, unless the group was smaller"
+    if step % FAST_MULTIPLE == 0 and size % FAST_MULTIPLE == 0:
+        assert kept % FAST_MULTIPLE == 0, "a fast width never becomes a slow one"
+
+
+@given(st.integers(1, 600), st.integers(1, 600), st.sampled_from([1, 4, 8, 16]))
+def test_rounding_goes_up_within_the_step(wanted: int, size: int, step: int) -> None:
+    wanted = min(wanted, size)
+    kept = round_count(wanted, size, step)
+    assert kept >= wanted or (size % FAST_MULTIPLE and kept == size // step * step)
+    assert kept < wanted + step or kept == size
+
+
+def test_convolutions_keep_whole_blocks_and_matrix_products_whole_vectors() -> None:
+    m = model("""(float[2,3,4,4] x) => (float[2,5] y)
+        <float[64,3,1,1] a, float[64,64,1,1] b, float[1024,40] c, float[40,5] d> {
+        h = Conv(x, a)
+        k = Conv(h, b)
+        f = Flatten(k)
+        g = MatMul(f, c)
+        y = MatMul(g, d)
+    }""")
+    found, _ = graph(m)
+    steps = {g.id: allocate.fast_step(found, g, 16) for g in found.groups if g.refusal is None}
+    assert steps == {"a:0": 16, "b:0": 16, "c:1": GEMM_BLOCK}
+    steps = {g.id: allocate.fast_step(found, g, 8) for g in found.groups if g.refusal is None}
+    assert steps == {"a:0": 8, "b:0": 8, "c:1": GEMM_BLOCK}
+
+
+def test_a_factor_needs_fewer_indices_the_more_elements_each_spans() -> None:
+    """A head of width 4 fills half a vector, so heads go in pairs; each index of the inner factor is one element."""
+    m = model("""(float[2,6,4] x) => (float[2,6,3] y) <float[4,48] w, int64[4] t = {2,6,12,4}, float[12,4] s,
+        int64[3] flat = {2,6,48}, float[48,3] v> {
+        h = MatMul(x, w)
+        r = Reshape(h, t)
+        k = Mul(r, s)
+        f = Reshape(k, flat)
+        y = MatMul(f, v)
+    }""")
+    found, _ = graph(m)
+    assert [(g.size, allocate.fast_step(found, g, 16)) for g in found.groups[:2]] == [(12, 2), (4, 8)]
+
+
+def test_uniform_counts_are_the_share_that_stays() -> None:
+    m = model("""(float[N,4] x) => (float[N,3] y) <float[4,40] w, float[40,12] u, float[12,3] v> {
+        h = MatMul(x, w)
+        k = MatMul(h, u)
+        y = MatMul(k, v)
+    }""")
+    found, _ = graph(m)
+    groups = [g for g in found.groups if g.refusal is None]
+    exact = allocate.uniform(found, groups, ratio=0.3, round_to=1, block=16)
+    assert exact.counts == {"w:1": 28, "u:1": 8}
+    fast = allocate.uniform(found, groups, ratio=0.3, round_to=None, block=16)
+    assert fast.counts == {"w:1": 32, "u:1": 8}
+    nearly_all = allocate.uniform(found, groups, ratio=0.999, round_to=1, block=16)
+    assert nearly_all.counts == {"w:1": 1, "u:1": 1}
+    tens = allocate.uniform(found, groups, ratio=0.3, round_to=10, block=16)
+    assert tens.counts == {"w:1": 30, "u:1": 10}
+
+
+HEADS = """(float[2,6,4] x) => (float[2,6,3] y) <float[4,12] w, int64[4] t = {2,6,3,4}, float[3,4] s,
+    int64[3] flat = {2,6,12}, float[12,3] v> {
+    h = MatMul(x, w)
+    r = Reshape(h, t)
+    k = Mul(r, s)
+    f = Reshape(k, flat)
+    y = MatMul(f, v)
+}"""
+
+
+def test_of_two_factors_the_outermost_is_cut() -> None:
+    found, _ = graph(model(HEADS))
+    groups = [g for g in found.groups if g.refusal is None]
+    assert [g.size for g in groups] == [3, 4]
+    assert [g.size for g in allocate.choose_factors(found, groups)] == [3]
+
+
+def test_an_inner_factor_is_cut_where_the_outer_one_is_not_asked_for() -> None:
+    found, _ = graph(model(HEADS))
+    inner = [g for g in found.groups if g.size == 4]
+    assert allocate.choose_factors(found, inner) == inner
+
+
+def test_groups_that_do_not_multiply_are_all_kept() -> None:
+    m = model("""(float[N,4] x) => (float[N,3] y) <float[4,8] a, float[4,6] b, float[14,3] v> {
+        h = MatMul(x, a)
+        k = MatMul(x, b)
+        c = Concat<axis=1>(h, k)
+        y = MatMul(c, v)
+    }""")
+    found, _ = graph(m)
+    groups = [g for g in found.groups if g.refusal is None]
+    assert allocate.choose_factors(found, groups) == groups
+
+
+@pytest.mark.xfail(strict=True, reason="each of the two is inner on one of the axes, so none is left")
+def test_a_channel_shuffle_leaves_one_of_two_factors() -> None:
+    """(2, 4) becomes (4, 2): each factor is the inner one somewhere."""
+    m = model("""(float[N,3,6,6] x) => (float[N,5,6,6] y) <float[8,3,1,1] w, float[5,8,1,1] v,
+        int64[5] apart = {0,2,4,6,6}, int64[4] together = {0,8,6,6}> {
+        h = Conv(x, w)
+        a = Reshape(h, apart)
+        b = Transpose<perm=[0,2,1,3,4]>(a)
+        c = Reshape(b, together)
+        y = Conv(c, v)
+    }""")
+    found, _ = graph(m)
+    groups = [g for g in found.groups if g.refusal is None]
+    assert len(groups) == 2
+    assert len(allocate.choose_factors(found, groups)) == 1

@@ -1,0 +1,188 @@
+"""Shapes and small values of every tensor, and what of them follows the input."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from oracle import model
+
+from onnxprune import shapes
+from onnxprune.errors import ModelError, UsageError
+from onnxprune.shapes import Sizes
+
+CONVOLUTION = """(float[N,3,H,W] x) => (float[N,8,P,Q] y) <float[8,3,3,3] w> {
+    y = Conv<strides=[2,2]>(x, w)
+}"""
+
+
+def test_axes_that_follow_the_input_are_dynamic() -> None:
+    found = shapes.infer(model(CONVOLUTION))
+    n, h, w = (found.inputs["x"][k] for k in (0, 2, 3))
+    assert found.shape["y"] == (n, 8, (h - 3) // 2 + 1, (w - 3) // 2 + 1)
+    assert found.dynamic_axes["y"].tolist() == [True, False, True, True]
+    assert found.dynamic_axes["w"].tolist() == [False] * 4
+    assert found.element_types["y"] == onnx.TensorProto.FLOAT
+
+
+def test_nothing_is_dynamic_where_the_inputs_are_fixed() -> None:
+    found = shapes.infer(model(CONVOLUTION.replace("N,3,H,W", "2,3,9,9")))
+    assert found.shape["y"] == (2, 8, 4, 4)
+    assert not any(d.any() for d in found.dynamic_axes.values())
+
+
+def test_given_shapes_fix_inputs() -> None:
+    found = shapes.infer(model(CONVOLUTION), {"x": (1, 3, 33, 65)})
+    assert found.shape["y"] == (1, 8, 16, 32)
+    assert not found.dynamic_axes["y"].any()
+
+
+def test_one_name_is_one_size() -> None:
+    found = shapes.infer(
+        model("""(float[N,T,4] x, float[N,T] z) => (float[N,T,4] y) {
+        y = Identity(x)
+    }""")
+    )
+    assert found.inputs["x"][:2] == found.inputs["z"]
+
+
+def test_values_come_out_of_chains_of_shapes() -> None:
+    found = shapes.infer(
+        model("""(float[N,3,H,W] x) => (float[N,A,B] y) <int64 zero = {0}, int64[1] front = {0},
+        int64[2] tail = {-1, 6}> {
+        s = Shape(x)
+        n = Gather(s, zero)
+        n1 = Unsqueeze(n, front)
+        t = Concat<axis=0>(n1, tail)
+        y = Reshape(x, t)
+    }""")
+    )
+    n = found.inputs["x"][0]
+    assert found.values["t"].tolist() == [n, -1, 6]
+    assert found.dynamic_values["t"].tolist() == [True, False, False]
+    assert found.dynamic_values["s"].tolist() == [True, False, True, True]
+    assert {"s", "n", "n1", "t"} <= found.derived
+    assert "tail" not in found.derived
+    assert found.shape["y"][2] == 6
+
+
+def test_shape_of_a_fixed_axis_is_not_dynamic() -> None:
+    found = shapes.infer(
+        model(
+            """(float[N,6,4] x) => (int64[2] s, int64 z) {
+        s = Shape<start=1>(x)
+        z = Size(s)
+    }""",
+            opset=15,
+        )
+    )
+    assert found.values["s"].tolist() == [6, 4]
+    assert not found.dynamic_values["s"].any()
+    assert int(found.values["z"]) == 2
+
+
+def test_negative_bounds_of_shape() -> None:
+    found = shapes.infer(model("(float[5,6,4] x) => (int64[1] s) { s = Shape<start=-2, end=-1>(x) }", opset=15))
+    assert found.values["s"].tolist() == [6]
+
+
+def test_weights_are_never_evaluated() -> None:
+    found = shapes.infer(
+        model("""(float[N,4] x) => (float[N,8] y) <float[8,4] w> {
+        t = Transpose(w)
+        y = MatMul(x, t)
+    }""")
+    )
+    assert not {"w", "t"} & set(found.values)
+    assert found.shape["t"] == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "expected"),
+    [
+        ("value_ints=[2,3]", [2, 3]),
+        ("value_int=5", 5),
+        ("value_floats=[0.5]", [0.5]),
+        ("value = int64[2] {7, 8}", [7, 8]),
+    ],
+)
+def test_constant_nodes_hold_values_in_any_attribute(attribute: str, expected: object) -> None:
+    found = shapes.infer(model(f"(float[N] x) => (float[N] y) {{ c = Constant<{attribute}>() y = Identity(x) }}"))
+    assert found.values["c"].tolist() == expected
+    assert "c" not in found.derived
+
+
+def test_a_model_that_fits_only_some_sizes_is_tried_at_several() -> None:
+    """A text recogniser: at a height of 48 one row is left, which Squeeze removes."""
+    m = model("""(float[N,3,H,W] x) => (float[N,A,4] y) <float[8,3,48,8] w, float[8,4] v, int64[1] two = {2}> {
+        h = Conv<strides=[48,8]>(x, w)
+        q = Squeeze(h, two)
+        t = Transpose<perm=[0,2,1]>(q)
+        y = MatMul(t, v)
+    }""")
+    found = shapes.infer(m)
+    assert found.inputs["x"][2] == 48
+    assert found.dynamic_axes["y"].tolist() == [True, True, False]
+
+
+@pytest.mark.xfail(strict=True, reason="a Reshape between different numbers of elements is not a contradiction to onnx")
+def test_a_reshape_that_cannot_run_is_a_contradiction() -> None:
+    m = model("""(float[N,3,H,W] x) => (float[N,A,4] y) <float[8,3,8,8] w, int64[3] s = {0,0,48}, float[48,4] v> {
+        h = Conv<strides=[8,8]>(x, w)
+        t = Transpose<perm=[0,3,1,2]>(h)
+        r = Reshape(t, s)
+        y = MatMul(r, v)
+    }""")
+    assert shapes.infer(m).inputs["x"][2] == 48
+
+
+def test_shapes_that_contradict_each_other_are_an_error_with_the_way_out() -> None:
+    m = model("(float[N,4] x) => (float[N,3] y) <float[5,3] w> { y = MatMul(x, w) }")
+    with pytest.raises(ModelError, match=r"contradict each other .* --input-shape NAME:1,3,224,224"):
+        shapes.infer(m)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"z": (1, 3, 8, 8)}, r"--input-shape names 'z', but the inputs of the model are \['x'\]"),
+        ({"x": (3, 8, 8)}, r"--input-shape gives 3 axes for 'x', the model has 4"),
+        ({"x": (1, 4, 8, 8)}, r"--input-shape gives 4 for axis 1 of 'x', the model fixes 3"),
+    ],
+)
+def test_given_shapes_that_do_not_fit_are_named(given: dict[str, tuple[int, ...]], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        shapes.infer(model(CONVOLUTION), given)
+
+
+def test_is_dynamic() -> None:
+    assert shapes.is_dynamic(model(CONVOLUTION), {})
+    assert not shapes.is_dynamic(model(CONVOLUTION), {"x": (1, 3, 8, 8)})
+    assert not shapes.is_dynamic(model(CONVOLUTION.replace("N,3,H,W", "2,3,9,9")), {})
+
+
+def test_concrete_inputs() -> None:
+    m = model("(float[N,3,H,W] x, int64[N,T] t) => (float[N,3,H,W] y) { y = Identity(x) }")
+    sizes = Sizes(5, (32, 64), 9)
+    assert shapes.concrete_inputs(m, {}, sizes) == {"x": (5, 3, 32, 64), "t": (5, 9)}
+    assert shapes.concrete_inputs(m, {"t": (1, 2)}, sizes)["t"] == (1, 2)
+
+
+def test_inputs_with_a_stored_value_need_not_be_fed() -> None:
+    m = model("(float[N,4] x, float[4,3] w) => (float[N,3] y) { y = MatMul(x, w) }")
+    m.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 3), np.float32), "w"))
+    assert [i.name for i in shapes.graph_inputs(m)] == ["x"]
+
+
+def test_attributes_become_python_values() -> None:
+    m = model('(float[N] x) => (float[N] y) { y = test.Op<a=1, b=[1,2], c="text", d=0.5, e = int64[1] {3}>(x) }')
+    found = shapes.node_attributes(m.graph.node[0])
+    assert {k: found[k] for k in "abcd"} == {"a": 1, "b": [1, 2], "c": "text", "d": 0.5}
+    assert found["e"].tolist() == [3]
+
+
+def test_an_operator_nobody_knows_has_no_shape_but_its_declared_one() -> None:
+    m = model("(float[2,4] x) => (float[2,3] y) { h = test.Op(x) y = test.Op(h) }")
+    found = shapes.infer(m)
+    assert found.shape["y"] == (2, 3)
+    assert "h" not in found.shape
