@@ -101,7 +101,7 @@ def huge() -> dict[str, Any]:
 def write_huge(path: Path) -> int:
     """Write the model and its data file; returns the bytes of the weights."""
     random = np.random.default_rng(0)
-    width, layers, channels, convolutions = 8192, 10, 1024, 8
+    width, layers, channels, convolutions = 8192, 12, 1024, 8
     initializers: list[TensorProto] = []
     nodes = []
     offset = 0

@@ -34,9 +34,9 @@ def score(
             continue
         for group, axis in members:
             rows = group_rows(weight, axis, analysis.weights[tensor][axis], group.dim)
-            if not np.isfinite(rows).all():
-                raise ModelError(f"weight {tensor!r} holds NaN or infinity; the model is damaged, export it again")
             found = measure(rows, generators[group.id])
+            if not np.isfinite(found).all():
+                raise ModelError(f"weight {tensor!r} holds NaN or infinity; the model is damaged, export it again")
             mean = float(found.mean())
             totals[group.id] += found / mean if mean > 0 else found
     return totals
@@ -53,8 +53,14 @@ def _by_tensor(analysis: Analysis, groups: Iterable[Group]) -> dict[str, list[tu
 
 
 def group_rows(weight: npt.NDArray[np.generic], axis: int, d: Dim, group: Dim) -> FloatArray:
-    """Everything of `weight` that goes with each index of `group`: float64 (group size, elements per index)."""
+    """Everything of `weight` that goes with each index of `group`: (group size, elements per index).
+
+    A float type as stored; a view where the axis is the group itself and comes first, so that large weights are not
+    copied.
+    """
     index = dims.indices(d, group)
-    positions = np.argsort(index, kind="stable")[int((index < 0).sum()) :]
-    taken = np.moveaxis(np.asarray(weight), axis, 0)[positions]
-    return taken.reshape(group.size, -1).astype(np.float64)
+    slices = np.moveaxis(np.asarray(weight), axis, 0)
+    if not np.array_equal(index, np.arange(group.size)):
+        slices = slices[np.argsort(index, kind="stable")[int((index < 0).sum()) :]]
+    rows = slices.reshape(group.size, -1)
+    return rows if rows.dtype.kind == "f" else rows.astype(np.float32)

@@ -16,7 +16,7 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.errors import ModelError, UsageError, VerificationError
-from onnxprune.modelfile import skeleton
+from onnxprune.modelfile import external_files, skeleton
 from onnxprune.records import Exactness, Feed, OutputQuality, Proof, Quality
 from onnxprune.shapes import graph_inputs
 
@@ -67,8 +67,12 @@ def _largest(array: Array) -> float:
 
 
 def all_outputs(model: str, feeds: Sequence[Feed]) -> list[Outputs]:
-    """Outputs of a model with the runtime's usual optimisations, for each feed. Run in a child process."""
-    session = runtime.session(model)
+    """Outputs of a model for each feed, with the runtime's usual optimisations. Run in a child process.
+
+    Those copy weights, so a model with external data is run without them, from the mapped file.
+    """
+    usual = not external_files(Path(model), skeleton(Path(model)))
+    session = runtime.session(model, optimize=usual, prepack=usual)
     return [_run(session, feed) for feed in feeds]
 
 

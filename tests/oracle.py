@@ -39,11 +39,11 @@ def model(text: str, *, opset: int = 17, ir: int = 8, seed: int = 0, **values: A
     """A model from ONNX text; `text` starts at the graph, or at its inputs.
 
     A tensor declared between < and > without a value, that no node makes, becomes a weight: `values` by name, else
-    random. Operators of the domain "test" may be used; nothing knows them.
+    random. Operators of com.microsoft may be used, and of the domain "test", which nothing knows.
     """
     text = textwrap.dedent(text).strip()
     graph = text if not text.startswith("(") else f"g {text}"
-    header = f'<ir_version: {ir}, opset_import: ["" : {opset}, "test" : 1]>'
+    header = f'<ir_version: {ir}, opset_import: ["" : {opset}, "test" : 1, "com.microsoft" : 1]>'
     proto = onnx.parser.parse_model(f"{header} {graph}")
     made = {o for n in proto.graph.node for o in n.output}
     positive = {n.input[4] for n in proto.graph.node if n.op_type == "BatchNormalization"}
@@ -51,7 +51,8 @@ def model(text: str, *, opset: int = 17, ir: int = 8, seed: int = 0, **values: A
         sizes = [d.dim_value for d in value.type.tensor_type.shape.dim]
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         generator = np.random.default_rng([seed, zlib.crc32(value.name.encode())])
-        array = values[value.name] if value.name in values else _weight(generator, sizes, value.name in positive)
+        drawn = generator.integers(1, 100, sizes) if dtype.kind in "iu" else _weight(generator, sizes, value.name in positive)
+        array = values.get(value.name, drawn)
         proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array, dtype), value.name))
         proto.graph.value_info.remove(value)
     return proto

@@ -89,7 +89,6 @@ def test_one_weight_used_by_two_layers_of_the_same_role() -> None:
     prune_and_compare(m)
 
 
-@pytest.mark.xfail(strict=True, reason="`produced` by Gather hides `contracted` behind a Transpose in the plan")
 def test_one_weight_used_in_two_roles() -> None:
     """Tied embeddings: the table is looked up first and projects back at the end."""
     m = model("""(int64[N,T] ids) => (float[N,T,9] y) <float[9,8] table, float[8,8] w> {

@@ -128,7 +128,6 @@ def test_every_evaluator_is_tested() -> None:
     assert set(EVALUATORS) == {c[0] for c in CASES}
 
 
-@pytest.mark.xfail(strict=True, reason="integers above 2^53 are divided in float64")
 def test_large_integers_are_divided_exactly() -> None:
     found = evaluate("Div", [_ints(2**62 + 6), _ints(2)], {}, 1)
     assert found is not None

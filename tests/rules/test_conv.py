@@ -122,6 +122,16 @@ def test_grouped_conv_transpose(group: int) -> None:
     prune_and_compare(m, factors=True, seed=1)
 
 
+def test_fused_conv_adds_and_activates() -> None:
+    m = model("""(float[N,3,6,6] x) => (float[N,5,6,6] y) <float[8,3,1,1] w, float[8] b, float[8,3,1,1] u, float[5,8,1,1] v> {
+        z = Conv(x, u)
+        h = com.microsoft.FusedConv<activation="Relu">(x, w, b, z)
+        y = Conv(h, v)
+    }""")
+    assert places(groups(m)["w:0"])["u", 0] == "produced"
+    prune_and_compare(m)
+
+
 POOLS = [
     "MaxPool<kernel_shape=[2,2]>",
     "AveragePool<kernel_shape=[2,2],strides=[2,2]>",

@@ -131,9 +131,58 @@ def test_a_square_weight_with_one_dimension_on_both_axes() -> None:
     assert prune_and_compare(m).weights["u"] == (4, 4)
 
 
-def test_sizes_that_contradict_each_other_are_named() -> None:
-    m = model("""(float[N,4] x) => (float[N,3] y) <float[4,8] w, float[7,3] v> {
+@pytest.mark.parametrize(("equation", "order"), [("nti,ih->nth", "4,8"), ("nti,hi->nth", "8,4")])
+def test_einsum_as_a_linear_layer(equation: str, order: str) -> None:
+    m = model(f"""(float[N,T,4] x) => (float[N,T,3] y) <float[{order}] w, float[8] b, float[8,3] v> {{
+        h = Einsum<equation="{equation}">(x, w)
+        a = Add(h, b)
+        y = MatMul(a, v)
+    }}""")
+    axis = order.split(",").index("8")
+    assert prunable(m) == {f"w:{axis}": 8}
+    prune_and_compare(m)
+
+
+def test_einsum_sums_over_a_letter_of_one_operand_alone() -> None:
+    m = model("""(float[N,4] x) => (float[N] y) <float[4,8] w> {
         h = MatMul(x, w)
-        y = test.Linear(h, v)
+        y = Einsum<equation="nh->n">(h)
     }""")
-    assert reasons(m)["w:1"] == "Linear: no rule for operator test::Linear"
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+def test_attention_by_einsum() -> None:
+    m = model("""(float[N,T,4] x) => (float[N,T,5] y) <float[4,3,4] q, float[4,3,4] k, float[4,3,2] u, float[3,2,5] o> {
+        a = Einsum<equation="nti,ihd->nhtd">(x, q)
+        b = Einsum<equation="nti,ihd->nhtd">(x, k)
+        c = Einsum<equation="nti,ihe->nhte">(x, u)
+        s = Einsum<equation="nhtd,nhsd->nhts">(a, b)
+        p = Softmax(s)
+        z = Einsum<equation="nhts,nhse->nthe">(p, c)
+        y = Einsum<equation="nthe,heo->nto">(z, o)
+    }""")
+    assert prunable(m) == {"q:1": 3, "q:2": 4, "u:2": 2}
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize("equation", ["...i,ih->...h", "ai,ib"])
+def test_einsum_in_forms_that_are_not_covered(equation: str) -> None:
+    m = model(f"""(float[2,4] x) => (float[2,3] y) <float[4,8] w, float[8,6] u, float[6,3] v> {{
+        h = MatMul(x, w_square)
+        k = Einsum<equation="{equation}">(h, w)
+        y = MatMul(k, v)
+    }}""".replace("float[8,6] u, float[6,3] v", "float[4,4] w_square, float[8,3] v"))
+    assert prunable(m) == {}
+    assert reasons(m)["w_square:1"] == "Einsum: an Einsum with an implicit result, an ellipsis or a diagonal"
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_fused_matmul(transposed: int) -> None:
+    order = "8,4" if transposed else "4,8"
+    m = model(f"""(float[N,4] x) => (float[N,3] y) <float[{order}] w, float[8,3] v> {{
+        h = com.microsoft.FusedMatMul<transB={transposed}, alpha=0.5>(x, w)
+        y = com.microsoft.FusedMatMul(h, v)
+    }}""")
+    assert list(prunable(m).values()) == [8]
+    prune_and_compare(m)

@@ -1,0 +1,170 @@
+"""Fused attention and the operators fused transformer graphs are made of."""
+
+from __future__ import annotations
+
+import pytest
+from oracle import groups, model, prunable, prune_and_compare, reasons
+
+_PROJECTED = """(float[N,T,4] x) => (float[N,T,4] y)
+    <float[4,12] q, float[4,{kv}] k, float[4,{kv}] u, float[36] b, float[12,4] o, float none> {{
+    a = MatMul(x, q)
+    c = MatMul(x, k)
+    d = MatMul(x, u)
+    z = {call}
+    y = MatMul(z, o)
+}}"""
+
+
+@pytest.mark.parametrize("bias", ["", ", b"])
+def test_multi_head_attention_loses_whole_heads(bias: str) -> None:
+    call = f"com.microsoft.MultiHeadAttention<num_heads=3>(a, c, d{bias})"
+    m = model(_PROJECTED.format(kv=12, call=call))
+    assert prunable(m) == {"q:1": 3}
+    result = prune_and_compare(m)
+    assert result.attribute("MultiHeadAttention", "num_heads") == 2
+    assert result.weights["q"] == (4, 8)
+    assert result.weights["b"] == ((24,) if bias else (36,))
+
+
+@pytest.mark.parametrize("mask", ["", ", , mask"])
+def test_packed_attention_loses_heads_of_all_three_parts(mask: str) -> None:
+    m = model(f"""(float[N,T,4] x) => (float[N,T,4] y) <float[4,6] e, float[6,36] w, float[36] b, float[12,4] o> {{
+        h = MatMul(x, e)
+        z = com.microsoft.Attention<num_heads=3>(h, w, b)
+        y = MatMul(z, o)
+    }}""")
+    assert prunable(m) == {"e:1": 6, "w:1": 3}
+    result = prune_and_compare(m)
+    assert result.weights["w"] == (3, 24)
+    assert result.attribute("Attention", "num_heads") == 2
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 3)])
+def test_attention_of_onnx_with_packed_heads(heads: int, kv_heads: int) -> None:
+    call = f"Attention<q_num_heads={heads}, kv_num_heads={kv_heads}>(a, c, d)"
+    m = model(_PROJECTED.format(kv=12 * kv_heads // heads, call=call), opset=23, ir=11)
+    assert prunable(m) == {"q:1": 3}
+    result = prune_and_compare(m)
+    assert result.attribute("Attention", "q_num_heads") == 2 * heads // 3
+
+
+def test_attention_of_onnx_by_head() -> None:
+    m = model("""(float[N,6,4] x) => (float[N,6,4] y)
+        <float[4,12] q, float[4,12] k, float[4,12] u, float[12,4] o, int64[4] apart = {0,6,3,4}, int64[3] flat = {0,6,12}> {
+        a = MatMul(x, q)
+        b = MatMul(x, k)
+        c = MatMul(x, u)
+        a4 = Reshape(a, apart)
+        b4 = Reshape(b, apart)
+        c4 = Reshape(c, apart)
+        at = Transpose<perm=[0,2,1,3]>(a4)
+        bt = Transpose<perm=[0,2,1,3]>(b4)
+        ct = Transpose<perm=[0,2,1,3]>(c4)
+        z = Attention(at, bt, ct)
+        zt = Transpose<perm=[0,2,1,3]>(z)
+        f = Reshape(zt, flat)
+        y = MatMul(f, o)
+    }""", opset=23, ir=11)
+    assert 3 in prunable(m).values()
+    assert any("scale" in r for r in reasons(m).values())
+    prune_and_compare(m)
+
+
+def test_group_query_attention_drops_a_key_value_head_with_its_queries() -> None:
+    m = model("""(float[2,6,4] x) => (float[2,6,4] y)
+        <float[4,64] q, float[4,32] k, float[4,32] u, float[64,4] o, int32[2] last = {5,5}, int32 total = {6}> {
+        a = MatMul(x, q)
+        c = MatMul(x, k)
+        d = MatMul(x, u)
+        z = com.microsoft.GroupQueryAttention<num_heads=8, kv_num_heads=4>(a, c, d, , , last, total)
+        y = MatMul(z, o)
+    }""")
+    assert prunable(m) == {"q:1": 4}
+    result = prune_and_compare(m)
+    assert result.attribute("GroupQueryAttention", "num_heads") == 4
+    assert result.attribute("GroupQueryAttention", "kv_num_heads") == 2
+
+
+def test_rotary_embedding_keeps_the_width_of_a_head() -> None:
+    m = model("""(float[2,6,4] x) => (float[2,6,4] y)
+        <float[4,12] q, float[12,4] o, int64[2,6] i = {0,1,2,3,4,5,0,1,2,3,4,5}, float[8,2] c, float[8,2] s> {
+        a = MatMul(x, q)
+        r = com.microsoft.RotaryEmbedding<num_heads=3, rotary_embedding_dim=4>(a, i, c, s)
+        y = MatMul(r, o)
+    }""")
+    assert prunable(m) == {"q:1": 3}
+    assert reasons(m)["q:1#2"] == "RotaryEmbedding: RotaryEmbedding turns pairs within a head"
+    prune_and_compare(m)
+
+
+def test_rotary_embedding_of_onnx() -> None:
+    m = model("""(float[2,6,4] x) => (float[2,6,4] y)
+        <float[4,12] q, float[12,4] o, int64[2,6] i = {0,1,2,3,4,5,0,1,2,3,4,5}, float[8,2] c, float[8,2] s> {
+        a = MatMul(x, q)
+        r = RotaryEmbedding<num_heads=3>(a, c, s, i)
+        y = MatMul(r, o)
+    }""", opset=23, ir=11)
+    assert prunable(m) == {"q:1": 3}
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize("call", ["SkipLayerNormalization(h, k, g, s, b)", "SkipSimplifiedLayerNormalization(h, k, g, b)"])
+def test_skip_layer_normalization_couples_the_branches(call: str) -> None:
+    m = model(f"""(float[2,6,4] x) => (float[2,6,3] y)
+        <float[4,8] w, float[4,8] u, float[8] g, float[8] s, float[8] b, float[8,3] v> {{
+        h = MatMul(x, w)
+        k = MatMul(x, u)
+        n = com.microsoft.{call}
+        y = MatMul(n, v)
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    assert groups(m)["w:1"].renormalised
+    result = prune_and_compare(m)
+    assert result.weights["g"] == (4,)
+    assert result.weights["b"] == (4,)
+
+
+def test_the_sum_skip_layer_normalization_passes_on() -> None:
+    m = model("""(float[2,6,4] x) => (float[2,6,3] y)
+        <float[4,8] w, float[4,8] u, float[8] g, float[8] s, float[8,3] v> {
+        h = MatMul(x, w)
+        k = MatMul(x, u)
+        n, a, b, sum = com.microsoft.SkipLayerNormalization(h, k, g, s)
+        t = Add(n, sum)
+        y = MatMul(t, v)
+    }""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+def test_embed_layer_normalization() -> None:
+    m = model("""(int32[N,6] ids, int32[N,6] segments) => (float[N,6,3] y)
+        <float[9,8] tokens, float[6,8] positions, float[4,8] kinds, float[8] g, float[8] b, float[8,3] v> {
+        h, i = com.microsoft.EmbedLayerNormalization(ids, segments, tokens, positions, kinds, g, b)
+        y = MatMul(h, v)
+    }""")
+    assert list(prunable(m).values()) == [8]
+    result = prune_and_compare(m)
+    assert result.weights["positions"] == (6, 4)
+
+
+@pytest.mark.parametrize("call", ["BiasGelu(h, b)", "FastGelu(h, b)", "FastGelu(h)", "QuickGelu(h)", "Gelu(h)", "BiasAdd(h, b, h)"])
+def test_fused_activations_are_element_wise(call: str) -> None:
+    m = model(f"""(float[2,6,4] x) => (float[2,6,3] y) <float[4,8] w, float[8] b, float[8,3] v> {{
+        h = MatMul(x, w)
+        g = com.microsoft.{call}
+        y = MatMul(g, v)
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    if "BiasAdd" not in call:
+        prune_and_compare(m)
+
+
+def test_an_activation_that_halves_its_operand_is_left_alone() -> None:
+    m = model("""(float[2,6,4] x) => (float[2,6,3] y) <float[4,8] w, float[8] b, float[2,6,4] g, float[4,3] v> {
+        h = MatMul(x, w)
+        g = com.microsoft.BiasSplitGelu(h, b)
+        y = MatMul(g, v)
+    }""")
+    assert prunable(m) == {}
+    assert "w:1" in reasons(m)

@@ -1,0 +1,195 @@
+"""Quantized operators."""
+
+from __future__ import annotations
+
+import pytest
+from oracle import groups, model, places, prunable, prune_and_compare, reasons
+
+_SCALES = "float sx = {0.05}, uint8 zx = {128}, float sy = {0.1}, uint8 zy = {120}, float sw = {0.01}, int8 zw = {0}"
+
+
+
+@pytest.mark.parametrize("scale", ["1", "8"])
+def test_weights_behind_a_dequantize(scale: str) -> None:
+    """QDQ: scales of one per output channel are carried, scalars are not."""
+    scales = ("float[8] s, int8[8] z = {0,0,0,0,0,0,0,0}" if scale == "8" else "float s = {0.02}, int8 z = {0}")
+    m = model(f"""(float[N,3,6,6] x) => (float[N,5,6,6] y) <int8[8,3,1,1] w, {scales}, float[5,8,1,1] v, {_SCALES}> {{
+        d = DequantizeLinear<axis=0>(w, s, z)
+        h = Conv(x, d)
+        q = QuantizeLinear(h, sx, zx)
+        e = DequantizeLinear(q, sx, zx)
+        y = Conv(e, v)
+    }}""")
+    assert prunable(m) == {"w:0": 8}
+    assert (("s", 0) in places(groups(m)["w:0"])) == (scale == "8")
+    assert prune_and_compare(m).weights["w"] == (4, 3, 1, 1)
+
+
+def test_quantization_by_blocks_is_left_alone() -> None:
+    m = model("""(float[N,4] x) => (float[N,3] y) <int8[4,8] w, float[2,8] s, int8[2,8] z, float[8,3] v> {
+        d = DequantizeLinear<axis=0, block_size=2>(w, s, z)
+        h = MatMul(x, d)
+        y = MatMul(h, v)
+    }""", opset=21, ir=10)
+    assert prunable(m) == {}
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_qlinear_conv(per_channel: bool) -> None:
+    scales = "float[8] s, int8[8] z = {0,0,0,0,0,0,0,0}" if per_channel else "float s = {0.01}, int8 z = {0}"
+    m = model(f"""(float[N,3,6,6] x) => (float[N,5,6,6] y) <int8[8,3,1,1] w, {scales}, int32[8] b, int8[5,8,1,1] v, {_SCALES}> {{
+        a = QuantizeLinear(x, sx, zx)
+        h = QLinearConv(a, sx, zx, w, s, z, sx, zx, b)
+        k = QLinearConv(h, sx, zx, v, sw, zw, sy, zy)
+        y = DequantizeLinear(k, sy, zy)
+    }}""")
+    assert prunable(m) == {"w:0": 8}
+    assert places(groups(m)["w:0"])["b", 0] == "carried"
+    prune_and_compare(m)
+
+
+def test_conv_integer() -> None:
+    m = model(f"""(uint8[N,3,6,6] x) => (float[N,5,6,6] y) <uint8[8,3,1,1] w, uint8 z = {{3}}, float[5,8,1,1] v> {{
+        h = ConvInteger(x, w, z, z)
+        f = Cast<to=1>(h)
+        y = Conv(f, v)
+    }}""")
+    assert prunable(m) == {"w:0": 8}
+    prune_and_compare(m)
+
+
+def test_matmul_integer_with_zero_points_by_column() -> None:
+    m = model("""(uint8[N,4] x) => (float[N,3] y) <int8[4,8] w, uint8 z = {3}, int8[8] zw, float[8,3] v> {
+        h = MatMulInteger(x, w, z, zw)
+        f = Cast<to=1>(h)
+        y = MatMul(f, v)
+    }""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+def test_qlinear_matmul() -> None:
+    m = model(f"""(float[N,4] x) => (float[N,3] y) <int8[4,8] w, float[8,3] v, {_SCALES}> {{
+        a = QuantizeLinear(x, sx, zx)
+        h = QLinearMatMul(a, sx, zx, w, sw, zw, sy, zy)
+        f = DequantizeLinear(h, sy, zy)
+        y = MatMul(f, v)
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+def test_a_quantized_sum_over_a_pruned_axis_is_not_masked_with_zero() -> None:
+    """Zero is the zero point there."""
+    m = model(f"""(float[N,4] x) => (float[N,3] y) <int8[4,8] w, int8[8,3] v, {_SCALES}> {{
+        a = QuantizeLinear(x, sx, zx)
+        h = QLinearMatMul(a, sx, zx, w, sw, zw, sy, zy)
+        k = QLinearMatMul(h, sy, zy, v, sw, zw, sx, zx)
+        y = DequantizeLinear(k, sx, zx)
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+def test_dynamic_quantization_sees_only_what_is_left() -> None:
+    m = model("""(float[N,4] x) => (float[N,3] y) <float[4,8] w, int8[8,3] v, int8 zv = {0}> {
+        h = MatMul(x, w)
+        q, s, z = DynamicQuantizeLinear(h)
+        k = MatMulInteger(q, v, z, zv)
+        f = Cast<to=1>(k)
+        y = Mul(f, s)
+    }""")
+    assert prunable(m) == {"w:1": 8}
+    assert groups(m)["w:1"].renormalised
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize(
+    ("call", "operands"),
+    [
+        ("DynamicQuantizeMatMul", "x, w, sw, zw, b"),
+        ("MatMulIntegerToFloat", "q, w, sx, sw, zx, zw, b"),
+    ],
+)
+def test_fused_integer_products_with_a_float_result(call: str, operands: str) -> None:
+    m = model(f"""(float[N,4] x) => (float[N,3] y) <int8[4,8] w, float[8] b, float[8,3] v, {_SCALES}> {{
+        q = QuantizeLinear(x, sx, zx)
+        h = com.microsoft.{call}({operands})
+        y = MatMul(h, v)
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+def test_qgemm() -> None:
+    m = model(f"""(float[N,4] x) => (float[N,3] y) <int8[8,4] w, int32[8] b, float[8,3] v, {_SCALES}> {{
+        a = QuantizeLinear(x, sx, zx)
+        h = com.microsoft.QGemm<transB=1>(a, sx, zx, w, sw, zw, b, sy, zy)
+        f = DequantizeLinear(h, sy, zy)
+        y = MatMul(f, v)
+    }}""")
+    assert prunable(m) == {"w:0": 8}
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "QLinearAdd(h, sx, zx, k, sx, zx, sy, zy)",
+        "QLinearMul(h, sx, zx, k, sx, zx, sy, zy)",
+        "QLinearSigmoid(h, sx, zx, sy, zy)",
+        "QLinearLeakyRelu<alpha=0.1>(h, sx, zx, sy, zy)",
+        "QLinearGlobalAveragePool(h, sx, zx, sy, zy)",
+        "QLinearAveragePool<kernel_shape=[2,2]>(h, sx, zx, sy, zy)",
+    ],
+)
+def test_quantized_element_wise_operators_and_pools(call: str) -> None:
+    m = model(f"""(float[2,3,6,6] x) => (float[2,5,A,B] y) <float[8,3,1,1] w, float[8,3,1,1] u, float[5,8,1,1] v, {_SCALES}> {{
+        p = Conv(x, w)
+        o = Conv(x, u)
+        h = QuantizeLinear(p, sx, zx)
+        k = QuantizeLinear(o, sx, zx)
+        r = com.microsoft.{call}
+        f = DequantizeLinear(r, sy, zy)
+        y = Conv(f, v)
+    }}""")
+    assert "w:0" in prunable(m)
+    prune_and_compare(m)
+
+
+def test_quantized_concatenation() -> None:
+    m = model(f"""(float[2,3,6,6] x) => (float[2,5,6,6] y) <float[8,3,1,1] w, float[4,3,1,1] u, float[5,12,1,1] v, {_SCALES}> {{
+        p = Conv(x, w)
+        o = Conv(x, u)
+        h = QuantizeLinear(p, sx, zx)
+        k = QuantizeLinear(o, sx, zx)
+        r = com.microsoft.QLinearConcat<axis=1>(sy, zy, h, sx, zx, k, sx, zx)
+        f = DequantizeLinear(r, sy, zy)
+        y = Conv(f, v)
+    }}""")
+    assert prunable(m) == {"w:0": 8, "u:0": 4}
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize("call", ["QLinearSoftmax<axis=1, opset=13>(h, sx, zx, sy, zy)", "QLinearWhere(c, h, sx, zx, h, sx, zx, sy, zy)"])
+def test_quantized_operators_that_are_not_covered(call: str) -> None:
+    m = model(f"""(float[2,4] x, bool c) => (float[2,3] y) <float[4,8] w, float[8,3] v, {_SCALES}> {{
+        p = MatMul(x, w)
+        h = QuantizeLinear(p, sx, zx)
+        r = com.microsoft.{call}
+        f = DequantizeLinear(r, sy, zy)
+        y = MatMul(f, v)
+    }}""")
+    assert prunable(m) == {}
+    assert "w:1" in reasons(m)
+
+
+def test_products_by_packed_weights_lose_rows() -> None:
+    m = model("""(float[N,32] x) => (float[N,3] y) <uint8[8,2,8] w, float[16] s, float[8,3] v> {
+        h = com.microsoft.MatMulNBits<K=32, N=8, bits=4, block_size=16>(x, w, s)
+        y = MatMul(h, v)
+    }""")
+    if prunable(m):
+        assert prune_and_compare(m).attribute("MatMulNBits", "N") == 4
+    else:
+        assert "w:0" in reasons(m)
