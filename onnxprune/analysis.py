@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 import onnx
 
 from onnxprune import dims, rules
+from onnxprune.bodies import captured_names, entering, is_walkable, leaving, returning, walked_bodies
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
 from onnxprune.records import Analysis, Contraction, Group, Occurrence, Refusal, Role, SizeUse, Work
 from onnxprune.rules import Operator
 from onnxprune.rules.registry import FIXED_FACTOR, SizeMismatchError
-from onnxprune.shapes import Shapes, captured_names, graph_inputs, node_attributes
+from onnxprune.shapes import Shapes, graph_inputs, node_attributes
 
 Dims = tuple[Dim, ...]
 RANK: tuple[Role, ...] = ("contracted", "produced", "carried")
@@ -41,6 +42,8 @@ class _State:
     contractions: list[Contraction] = field(default_factory=list)
     uses: list[SizeUse] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    """Names of the visited nodes, in the order of `bodies.flat_nodes`."""
 
 
 def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
@@ -53,9 +56,9 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
         found = tuple(dims.atom(n) for n in shapes.shape.get(value.name, ()))
         state.tensors[value.name] = found
         _freeze(found, Refusal(value.name, "graph input", "the interface keeps its shape"))
-    names = tuple(node_name(node, index) for index, node in enumerate(proto.graph.node))
-    for index, node in enumerate(proto.graph.node):
-        _visit(state, index, names[index], node)
+    walkable = is_walkable(proto)
+    for node in proto.graph.node:
+        _visit(state, node, walkable)
     for value in proto.graph.output:
         _freeze(state.tensors.get(value.name, ()), Refusal(value.name, "graph output", "the interface keeps its shape"))
     return Analysis(
@@ -65,7 +68,7 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
         contractions=tuple(state.contractions),
         uses=tuple(state.uses),
         work=tuple(state.work),
-        nodes=names,
+        nodes=tuple(state.names),
     )
 
 
@@ -84,7 +87,12 @@ def _add_weight(state: _State, name: str, sizes: Sequence[int]) -> None:
     state.origin[name] = frozenset([name])
 
 
-def _visit(state: _State, index: int, name: str, node: onnx.NodeProto) -> None:
+def _visit(state: _State, node: onnx.NodeProto, walkable: bool) -> None:
+    walked = walked_bodies(node) if walkable else []
+    for body in walked:
+        _visit_body(state, node, body)
+    index, name = len(state.names), node_name(node, len(state.names))
+    state.names.append(name)
     if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
         if node.output[0] in state.shapes.shape:
             _add_weight(state, node.output[0], state.shapes.shape[node.output[0]])
@@ -94,6 +102,9 @@ def _visit(state: _State, index: int, name: str, node: onnx.NodeProto) -> None:
             state.tensors[o] = _fresh(state, o, Refusal(name, node.op_type, "a computed shape or index"))
         return
     op = _operator(state, index, name, node)
+    if walked:
+        _leave_bodies(state, node, op)
+        return
     reason = _apply_rule(state, node, op)
     if reason is not None:
         op.freeze_all(reason)
@@ -101,6 +112,51 @@ def _visit(state: _State, index: int, name: str, node: onnx.NodeProto) -> None:
             _freeze(state.tensors.get(captured, ()), op.refusal(reason))
         op.contractions, op.roles, op.uses, op.work = [], [], [], []
     _record(state, node, op)
+
+
+def _visit_body(state: _State, node: onnx.NodeProto, body: onnx.GraphProto) -> None:
+    """Tie the inputs of a body to the operands of its node, then walk it."""
+    for value in body.input:
+        state.tensors[value.name] = _fresh(state, value.name)
+    for link in entering(node, body):
+        outer = state.tensors.get(link.outer)
+        if outer is None:
+            continue
+        if link.axis is not None:
+            scanned = outer[link.axis % len(outer)]
+            dims.freeze(scanned, Refusal(node.name, node.op_type, "the steps of a Scan"))
+            outer = tuple(d for d in outer if d is not scanned)
+        state.tensors[link.inner] = outer
+    for tensor in body.initializer:
+        _add_weight(state, tensor.name, tensor.dims)
+    for inner in body.node:
+        _visit(state, inner, True)
+    for before, after in returning(node, body):
+        _tie(state, node, state.tensors.get(before), state.tensors.get(after))
+
+
+def _leave_bodies(state: _State, node: onnx.NodeProto, op: Operator) -> None:
+    """Tie the results of a control flow node to the outputs of its bodies."""
+    results = dict(zip(node.output, op.outputs, strict=True))
+    for body in walked_bodies(node):
+        for link in leaving(node, body):
+            outer = results[link.outer]
+            if link.axis is not None and outer:
+                steps = outer[link.axis % len(outer)]
+                op.freeze(steps, "the steps of a loop")
+                outer = tuple(d for d in outer if d is not steps)
+            _tie(state, node, outer, state.tensors.get(link.inner))
+    state.tensors.update(results)
+
+
+def _tie(state: _State, node: onnx.NodeProto, a: Dims | None, b: Dims | None) -> None:
+    """The two tensors have the same axes; where that is not known both are frozen."""
+    reason = Refusal(node.name, node.op_type, "tensors of a body whose shapes are not known or differ")
+    if a is None or b is None or [d.size for d in a] != [d.size for d in b]:
+        _freeze((*(a or ()), *(b or ())), reason)
+        return
+    for x, y in zip(a, b, strict=True):
+        dims.unify(x, y, reason)
 
 
 def _apply_rule(state: _State, node: onnx.NodeProto, op: Operator) -> str | None:
@@ -165,7 +221,7 @@ def _record(state: _State, node: onnx.NodeProto, op: Operator) -> None:
     elif len(node.input) and node.op_type in MOVES and node.input[0] in state.picked:
         state.picked[node.output[0]] = state.picked[node.input[0]]
     for operand, axis, role in op.roles:
-        if op.constant[operand] or node.input[operand] in state.picked:
+        if op.constant[operand] or (operand > 0 and node.input[operand] in state.picked):
             state.roles.append((node.input[operand], axis, op.dims(operand)[axis], role))
     for operand in node.input:
         for weight in state.origin.get(operand, ()):

@@ -18,11 +18,12 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune import dims
+from onnxprune.bodies import captured_names, flat_nodes, graphs, numbered_graphs
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
 from onnxprune.folding import evaluate
 from onnxprune.records import Analysis, IndexArray, SizeUse
-from onnxprune.shapes import Shapes, captured_names, constant_tensor, node_attributes
+from onnxprune.shapes import Shapes, constant_tensor, node_attributes
 
 Array = npt.NDArray[Any]
 INITIALIZERS_NEED_NO_INPUT = 4
@@ -52,6 +53,8 @@ class _Surgery:
     analysis: Analysis
     shapes: Shapes
     counts: dict[Dim, int]
+    nodes: list[onnx.NodeProto]
+    """Every walked node, as `bodies.flat_nodes` numbers them."""
     values: dict[str, Array] = field(default_factory=dict)
     """Values of the pruned model where they differ from the original's."""
     edits: dict[str, Edit] = field(default_factory=dict)
@@ -69,14 +72,15 @@ def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mappin
     keep = {atoms[name].dim: _as_mask(atoms[name].size, indices) for name, indices in kept.items()}
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    surgery = _Surgery(copy, analysis, shapes, {a: int(m.sum()) for a, m in keep.items()})
+    nodes = [node for _, node in flat_nodes(copy)]
+    surgery = _Surgery(copy, analysis, shapes, {a: int(m.sum()) for a, m in keep.items()}, nodes)
     surgery.readers, surgery.stored = _count_readers(copy), frozenset(stored_names(proto))
     slices = {name: found for name in stored_names(proto) if (found := _slices(analysis.weights.get(name, ()), keep))}
     surgery.edits.update({name: _slicer(found) for name, found in slices.items()})
     _restate_sizes(surgery)
-    _keep_outputs(surgery)
     _restate_value_info(surgery)
     _insert_nodes(surgery)
+    _keep_outputs(surgery)
     return Cut(copy, slices, surgery.edits)
 
 
@@ -94,9 +98,10 @@ def _as_mask(size: int, indices: IndexArray) -> npt.NDArray[np.bool_]:
 
 
 def stored_names(proto: onnx.ModelProto) -> list[str]:
-    """Names of the initializers, and of the results of Constant nodes, of the main graph."""
-    constants = [n.output[0] for n in proto.graph.node if n.op_type == "Constant" and constant_tensor(n) is not None]
-    return [t.name for t in proto.graph.initializer] + constants
+    """Names of the initializers, and of the results of Constant nodes, of the main graph and the walked bodies."""
+    nodes = [n for _, n in flat_nodes(proto)]
+    constants = [n.output[0] for n in nodes if n.op_type == "Constant" and constant_tensor(n) is not None]
+    return [t.name for g in graphs(proto) for t in g.initializer] + constants
 
 
 def _slices(axes: Sequence[Dim], keep: Keep) -> dict[int, IndexArray]:
@@ -117,7 +122,7 @@ def _restate_sizes(surgery: _Surgery) -> None:
     uses: dict[int, list[SizeUse]] = {}
     for use in surgery.analysis.uses:
         uses.setdefault(use.node, []).append(use)
-    for index, node in enumerate(surgery.proto.graph.node):
+    for index, node in enumerate(surgery.nodes):
         stated = uses.get(index, [])
         for use in stated:
             _restate(surgery, use)
@@ -132,7 +137,7 @@ def _new_sizes(surgery: _Surgery, use: SizeUse) -> list[int | None]:
 
 
 def _restate(surgery: _Surgery, use: SizeUse) -> None:
-    node = surgery.proto.graph.node[use.node]
+    node = surgery.nodes[use.node]
     wanted = _new_sizes(surgery, use)
     if all(d is None or dims.size(d, surgery.counts) == d.size for d in use.dims) and not _moved(surgery, node, use):
         return
@@ -147,7 +152,7 @@ def _moved(surgery: _Surgery, node: onnx.NodeProto, use: SizeUse) -> bool:
 
 
 def _restate_attribute(surgery: _Surgery, index: int, name: str, wanted: Sequence[int | None]) -> None:
-    found = next((a for a in surgery.proto.graph.node[index].attribute if a.name == name), None)
+    found = next((a for a in surgery.nodes[index].attribute if a.name == name), None)
     if found is None:
         _add_split(surgery, index, [w or 0 for w in wanted])
     elif found.type == onnx.AttributeProto.INT:
@@ -158,7 +163,7 @@ def _restate_attribute(surgery: _Surgery, index: int, name: str, wanted: Sequenc
 
 def _add_split(surgery: _Surgery, index: int, sizes: list[int]) -> None:
     """A Split into equal parts that are not equal any more."""
-    node = surgery.proto.graph.node[index]
+    node = surgery.nodes[index]
     if len(set(sizes)) == 1:
         return
     opset = {o.domain: o.version for o in surgery.proto.opset_import}.get("", 1)
@@ -179,7 +184,7 @@ def _set_input(node: onnx.NodeProto, operand: int, name: str) -> None:
 
 def _add_constant(surgery: _Surgery, index: int, what: str, value: Array) -> str:
     """A new stored value for node `index`: an initializer, or a Constant node where those must be inputs too."""
-    node = surgery.proto.graph.node[index]
+    node = surgery.nodes[index]
     base = f"{next(o for o in node.output if o)}_{what}_pruned"
     taken = {t.name for t in surgery.proto.graph.initializer} | set(surgery.analysis.tensors)
     name = next(n for k in range(len(taken) + 1) if (n := f"{base}_{k}" if k else base) not in taken)
@@ -193,7 +198,7 @@ def _add_constant(surgery: _Surgery, index: int, what: str, value: Array) -> str
 
 def _replace_operand(surgery: _Surgery, index: int, operand: int, value: Array) -> None:
     """Give a node another stored operand: in place where nobody else reads it, else a new one."""
-    node = surgery.proto.graph.node[index]
+    node = surgery.nodes[index]
     name = node.input[operand]
     if name in surgery.analysis.weights and name in surgery.stored and surgery.readers[name] == 1:
         surgery.edits[name] = lambda _: value
@@ -202,7 +207,7 @@ def _replace_operand(surgery: _Surgery, index: int, operand: int, value: Array) 
 
 
 def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | None]) -> None:
-    node, operand = surgery.proto.graph.node[use.node], use.where
+    node, operand = surgery.nodes[use.node], use.where
     if not isinstance(operand, int):
         return
     name = node.input[operand]
@@ -224,7 +229,7 @@ def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | Non
 
 def _replace_unknown(surgery: _Surgery, index: int, operand: int, wanted: Sequence[int | None]) -> None:
     """Sizes nobody could compute: the known new ones instead, and -1 for the one that follows the input."""
-    node = surgery.proto.graph.node[index]
+    node = surgery.nodes[index]
     moving = surgery.shapes.dynamic_axes.get(node.output[0])
     if moving is None or None in wanted or moving.sum() > (node.op_type == "Reshape"):
         raise ModelError(
@@ -241,7 +246,7 @@ def _follows_rest(node: onnx.NodeProto, flat: Array) -> npt.NDArray[np.bool_]:
 
 def _scale_operand(surgery: _Surgery, index: int, operand: int, actual: Array, target: Array, moving: Array) -> None:
     """Entries that follow the input are multiplied by target / actual, the others are replaced."""
-    node = surgery.proto.graph.node[index]
+    node = surgery.nodes[index]
     common = np.gcd(actual, target)
     up = np.where(moving & (common > 0), target // np.maximum(common, 1), 1)
     down = np.where(moving & (common > 0), actual // np.maximum(common, 1), 1)
@@ -266,12 +271,11 @@ def _insert(surgery: _Surgery, index: int, op: str, inputs: list[str]) -> str:
 def _insert_nodes(surgery: _Surgery) -> None:
     if not surgery.before:
         return
-    nodes = []
-    for index, node in enumerate(surgery.proto.graph.node):
-        nodes += [*surgery.before.get(index, []), node]
-    copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
-    del surgery.proto.graph.node[:]
-    surgery.proto.graph.node.extend(copies)
+    for graph, numbered in numbered_graphs(surgery.proto):
+        nodes = [n for index, node in numbered for n in (*surgery.before.get(index, []), node)]
+        copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+        del graph.node[:]
+        graph.node.extend(copies)
 
 
 def _refold(surgery: _Surgery, node: onnx.NodeProto) -> None:
@@ -324,7 +328,8 @@ def _keep_outputs(surgery: _Surgery) -> None:
 
 
 def _restate_value_info(surgery: _Surgery) -> None:
-    for value in surgery.proto.graph.value_info:
+    described = [v for g in graphs(surgery.proto) for v in (*g.value_info, *g.input, *g.output)]
+    for value in described:
         found = surgery.analysis.tensors.get(value.name)
         if found is None or not value.type.HasField("tensor_type"):
             continue

@@ -15,6 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune import dims
+from onnxprune.bodies import numbered_graphs
 from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Contraction
 
@@ -29,15 +30,11 @@ def masked_model(
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     writer = _Writer(result, analysis, keep, element_types)
-    by_node: dict[int, list[Contraction]] = {}
-    for c in analysis.contractions:
-        by_node.setdefault(c.node, []).append(c)
-    nodes: list[onnx.NodeProto] = []
-    for index, node in enumerate(proto.graph.node):
-        nodes += writer.rewrite(index, node, by_node.get(index, []))
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    del result.graph.value_info[:]
+    for graph, numbered in numbered_graphs(result):
+        nodes = [n for index, node in numbered for n in writer.rewrite(index, node)]
+        del graph.node[:]
+        graph.node.extend(nodes)
+        del graph.value_info[:]
     return result
 
 
@@ -47,8 +44,13 @@ class _Writer:
     ) -> None:
         self.graph, self.analysis, self.keep, self.types = result.graph, analysis, keep, element_types
         self.made: dict[tuple[str, bytes], str] = {}
+        self.contractions: dict[int, list[Contraction]] = {}
+        for c in analysis.contractions:
+            self.contractions.setdefault(c.node, []).append(c)
 
-    def rewrite(self, index: int, node: onnx.NodeProto, found: Sequence[Contraction]) -> list[onnx.NodeProto]:
+    def rewrite(self, index: int, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """The node with what masks or gathers its operands and results."""
+        found = self.contractions.get(index, [])
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         if any(c.gather and self._touched(c.dims) for c in found):

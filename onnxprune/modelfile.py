@@ -115,8 +115,12 @@ class ModelFile:
         return self._graph
 
     def tensors(self) -> dict[str, TensorProto]:
-        """Every weight of the main graph: initializers by name, `value` of Constant nodes by the node's output."""
-        return {name: tensor for name, tensor, place in _all_tensors(self.proto) if place == "main"}
+        """Every weight: initializers by name, `value` of Constant nodes by the node's output.
+
+        Those of subgraphs come first, so that a name that occurs in several places means the one of the main graph.
+        """
+        found = sorted(_all_tensors(self.proto), key=lambda weight: weight.place == "main")
+        return {name: tensor for name, tensor, place in found if place != "other"}
 
     def read(self, tensor: TensorProto) -> Array:
         """`tensor` as an array (ml_dtypes for bfloat16, float8 and sub-byte types; strings as objects).

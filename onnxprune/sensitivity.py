@@ -16,8 +16,9 @@ from onnxprune.criteria import obs
 from onnxprune.records import Analysis, Feed, Group
 from onnxprune.recover import sites
 from onnxprune.recover.execution import Shelf, Walk
+from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments
-from onnxprune.recover.reconstruct import LARGEST, Weights, _Task, find_sites
+from onnxprune.recover.reconstruct import LARGEST, Task, find_sites
 from onnxprune.recover.sites import Site
 
 log = logging.getLogger(__name__)
@@ -50,14 +51,14 @@ def collect(
     atoms = {g.dim for g in wanted}
     weights = Weights(proto, read)
     walk = Walk(proto, read, feeds, threads=threads, shelf=Shelf(memory_bytes))
-    task = _Task(walk, walk, weights, analysis, {}, np.random.default_rng(seed))
+    task = Task(walk, walk, weights, analysis, {}, np.random.default_rng(seed))
     found = []
     for site in find_sites(proto, analysis):
         if site.groups != 1 or not any(a in atoms for a in dims.atoms(_axis(analysis, proto, site))):
             continue
         node = proto.graph.node[site.node]
         weight = weights.constant(node.input[1])
-        matrix, _, _ = task.effective(site, node, weight)
+        matrix, _, _ = weights.effective(site, node, weight)
         if matrix.shape[2] > LARGEST:
             continue
         walk.compute([site.x, site.out])
@@ -73,7 +74,7 @@ def _axis(analysis: Analysis, proto: onnx.ModelProto, site: Site) -> dims.Dim:
     return analysis.tensors[site.x][site.axis]
 
 
-def _moments(task: _Task, site: Site, kernel: tuple[int, ...]) -> Moments:
+def _moments(task: Task, site: Site, kernel: tuple[int, ...]) -> Moments:
     sums: Moments | None = None
     share = task.budget(site, site.out)
     for b in range(task.student.batches):
@@ -188,25 +189,13 @@ def _damage(proto, read, analysis, own, removed, feeds, reference, threads) -> f
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     weights = Weights(copy, read)
-    task = _Task(_NoWalk(copy), _NoWalk(copy), weights, analysis, {}, np.random.default_rng(0))
     for s, consumer in own:
         gone = consumer.positions[removed].reshape(-1)
         kept = np.setdiff1d(np.arange(s.weight.shape[1]), gone)
-        node = task.nodes[proto.graph.node[s.site.node].output[0]]
+        node = weights.nodes[proto.graph.node[s.site.node].output[0]]
         weight = weights.constant(node.input[1])
-        _, bias, scale = task.effective(s.site, node, weight)
+        _, bias, scale = weights.effective(s.site, node, weight)
         fitted = obs.refit(s.weight, s.gram, kept)
         shifted = bias + ((s.weight - fitted) @ s.mean)[None] if s.site.bias is not None else bias
-        task.write(s.site, node, weight, _Fitted(fitted[None], shifted), scale)
+        weights.write(s.site, node, weight, fitted[None], shifted, scale)
     return relative_error(reference, outputs_of(copy, weights.get, feeds, threads))
-
-
-@dataclass
-class _Fitted:
-    weight: Float
-    bias: Float
-
-
-@dataclass
-class _NoWalk:
-    proto: onnx.ModelProto

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ import onnx
 from onnx import TensorProto, TypeProto
 
 from onnxprune import worker
+from onnxprune.bodies import entering, flat_nodes, is_walkable, leaving, walked_bodies
 from onnxprune.errors import ModelError, OnnxPruneError, UsageError
 from onnxprune.folding import LARGEST, evaluate
 
@@ -92,6 +93,14 @@ class ContradictionError(Exception):
     """The sizes of the inputs do not fit what the graph does with them."""
 
 
+@dataclass(frozen=True)
+class _Setting:
+    versions: dict[str, int]
+    opsets: list[onnx.OperatorSetIdProto]
+    declared: Types
+    walkable: bool
+
+
 @dataclass
 class _Walk:
     types: Types
@@ -126,7 +135,7 @@ def _try_walk(proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic: Sizes
     sizes = concrete_inputs(proto, given, dynamic)
     try:
         walk = walk_graph(proto, sizes, {})
-        missing = [o for n in proto.graph.node for o in n.output if o and not _is_concrete(walk.types.get(o))]
+        missing = [o for _, n in flat_nodes(proto) for o in n.output if o and not _is_concrete(walk.types.get(o))]
         return walk_graph(proto, sizes, _measure(proto, sizes, missing, folder)) if missing else walk
     except (onnx.shape_inference.InferenceError, ContradictionError) as error:
         log.debug("input sizes %s do not fit: %s", sizes, error)
@@ -199,7 +208,8 @@ def _measure(
     probe = onnx.ModelProto()
     probe.CopyFrom(proto)
     known = {o.name for o in proto.graph.output}
-    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing if name not in known)
+    outer = {o for n in proto.graph.node for o in n.output} - known
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in missing if name in outer)
     arguments = {"model": probe.SerializeToString(), "folder": str(folder or "."), "sizes": dict(sizes)}
     try:
         found = worker.call("onnxprune.runtime:measure_types", arguments, timeout_s=MEASURE_LIMIT_S)
@@ -219,11 +229,14 @@ def walk_graph(proto: onnx.ModelProto, inputs: Mapping[str, Shape], measured: Ty
         walk.types[i.name] = _input_type(i, inputs.get(i.name))
     for t in proto.graph.initializer:
         add_constant(walk.types, walk.values, t.name, t)
-    opsets = list(proto.opset_import)
-    versions = {o.domain: o.version for o in opsets}
-    declared = {v.name: v.type for v in itertools.chain(proto.graph.value_info, proto.graph.output)} | measured
+    setting = _Setting(
+        versions={o.domain: o.version for o in proto.opset_import},
+        opsets=list(proto.opset_import),
+        declared={v.name: v.type for v in itertools.chain(proto.graph.value_info, proto.graph.output)} | measured,
+        walkable=is_walkable(proto),
+    )
     for node in proto.graph.node:
-        _visit(walk, node, versions, opsets, declared)
+        _visit(walk, node, setting)
     return walk
 
 
@@ -246,24 +259,19 @@ def add_constant(types: Types, values: dict[str, Array], name: str, tensor: Tens
         values[name] = onnx.numpy_helper.to_array(tensor)
 
 
-def _visit(
-    walk: _Walk,
-    node: onnx.NodeProto,
-    versions: Mapping[str, int],
-    opsets: Sequence[onnx.OperatorSetIdProto],
-    declared: Mapping[str, TypeProto],
-) -> None:
+def _visit(walk: _Walk, node: onnx.NodeProto, setting: _Setting) -> None:
     if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
         _constant(walk, node)
         return
     if node.domain in ("", "ai.onnx") and _fold(walk, node):
         return
-    for name, found in _infer_node(walk, node, versions, opsets).items():
+    found_types = _infer_bodies(walk, node, setting) if setting.walkable else {}
+    for name, found in (found_types or _infer_node(walk, node, setting)).items():
         if found.WhichOneof("value"):
             walk.types[name] = found
     for name in node.output:
-        if name and not _is_concrete(walk.types.get(name)) and _is_concrete(declared.get(name)):
-            walk.types[name] = declared[name]
+        if name and not _is_concrete(walk.types.get(name)) and _is_concrete(setting.declared.get(name)):
+            walk.types[name] = setting.declared[name]
     if node.op_type == "Reshape":
         before, after = (shape_of(walk.types.get(n)) for n in (node.input[0], node.output[0]))
         if before is not None and after is not None and math.prod(before) != math.prod(after):
@@ -346,25 +354,41 @@ def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return result
 
 
-def captured_names(node: onnx.NodeProto) -> Iterator[str]:
-    """Every tensor name read inside the subgraphs of a node."""
-    for attribute in node.attribute:
-        graphs = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-        for graph in graphs:
-            yield from (o.name for o in graph.output)
-            for inner in graph.node:
-                yield from inner.input
-                yield from captured_names(inner)
+def _infer_bodies(walk: _Walk, node: onnx.NodeProto, setting: _Setting) -> dict[str, TypeProto]:
+    """Walk the bodies of a control flow node; the types of its results as far as the bodies tell."""
+    found: dict[str, TypeProto] = {}
+    for body in walked_bodies(node):
+        for value in body.input:
+            walk.types[value.name] = value.type
+        for link in entering(node, body):
+            inner = _without_axis(walk.types.get(link.outer), link.axis)
+            if inner is not None:
+                walk.types[link.inner] = inner
+        for tensor in body.initializer:
+            add_constant(walk.types, walk.values, tensor.name, tensor)
+        for inner_node in body.node:
+            _visit(walk, inner_node, setting)
+        for link in leaving(node, body):
+            kind = walk.types.get(link.inner)
+            known = _is_concrete(kind) and link.axis is None
+            if kind is not None and known and shape_of(found.get(link.outer, kind)) == shape_of(kind):
+                found[link.outer] = kind
+            else:
+                found[link.outer] = TypeProto()
+    return found
 
 
-def _infer_node(
-    walk: _Walk,
-    node: onnx.NodeProto,
-    versions: Mapping[str, int],
-    opsets: Sequence[onnx.OperatorSetIdProto],
-) -> dict[str, TypeProto]:
+def _without_axis(kind: TypeProto | None, axis: int | None) -> TypeProto | None:
+    shape = shape_of(kind)
+    if kind is None or shape is None or axis is None:
+        return kind
+    kept = [n for k, n in enumerate(shape) if k != axis % len(shape)]
+    return onnx.helper.make_tensor_type_proto(kind.tensor_type.elem_type, kept)
+
+
+def _infer_node(walk: _Walk, node: onnx.NodeProto, setting: _Setting) -> dict[str, TypeProto]:
     try:
-        schema = onnx.defs.get_schema(node.op_type, versions.get(node.domain, 1), node.domain)
+        schema = onnx.defs.get_schema(node.op_type, setting.versions.get(node.domain, 1), node.domain)
     except onnx.defs.SchemaError:
         return {}
     types = {n: walk.types[n] for n in node.input if n in walk.types and walk.types[n].WhichOneof("value")}
@@ -372,7 +396,7 @@ def _infer_node(
         return {}
     data = {n: onnx.numpy_helper.from_array(walk.values[n]) for n in node.input if n in walk.values}
     try:
-        return dict(onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=list(opsets)))
+        return dict(onnx.shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=setting.opsets))
     except onnx.checker.ValidationError as error:
         log.debug("no shapes for %s %s: %s", node.op_type, node.name, error)
         return {}

@@ -55,7 +55,7 @@ def difference_of(reference: Array, result: Array) -> float:
         return float(np.mean(reference != result))
     a, b = reference.astype(np.float64), result.astype(np.float64)
     finite = np.isfinite(a)
-    if not np.array_equal(finite, np.isfinite(b)):
+    if not np.array_equal(finite, np.isfinite(b)) or not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return math.inf
     return float(np.abs(np.where(finite, a, 0) - np.where(finite, b, 0)).max())
 
@@ -106,6 +106,8 @@ def quality_of(reference: Sequence[Array], result: Sequence[Array]) -> OutputQua
     """Quality of one output over batches of equal or different shapes."""
     a = np.concatenate([np.ravel(x) for x in reference]).astype(np.float64)
     b = np.concatenate([np.ravel(x) for x in result]).astype(np.float64)
+    if (np.isfinite(a) & ~np.isfinite(b)).any():
+        return OutputQuality(0.0, math.inf, 0.0, _agreement(reference, result))
     finite = np.isfinite(a) & np.isfinite(b)
     a, b = a[finite], b[finite]
     norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))

@@ -3,12 +3,14 @@ again here and independent of it, zeros in the stored weights."""
 
 from __future__ import annotations
 
+import importlib
 import textwrap
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ import onnx.parser
 import onnxruntime
 from onnx import helper, numpy_helper
 
-from onnxprune import allocate, analysis, dims, masking, plan, shapes
+from onnxprune import allocate, analysis, dims, masking, plan, shapes, worker
 from onnxprune.cut import Cut, cut
 from onnxprune.records import Analysis, Feed, Group, Plan
 from onnxprune.shapes import Shapes
@@ -51,7 +53,11 @@ def model(text: str, *, opset: int = 17, ir: int = 8, seed: int = 0, **values: A
         sizes = [d.dim_value for d in value.type.tensor_type.shape.dim]
         dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         generator = np.random.default_rng([seed, zlib.crc32(value.name.encode())])
-        drawn = generator.integers(1, 100, sizes) if dtype.kind in "iu" else _weight(generator, sizes, value.name in positive)
+        drawn = (
+            generator.integers(1, 100, sizes)
+            if dtype.kind in "iu"
+            else _weight(generator, sizes, value.name in positive)
+        )
         array = values.get(value.name, drawn)
         proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array, dtype), value.name))
         proto.graph.value_info.remove(value)
@@ -72,8 +78,15 @@ def graph(proto: onnx.ModelProto) -> tuple[Analysis, Shapes]:
 @lru_cache(maxsize=16)
 def _graph(serialized: bytes) -> tuple[Analysis, Shapes]:
     proto = onnx.ModelProto.FromString(serialized)
-    found = shapes.infer(proto)
+    with mock.patch.object(worker, "call", _call_here):
+        found = shapes.infer(proto)
     return analysis.analyse(proto, found), found
+
+
+def _call_here(function: str, arguments: Mapping[str, Any], **_: Any) -> Any:
+    """Do in this process what a child process should: these models are small and harmless."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)(**arguments)
 
 
 def forget() -> None:
@@ -163,7 +176,7 @@ def stored(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     found = {t.name: t for t in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant":
-            found.update({node.output[0]: a.t for a in node.attribute if a.name == "value"})
+            found.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     return found
 
 
@@ -288,6 +301,8 @@ def prune_and_compare(
     result = prune(proto, kept, seed=seed, high=high)
     _require_valid(result)
     assert result.differences and max(result.differences.values()) <= TOLERANCE, result.differences
+    changed = differences({"original": proto}, result.pruned, feeds(proto, seed, high))["original"]
+    assert changed > 100 * TOLERANCE, "the removed part does not show in the outputs, so nothing is proved"
     return result
 
 
@@ -302,12 +317,12 @@ def _require_valid(result: Pruned) -> None:
         assert list(result.weights[name]) == wanted, name
         shrunk += wanted != list(tensor.dims)
     assert shrunk, "no weight shrinks"
-    analysis.analyse(result.pruned, shapes.infer(result.pruned))
+    graph(result.pruned)
 
 
 def _passes(proto: onnx.ModelProto) -> bool:
-    """Whether the strict shape inference of onnx takes the original; it knows no operators of other domains, and stumbles
-    over a few of its own (MeanVarianceNormalization without `axes`)."""
+    """Whether the strict shape inference of onnx takes the original: it knows no operators of other domains, and
+    stumbles over a few of its own (MeanVarianceNormalization without `axes`)."""
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):

@@ -1,4 +1,4 @@
-"""What the walk over the graph does besides applying rules: where weights are, what the interface and the unknown freeze."""
+"""What the walk over the graph does besides applying rules: where weights are, what the unknown freezes."""
 
 from __future__ import annotations
 
@@ -148,10 +148,14 @@ def test_an_unknown_operator_of_the_default_domain_is_named_without_a_domain() -
 
 @pytest.mark.parametrize("captured", ["h", "inner"])
 def test_what_a_subgraph_captures_stays(captured: str) -> None:
-    inner = "e = If (c) <then_branch = f () => (float[N,8] p) { p = Identity(h) }, else_branch = f () => (float[N,8] q) { q = Neg(h) }>"
+    inner = """e = If (c) <
+        then_branch = f () => (float[N,8] p) { p = Identity(h) },
+        else_branch = f () => (float[N,8] q) { q = Neg(h) }>"""
     if captured == "inner":
         inner = """e = If (c) <then_branch = f () => (float[N,8] p) {
-            p = If (c) <then_branch = g () => (float[N,8] a) { a = Abs(h) }, else_branch = g () => (float[N,8] b) { b = Neg(h) }>
+            p = If (c) <
+                then_branch = g () => (float[N,8] a) { a = Abs(h) },
+                else_branch = g () => (float[N,8] b) { b = Neg(h) }>
         }, else_branch = f () => (float[N,8] q) { q = Neg(h) }>"""
     m = model(f"""(float[N,4] x, bool c) => (float[N,3] y, float[N,8] e) <float[4,8] w, float[4,6] u, float[6,3] v> {{
         h = MatMul(x, w)
@@ -167,7 +171,9 @@ def test_a_weight_captured_by_a_subgraph_stays() -> None:
     m = model("""(float[N,4] x, bool c) => (float[N,3] y) <float[4,8] w, float[8] b, float[8,3] v> {
         h = MatMul(x, w)
         g = Add(h, b)
-        e = If (c) <then_branch = f () => (float[8] p) { p = Identity(b) }, else_branch = f () => (float[8] q) { q = Neg(b) }>
+        e = If (c) <
+            then_branch = f () => (float[8] p) { p = Identity(b) },
+            else_branch = f () => (float[8] q) { q = Neg(b) }>
         s = Add(g, e)
         y = MatMul(s, v)
     }""")
@@ -204,7 +210,6 @@ def test_two_groups_on_one_axis_have_ids_of_their_own() -> None:
     assert list(groups(m)) == ["w:1", "w:1#2", "u:1"]
 
 
-@pytest.mark.xfail(strict=True, reason="the number of channels is refused as a form that is not covered")
 def test_a_damaged_weight_is_an_error_that_names_node_and_sizes() -> None:
     """onnx.checker, strict shape inference and session creation all accept a Conv with a wrong number of channels."""
     m = model("""(float[2,3,8,8] x) => (float[2,5,8,8] y) <float[8,3,1,1] w, float[5,7,1,1] v> {
@@ -212,5 +217,5 @@ def test_a_damaged_weight_is_an_error_that_names_node_and_sizes() -> None:
         y = Conv(h, v)
     }""")
     found = shapes.infer(m)
-    with pytest.raises(ModelError, match=r"Conv node 'Conv\(y\)' has .*7.*8|Conv node 'Conv\(y\)' has .*8.*7"):
+    with pytest.raises(ModelError, match=r"Conv node 'Conv\(y\)' .*(7.*8|8.*7).* damaged"):
         analysis.analyse(m, found)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from oracle import graph, model, prune_and_compare, reasons
+
 from onnxprune import cost
 from onnxprune.records import Analysis
-from oracle import graph, model, prune_and_compare, reasons
 
 NETWORK = """(float[2,3,6,6] x) => (float[2,5] y) <float[8,3,3,3] w, float[8] b, float[8,4,1,1] u, float[288,5] v> {
     h = Conv<pads=[1,1,1,1]>(x, w, b)

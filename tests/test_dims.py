@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 
@@ -79,7 +80,7 @@ class Case:
 
 
 def _labels(d: Dim) -> list[frozenset[tuple[int, int]]]:
-    """For each index the atoms' indices it goes with; empty where it never goes. An atom of one index is never pruned."""
+    """For each index the atoms' indices it goes with; empty where it never goes. An atom of one index stays."""
     d = dims.resolve(d)
     if d.kind == "atom":
         free = d.frozen is None and d.size > 1
@@ -328,7 +329,7 @@ def test_thousands_of_successive_splits() -> None:
 
 def test_thousands_of_dimensions_unified_one_by_one() -> None:
     chain = [dims.atom(4) for _ in range(5000)]
-    for a, b in zip(chain, chain[1:], strict=False):
+    for a, b in itertools.pairwise(chain):
         dims.unify(a, b)
     assert len({id(dims.resolve(d)) for d in chain}) == 1
 

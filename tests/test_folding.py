@@ -118,8 +118,7 @@ def test_an_evaluator_agrees_with_the_reference(
     found = evaluate(op, [np.asarray(v) for v in inputs], attributes, outputs)
     assert found is not None
     assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
-        b = np.asarray(b)
+    for a, b in zip(found, map(np.asarray, expected), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_allclose(a, b, rtol=1e-6)
 

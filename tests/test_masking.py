@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from onnx import numpy_helper
-from onnxprune import masking
 from oracle import graph, model, run, stored
+
+from onnxprune import masking
 
 
 def test_masked_channels_reach_no_sum() -> None:

@@ -57,7 +57,7 @@ def _references() -> tuple[onnx.ModelProto, dict[str, onnx.ModelProto]]:
 
 
 def _break(proto: onnx.ModelProto, name: str, axis: int) -> onnx.ModelProto:
-    """Swap the first two slices of one weight: what a cut with the kept indices of one consumer in a wrong order does."""
+    """Swap the first two slices of one weight, as a cut that takes the kept indices of one consumer in wrong order."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     tensor = stored(result)[name]

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from oracle import TOLERANCE, applied, differences, feeds, graph, model, zeroed
+
 from onnxprune import plan as plans
 from onnxprune.cut import cut
 from onnxprune.errors import OutputError, UsageError
 from onnxprune.records import Group, Plan
-from oracle import TOLERANCE, applied, differences, feeds, graph, model, zeroed
 
 TEXT = """(float[N,3,H,W] x) => (float[N,5,H,W] y) <float[8,3,1,1] w, float[8] b, float[5,8,1,1] v> {
     h = Conv(x, w, b)

@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from onnx import numpy_helper
+from oracle import graph, model, stored
+
 from onnxprune import criteria, dims
 from onnxprune.criteria import registry
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.records import Allocation
 from onnxprune.score import group_rows, score
 from onnxprune.select import select
-from oracle import graph, model, stored
 
 Array = npt.NDArray[np.floating]
 CONVOLUTION = """(float[N,3,H,W] x) => (float[N,5,H,W] y) <float[8,3,3,3] w, float[8] b, float[5,8,1,1] v> {

@@ -8,7 +8,6 @@ import numpy as np
 
 from onnxprune.criteria.registry import FloatArray, criterion
 
-
 BLOCK_ELEMENTS = 1 << 22
 
 

@@ -149,7 +149,7 @@ class Walk:
         model.graph.name = "segment"
         model.graph.node.extend(self.nodes[i] for i in chosen)
         needed = {n for i in chosen for n in operands(self.nodes[i])}
-        for name in sorted((needed & self.stored) - self.live):
+        for name in sorted(n for n in needed - self.live if n in self.stored or n not in self.producer):
             model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(self.read(name)), name))
         for name in inputs:
             kind = onnx.helper.np_dtype_to_tensor_dtype(self.shelf.get(self, name, 0).dtype)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from onnxprune import dims
 from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Feed
 from onnxprune.recover import sites
-from onnxprune.recover.execution import Shelf, Walk, operands, reader, stored_tensors
+from onnxprune.recover.execution import Shelf, Walk, operands, stored_tensors
+from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.relax import Block, flat_regions, relax
 from onnxprune.recover.sites import Site
@@ -45,44 +46,6 @@ BLOCK_BYTES = 1 << 29
 """Columns of one layer are kept in memory up to this, to look at them more than once."""
 HELD_OUT = 5
 """Every fifth item is held out to choose the ridge."""
-
-
-@dataclass
-class Weights:
-    """The weights of the pruned model while they are solved. `values`: changed ones by name; `added`: names that the
-    model did not have; `rewired`: (output of the node, operand) -> name."""
-
-    proto: onnx.ModelProto
-    read: Callable[[str], Array]
-    values: dict[str, Array] = field(default_factory=dict)
-    added: set[str] = field(default_factory=set)
-    rewired: dict[tuple[str, int], str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.users: dict[str, int] = {}
-        for node in self.proto.graph.node:
-            for name in operands(node):
-                self.users[name] = self.users.get(name, 0) + 1
-        self.stored = set(stored_tensors(self.proto))
-
-    def get(self, name: str) -> Array:
-        return self.values[name] if name in self.values else self.read(name)
-
-    def constant(self, name: str) -> Array:
-        return sites.value(self.proto, self.get, name)
-
-    def put(self, node: onnx.NodeProto, operand: int, array: Array) -> None:
-        """Give one operand of one node a new value; a weight that others read too is not touched but copied."""
-        name = node.input[operand] if operand < len(node.input) else ""
-        if not (name in self.stored and self.users.get(name) == 1) and name not in self.added:
-            name = f"{node.output[0]}_operand{operand}_recovered"
-            while len(node.input) <= operand:
-                node.input.append("")
-            node.input[operand] = name
-            self.rewired[node.output[0], operand] = name
-            self.added.add(name)
-            self.stored.add(name)
-        self.values[name] = array
 
 
 @dataclass(frozen=True)
@@ -113,7 +76,7 @@ def reconstruct(
     shelf = Shelf(memory_bytes)
     teacher = Walk(original, read_original, feeds, threads=threads, shelf=shelf)
     student = Walk(weights.proto, weights.get, feeds, threads=threads, shelf=shelf)
-    task = _Task(teacher, student, weights, analysis, keep, np.random.default_rng(seed))
+    task = Task(teacher, student, weights, analysis, keep, np.random.default_rng(seed))
     latest = _latest_site(original, found)
     first = _first_touched(original, found, analysis, keep)
     reports = []
@@ -173,7 +136,7 @@ def _first_touched(proto: onnx.ModelProto, found: Sequence[Site], analysis: Anal
 
 
 @dataclass
-class _Task:
+class Task:
     teacher: Walk
     student: Walk
     weights: Weights
@@ -182,17 +145,16 @@ class _Task:
     random: np.random.Generator
 
     def __post_init__(self) -> None:
-        self.nodes = {o: n for n in self.weights.proto.graph.node for o in n.output}
         self.flat = flat_regions(self.teacher.proto)
 
     def solve(self, site: Site, compensated: bool) -> Solution | None:
         original = self.teacher.proto.graph.node
-        node = self.nodes[original[site.node].output[0]]
+        node = self.weights.nodes[original[site.node].output[0]]
         site = replace(site, attributes=node_attributes(node))
         weight = self.weights.constant(node.input[1])
         if weight.ndim < 2 or (site.axis == -1 and weight.ndim != 2):
             return None
-        effective, bias, scale = self.effective(site, node, weight)
+        effective, bias, scale = self.weights.effective(site, node, weight)
         if effective.shape[2] > LARGEST:
             return None
         target = site.total if compensated and site.total else site.out
@@ -203,62 +165,8 @@ class _Task:
         if blocks is not None and solution.ridge:
             solution = relax(blocks, train, held, effective, solution)
         if solution.ridge is not None:
-            self.write(site, node, weight, solution, scale)
+            self.weights.write(site, node, weight, solution.weight, solution.bias, scale)
         return solution
-
-    def effective(self, site: Site, node: onnx.NodeProto, weight: Array) -> tuple[Float, Float, Float]:
-        """W (groups, out, d), b (groups, out) and the scale (groups, out) of a following BatchNormalization."""
-        matrix = sites.to_matrix(site, weight)
-        shape = matrix.shape[:2]
-        bias = np.zeros(shape)
-        scale = np.ones(shape)
-        if site.op != "MatMul" and len(node.input) > 2 and node.input[2]:
-            bias = (
-                np.broadcast_to(np.asarray(self.weights.constant(node.input[2]), np.float64).reshape(-1), (bias.size,))
-                .reshape(shape)
-                .copy()
-            )
-        if site.op == "MatMul" and site.bias_node is not None:
-            follower = self.nodes[site.out]
-            bias = (
-                np.broadcast_to(
-                    self.weights.constant(follower.input[site.bias]).astype(np.float64).reshape(-1), (bias.size,)
-                )
-                .reshape(shape)
-                .copy()
-            )
-        if site.norm is not None:
-            follower = self.nodes[site.out]
-            gamma, beta, mean, variance = (
-                self.weights.constant(n).astype(np.float64).reshape(shape) for n in follower.input[1:5]
-            )
-            epsilon = next((a.f for a in follower.attribute if a.name == "epsilon"), 1e-5)
-            scale = gamma / np.sqrt(variance + epsilon)
-            bias = (bias - mean) * scale + beta
-            matrix = matrix * scale[:, :, None]
-        return matrix, bias, scale
-
-    def write(self, site: Site, node: onnx.NodeProto, weight: Array, solution: Solution, scale: Float) -> None:
-        usable = np.abs(scale) > 1e-12
-        matrix = solution.weight / np.where(usable, scale, 1)[:, :, None]
-        bias = solution.bias
-        if not usable.all():
-            old = sites.to_matrix(site, weight)
-            matrix = np.where(usable[:, :, None], matrix, old)
-        self.weights.put(node, 1, sites.from_matrix(site, matrix, weight))
-        if site.bias is None:
-            return
-        if site.norm is not None:
-            follower = self.nodes[site.out]
-            _, offset, _ = self.effective(site, node, self.weights.constant(node.input[1]))
-            beta = self.weights.constant(follower.input[2])
-            self.weights.put(follower, 2, (beta.reshape(-1) + (bias - offset).reshape(-1)).astype(beta.dtype))
-            return
-        holder = self.nodes[site.out] if site.op == "MatMul" else node
-        has_bias = site.bias < len(holder.input) and holder.input[site.bias]
-        shape = self.weights.constant(holder.input[site.bias]).shape if has_bias else (bias.size,)
-        shape = shape if int(np.prod(shape)) == bias.size else (bias.size,)
-        self.weights.put(holder, site.bias, bias.reshape(shape).astype(weight.dtype))
 
     def kept(self, name: str, axis: int) -> npt.NDArray[np.int64] | None:
         """Kept indices of the channel axis of a tensor of the original, None for all."""
@@ -309,7 +217,9 @@ class _Task:
         total = sum(sites.position_count(site, s) * (s[0] if len(s) > 1 else 1) for s in shapes)
         inputs = int(
             np.prod(
-                self.weights.constant(self.nodes[self.teacher.proto.graph.node[site.node].output[0]].input[1]).shape[1:]
+                self.weights.constant(
+                    self.weights.nodes[self.teacher.proto.graph.node[site.node].output[0]].input[1]
+                ).shape[1:]
             )
         )
         return max(LEAST_COLUMNS, COLUMNS_PER_INPUT * inputs) / max(total, 1)
@@ -334,11 +244,3 @@ def held_out(first: int, items: int, positions: int, batches: int) -> npt.NDArra
 def _pick(columns: Array, chosen: npt.NDArray[np.bool_]) -> Array:
     """(groups, d, columns) of the chosen (items, positions)."""
     return columns[:, :, chosen]
-
-
-def weights_of(
-    proto: onnx.ModelProto, read: Callable[[str], Array | None], edits: Mapping[str, Callable[[Array], Array]]
-) -> Weights:
-    """The weights of a model that was just cut: stored arrays with the edits of the cut."""
-    base = reader(proto, read, {})
-    return Weights(proto, lambda name: edits[name](base(name)) if name in edits else base(name))

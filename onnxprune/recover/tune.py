@@ -9,7 +9,6 @@ What is kept is the state with the lowest loss on held-out inputs, the start inc
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from onnxprune import runtime
 from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
-from onnxprune.recover.execution import Walk, operands, stored_tensors
+from onnxprune.recover.execution import operands, stored_tensors
 from onnxprune.recover.sites import Site
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,15 @@ def probes(proto: onnx.ModelProto) -> list[str]:
 class Trainer:
     """The gradient model of one pruned model at one batch size, and its Adam state."""
 
-    def __init__(self, proto: onnx.ModelProto, constant: Callable[[str], Array], effective, feed: Feed, features: Mapping[str, float], threads: int) -> None:  # type: ignore[no-untyped-def]
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        constant: Callable[[str], Array],
+        effective,
+        feed: Feed,
+        features: Mapping[str, float],
+        threads: int,
+    ) -> None:  # type: ignore[no-untyped-def]
         self.threads = threads
         self.layers: list[Layer] = []
         self.features = dict(features)
@@ -76,7 +83,9 @@ class Trainer:
         found = list(sites.find(proto, known, lambda n: True))
         drop: set[int] = set()
         del graph.value_info[:]
-        inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feed.items()]
+        inputs = [
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feed.items()
+        ]
         for k, site in enumerate(found):
             node = graph.node[site.node]
             weight = np.asarray(constant(node.input[1]))
@@ -84,7 +93,14 @@ class Trainer:
                 continue
             matrix, bias, scale = effective(site, proto.graph.node[site.node], weight)
             has_bias = site.bias is not None
-            layer = Layer(site, sites.from_matrix(site, matrix, weight), bias.reshape(-1).astype(np.float32) if has_bias else None, scale, (f"train_w{k}", f"train_b{k}"), None)
+            layer = Layer(
+                site,
+                sites.from_matrix(site, matrix, weight),
+                bias.reshape(-1).astype(np.float32) if has_bias else None,
+                scale,
+                (f"train_w{k}", f"train_b{k}"),
+                None,
+            )
             node.input[1] = layer.names[0]
             inputs.append(helper.make_tensor_value_info(layer.names[0], 1, weight.shape))
             if has_bias:
@@ -96,7 +112,6 @@ class Trainer:
             if site.groups > 1:
                 layer.gate = f"train_g{k}"
             self.layers.append(layer)
-        self._add_gates(graph, drop)
         del graph.input[:]
         graph.input.extend(inputs)
         used = {n for node in graph.node for n in operands(node)}
@@ -104,7 +119,10 @@ class Trainer:
         del graph.initializer[:]
         for t in kept:
             graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(constant(t.name)), t.name))
-        return self._with_loss(onnx.shape_inference.infer_shapes(model, data_prop=True))
+        self._drop_norms(graph, drop)
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        self._add_gates(model.graph)
+        return self._with_loss(model)
 
     def _move_bias(self, graph, site, node, name) -> None:  # type: ignore[no-untyped-def]
         holder = node if site.op != "MatMul" else graph.node[site.bias_node]
@@ -113,47 +131,52 @@ class Trainer:
             holder.input.append("")
         holder.input[operand] = name
 
-    def _add_gates(self, graph, drop) -> None:  # type: ignore[no-untyped-def]
-        gates = {layer.site.node: layer for layer in self.layers if layer.gate}
+    def _drop_norms(self, graph, drop) -> None:  # type: ignore[no-untyped-def]
+        nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for i, n in enumerate(graph.node) if i not in drop]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    def _add_gates(self, graph) -> None:  # type: ignore[no-untyped-def]
+        """An addend of zeros behind each grouped convolution: its gradient is that of the result."""
+        shape = {
+            v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output]
+        }
+        gates = {layer.names[0]: layer for layer in self.layers if layer.gate}
         nodes = []
-        for index, node in enumerate(graph.node):
-            if index in drop or (node.op_type == "Constant" and node.output[0] not in {n for m in graph.node for n in m.input}):
-                continue
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            if index in gates:
+        for node in graph.node:
+            copy = onnx.NodeProto.FromString(node.SerializeToString())
+            nodes.append(copy)
+            layer = gates.get(node.input[1]) if len(node.input) > 1 else None
+            if layer is not None:
                 out = copy.output[0]
                 copy.output[0] = f"{out}__ungated"
-                nodes += [copy, helper.make_node("Add", [copy.output[0], gates[index].gate], [out])]
-            else:
-                nodes.append(copy)
+                nodes.append(helper.make_node("Add", [copy.output[0], str(layer.gate)], [out]))
+                graph.input.append(helper.make_tensor_value_info(layer.gate, 1, shape[out]))
         del graph.node[:]
         graph.node.extend(nodes)
 
     def _with_loss(self, model: onnx.ModelProto) -> onnx.ModelProto:
         graph = model.graph
-        shape = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output]}
-        for layer in self.layers:
-            if layer.gate:
-                graph.input.append(helper.make_tensor_value_info(layer.gate, 1, shape[layer.names[0].replace("w", "g")] if False else self._shape(shape, layer)))
+        shape = {
+            v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output]
+        }
         terms = []
         del graph.output[:]
         for k, (name, weight) in enumerate(self.features.items()):
             graph.input.append(helper.make_tensor_value_info(f"target{k}", 1, shape[name]))
             graph.initializer.append(numpy_helper.from_array(np.float32(weight), f"factor{k}"))
-            graph.node.extend([
-                helper.make_node("Sub", [name, f"target{k}"], [f"miss{k}"]),
-                helper.make_node("Mul", [f"miss{k}", f"miss{k}"], [f"square{k}"]),
-                helper.make_node("Mul", [f"square{k}", f"factor{k}"], [f"weighted{k}"]),
-                helper.make_node("ReduceSum", [f"weighted{k}"], [f"term{k}"], keepdims=0),
-            ])
+            graph.node.extend(
+                [
+                    helper.make_node("Sub", [name, f"target{k}"], [f"miss{k}"]),
+                    helper.make_node("Mul", [f"miss{k}", f"miss{k}"], [f"square{k}"]),
+                    helper.make_node("Mul", [f"square{k}", f"factor{k}"], [f"weighted{k}"]),
+                    helper.make_node("ReduceSum", [f"weighted{k}"], [f"term{k}"], keepdims=0),
+                ]
+            )
             terms.append(f"term{k}")
         graph.node.append(helper.make_node("Sum", terms, ["loss"]))
         graph.output.append(helper.make_tensor_value_info("loss", 1, []))
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
-
-    def _shape(self, shape: Mapping[str, list[int]], layer: Layer) -> list[int]:
-        return shape[layer.site.out if layer.site.norm is not None else layer.site.out]
 
     def _gradients(self, model: onnx.ModelProto) -> Any:
         try:
@@ -180,7 +203,11 @@ class Trainer:
         names = {i.name: i.shape for i in self.session.get_inputs()}
         for name, shape in names.items():
             if name not in values:
-                values[name] = np.ones([d if isinstance(d, int) else 1 for d in shape], np.float32) if name.startswith("adj") else np.zeros(shape, np.float32)
+                values[name] = (
+                    np.ones([d if isinstance(d, int) else 1 for d in shape], np.float32)
+                    if name.startswith("adj")
+                    else np.zeros(shape, np.float32)
+                )
         outputs = [o.name for o in self.session.get_outputs()]
         found = dict(zip(outputs, self.session.run(outputs, {n: values[n] for n in names}), strict=True))
         gradients = {n: found[f"adj_{n}"][..., 0] for n in self.wanted}
@@ -200,12 +227,17 @@ def _grouped_gradient(layer: Layer, x: Array, dy: Array) -> Array:
     result = np.empty_like(w)
     dyg = dy.reshape(dy.shape[0], g, -1, *dy.shape[2:])
     for tap in np.ndindex(*kernel):
-        window = tuple(slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilations, dy.shape[2:], strides, strict=True))
+        window = tuple(
+            slice(t * d, t * d + (n - 1) * s + 1, s)
+            for t, d, n, s in zip(tap, dilations, dy.shape[2:], strides, strict=True)
+        )
         xg = padded[(slice(None), slice(None), *window)].reshape(x.shape[0], g, -1, *dy.shape[2:])
         if xg.shape[2] == 1 and dyg.shape[2] == 1:
             grad = np.einsum("ngs,ngs->g", xg.reshape(len(x), g, -1), dyg.reshape(len(x), g, -1))[:, None, None]
         else:
-            grad = np.einsum("ngis,ngos->goi", xg.reshape(len(x), g, xg.shape[2], -1), dyg.reshape(len(x), g, dyg.shape[2], -1))
+            grad = np.einsum(
+                "ngis,ngos->goi", xg.reshape(len(x), g, xg.shape[2], -1), dyg.reshape(len(x), g, dyg.shape[2], -1)
+            )
         result[(slice(None), slice(None), *tap)] = grad.reshape(w.shape[:2])
     return result
 

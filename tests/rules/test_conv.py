@@ -96,7 +96,8 @@ def test_a_pointwise_conv_over_tokens_leaves_the_token_width_alone() -> None:
 
 
 def test_conv_transpose_keeps_its_input_channels_first() -> None:
-    m = model("""(float[N,3,H,W] x) => (float[N,5,P,Q] y) <float[8,3,1,1] w, float[8,6,2,2] t, float[6] b, float[5,6,1,1] v> {
+    m = model("""(float[N,3,H,W] x) => (float[N,5,P,Q] y) <float[8,3,1,1] w, float[8,6,2,2] t, float[6] b,
+        float[5,6,1,1] v> {
         h = Conv(x, w)
         k = ConvTranspose<strides=[2,2]>(h, t, b)
         y = Conv(k, v)
@@ -123,7 +124,8 @@ def test_grouped_conv_transpose(group: int) -> None:
 
 
 def test_fused_conv_adds_and_activates() -> None:
-    m = model("""(float[N,3,6,6] x) => (float[N,5,6,6] y) <float[8,3,1,1] w, float[8] b, float[8,3,1,1] u, float[5,8,1,1] v> {
+    m = model("""(float[N,3,6,6] x) => (float[N,5,6,6] y) <float[8,3,1,1] w, float[8] b, float[8,3,1,1] u,
+        float[5,8,1,1] v> {
         z = Conv(x, u)
         h = com.microsoft.FusedConv<activation="Relu">(x, w, b, z)
         y = Conv(h, v)

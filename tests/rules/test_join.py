@@ -214,7 +214,6 @@ def test_slice_with_computed_bounds_freezes_the_axis_and_no_other() -> None:
         assert reasons(m)["w:1"].startswith("Slice: ")
 
 
-@pytest.mark.xfail(strict=True, reason="the product behind the lookup says `contracted` of the table, which hides `produced`")
 def test_gather_of_rows_of_a_weight_produces_the_other_axes() -> None:
     """A token embedding."""
     m = model("""(int64[N,T] ids) => (float[N,T,3] y) <float[9,8] table, float[8,3] v> {

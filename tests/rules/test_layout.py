@@ -104,7 +104,7 @@ def test_flatten_of_a_concat_of_convolutions() -> None:
 
 
 def test_reshape_to_a_target_read_from_the_input_shape() -> None:
-    """Shape -> Gather -> Concat, as PyTorch exports x.view(n, heads, width, -1): the entry of the batch stays computed."""
+    """Shape -> Gather -> Concat, as PyTorch exports x.view(n, c, -1): the entry of the batch stays computed."""
     m = model("""(float[N,3,H,W] x) => (float[N,5,L] y) <float[8,3,1,1] w, float[8,1] scale, float[5,8,1] v,
         int64 zero = {0}, int64[1] front = {0}, int64[1] channels = {8}, int64[1] rest = {-1}> {
         h = Conv(x, w)
@@ -139,7 +139,8 @@ def test_reshape_to_a_target_whose_width_is_read_too() -> None:
 
 def test_heads_computed_from_a_width_that_shrinks() -> None:
     """reshape(n, t, c // 4, 4) keeps a head width of 4 as the number of heads follows c."""
-    m = model("""(float[N,T,4] x) => (float[N,T,3] y) <float[4,12] w, float[3,4] scale, float[12,3] v, int64[1] four = {4},
+    m = model("""(float[N,T,4] x) => (float[N,T,3] y) <float[4,12] w, float[3,4] scale, float[12,3] v,
+        int64[1] four = {4},
         int64[1] a = {0}, int64[1] b = {2}, int64[1] c = {3}> {
         h = MatMul(x, w)
         s = Shape(h)
@@ -318,7 +319,8 @@ RESIZES = {
 @pytest.mark.parametrize("form", sorted(RESIZES))
 def test_resize_of_space_passes_channels(form: str) -> None:
     call, opset = RESIZES[form]
-    sizes = "float[4] scales = {1,1,2,2}, float[4] sizes2 = {1,1,2,1}, int64[4] sizes = {2,8,12,10}, int64[2] space = {12,10}"
+    sizes = "float[4] scales = {1,1,2,2}, float[4] sizes2 = {1,1,2,1}, int64[4] sizes = {2,8,12,10}, "
+    sizes += "int64[2] space = {12,10}"
     m = model(
         f"""(float[2,3,6,5] x) => (float[2,5,12,10] y) <float[8,3,1,1] w, {sizes}, float[5,8,1,1] v> {{
         h = Conv(x, w)
@@ -371,7 +373,9 @@ def test_a_table_of_zeros_made_by_constant_of_shape_shrinks_with_its_group() -> 
     prune_and_compare(m)
 
 
-@pytest.mark.xfail(strict=True, reason="a shape that is a graph output changes its value with the cut")
+@pytest.mark.xfail(
+    strict=True, reason="refused at the cut for the whole model; should freeze the group in the analysis"
+)
 def test_shape_and_size_of_a_pruned_tensor_that_become_outputs_are_not_changed() -> None:
     m = model("""(float[N,4] x) => (float[N,3] y, int64[2] s, int64 z) <float[4,8] w, float[8,3] v> {
         h = MatMul(x, w)

@@ -168,11 +168,13 @@ def test_attention_by_einsum() -> None:
 
 @pytest.mark.parametrize("equation", ["...i,ih->...h", "ai,ib"])
 def test_einsum_in_forms_that_are_not_covered(equation: str) -> None:
-    m = model(f"""(float[2,4] x) => (float[2,3] y) <float[4,8] w, float[8,6] u, float[6,3] v> {{
+    m = model(
+        f"""(float[2,4] x) => (float[2,3] y) <float[4,8] w, float[8,6] u, float[6,3] v> {{
         h = MatMul(x, w_square)
         k = Einsum<equation="{equation}">(h, w)
         y = MatMul(k, v)
-    }}""".replace("float[8,6] u, float[6,3] v", "float[4,4] w_square, float[8,3] v"))
+    }}""".replace("float[8,6] u, float[6,3] v", "float[4,4] w_square, float[8,3] v")
+    )
     assert prunable(m) == {}
     assert reasons(m)["w_square:1"] == "Einsum: an Einsum with an implicit result, an ellipsis or a diagonal"
 

@@ -137,11 +137,15 @@ def test_mean_variance_normalization_over_space_and_over_channels() -> None:
 
 @pytest.mark.parametrize(("norm", "opset"), [("SimplifiedLayerNormalization", 17), ("RMSNormalization", 23)])
 def test_rms_normalization_renormalises_the_width(norm: str, opset: int) -> None:
-    m = model(f"""(float[N,T,4] x) => (float[N,T,3] y) <float[4,8] w, float[8] scale, float[8,3] v> {{
+    m = model(
+        f"""(float[N,T,4] x) => (float[N,T,3] y) <float[4,8] w, float[8] scale, float[8,3] v> {{
         h = MatMul(x, w)
         n = {norm}(h, scale)
         y = MatMul(n, v)
-    }}""", opset=opset, ir=11)
+    }}""",
+        opset=opset,
+        ir=11,
+    )
     assert prunable(m) == {"w:1": 8}
     assert groups(m)["w:1"].renormalised
 

@@ -8,11 +8,10 @@ from oracle import groups, model, places, prunable, prune_and_compare, reasons
 _SCALES = "float sx = {0.05}, uint8 zx = {128}, float sy = {0.1}, uint8 zy = {120}, float sw = {0.01}, int8 zw = {0}"
 
 
-
 @pytest.mark.parametrize("scale", ["1", "8"])
 def test_weights_behind_a_dequantize(scale: str) -> None:
     """QDQ: scales of one per output channel are carried, scalars are not."""
-    scales = ("float[8] s, int8[8] z = {0,0,0,0,0,0,0,0}" if scale == "8" else "float s = {0.02}, int8 z = {0}")
+    scales = "float[8] s, int8[8] z = {0,0,0,0,0,0,0,0}" if scale == "8" else "float s = {0.02}, int8 z = {0}"
     m = model(f"""(float[N,3,6,6] x) => (float[N,5,6,6] y) <int8[8,3,1,1] w, {scales}, float[5,8,1,1] v, {_SCALES}> {{
         d = DequantizeLinear<axis=0>(w, s, z)
         h = Conv(x, d)
@@ -20,24 +19,51 @@ def test_weights_behind_a_dequantize(scale: str) -> None:
         e = DequantizeLinear(q, sx, zx)
         y = Conv(e, v)
     }}""")
-    assert prunable(m) == {"w:0": 8}
-    assert (("s", 0) in places(groups(m)["w:0"])) == (scale == "8")
+    assert list(prunable(m).values()) == [8]
+    assert (("s", 0) in places(next(iter(groups(m).values())))) == (scale == "8")
     assert prune_and_compare(m).weights["w"] == (4, 3, 1, 1)
 
 
+@pytest.mark.xfail(strict=True, reason="a role behind DequantizeLinear goes to scales and zero points, too")
+def test_scales_and_zero_points_are_carried() -> None:
+    m = model("""(float[N,4] x) => (float[N,3] y) <int8[4,8] w, float[8] s, int8[8] z, float[8,3] v> {
+        d = DequantizeLinear<axis=1>(w, s, z)
+        h = MatMul(x, d)
+        y = MatMul(h, v)
+    }""")
+    found = places(next(g for g in groups(m).values() if g.size == 8))
+    assert found == {("w", 1): "produced", ("s", 0): "carried", ("z", 0): "carried", ("v", 0): "contracted"}
+
+
+def test_quantization_of_the_contributed_domain() -> None:
+    m = model(f"""(float[N,4] x) => (float[N,3] y) <float[4,8] w, float[8,3] v, {_SCALES}> {{
+        h = MatMul(x, w)
+        q = com.microsoft.QuantizeLinear(h, sx, zx)
+        d = com.microsoft.DequantizeLinear(q, sx, zx)
+        y = MatMul(d, v)
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
 def test_quantization_by_blocks_is_left_alone() -> None:
-    m = model("""(float[N,4] x) => (float[N,3] y) <int8[4,8] w, float[2,8] s, int8[2,8] z, float[8,3] v> {
+    m = model(
+        """(float[N,4] x) => (float[N,3] y) <int8[4,8] w, float[2,8] s, int8[2,8] z, float[8,3] v> {
         d = DequantizeLinear<axis=0, block_size=2>(w, s, z)
         h = MatMul(x, d)
         y = MatMul(h, v)
-    }""", opset=21, ir=10)
+    }""",
+        opset=21,
+        ir=10,
+    )
     assert prunable(m) == {}
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_qlinear_conv(per_channel: bool) -> None:
     scales = "float[8] s, int8[8] z = {0,0,0,0,0,0,0,0}" if per_channel else "float s = {0.01}, int8 z = {0}"
-    m = model(f"""(float[N,3,6,6] x) => (float[N,5,6,6] y) <int8[8,3,1,1] w, {scales}, int32[8] b, int8[5,8,1,1] v, {_SCALES}> {{
+    m = model(f"""(float[N,3,6,6] x) => (float[N,5,6,6] y) <int8[8,3,1,1] w, {scales}, int32[8] b, int8[5,8,1,1] v,
+        {_SCALES}> {{
         a = QuantizeLinear(x, sx, zx)
         h = QLinearConv(a, sx, zx, w, s, z, sx, zx, b)
         k = QLinearConv(h, sx, zx, v, sw, zw, sy, zy)
@@ -49,11 +75,11 @@ def test_qlinear_conv(per_channel: bool) -> None:
 
 
 def test_conv_integer() -> None:
-    m = model(f"""(uint8[N,3,6,6] x) => (float[N,5,6,6] y) <uint8[8,3,1,1] w, uint8 z = {{3}}, float[5,8,1,1] v> {{
+    m = model("""(uint8[N,3,6,6] x) => (float[N,5,6,6] y) <uint8[8,3,1,1] w, uint8 z = {3}, float[5,8,1,1] v> {
         h = ConvInteger(x, w, z, z)
         f = Cast<to=1>(h)
         y = Conv(f, v)
-    }}""")
+    }""")
     assert prunable(m) == {"w:0": 8}
     prune_and_compare(m)
 
@@ -105,16 +131,16 @@ def test_dynamic_quantization_sees_only_what_is_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "operands"),
+    "call",
     [
-        ("DynamicQuantizeMatMul", "x, w, sw, zw, b"),
-        ("MatMulIntegerToFloat", "q, w, sx, sw, zx, zw, b"),
+        "com.microsoft.DynamicQuantizeMatMul(x, w, sw, zw, b)",
+        "com.microsoft.MatMulIntegerToFloat(q, w, sx, sw, zx, zw, b)",
     ],
 )
-def test_fused_integer_products_with_a_float_result(call: str, operands: str) -> None:
+def test_fused_integer_products_with_a_float_result(call: str) -> None:
     m = model(f"""(float[N,4] x) => (float[N,3] y) <int8[4,8] w, float[8] b, float[8,3] v, {_SCALES}> {{
         q = QuantizeLinear(x, sx, zx)
-        h = com.microsoft.{call}({operands})
+        h = {call}
         y = MatMul(h, v)
     }}""")
     assert prunable(m) == {"w:1": 8}
@@ -135,21 +161,22 @@ def test_qgemm() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        "QLinearAdd(h, sx, zx, k, sx, zx, sy, zy)",
-        "QLinearMul(h, sx, zx, k, sx, zx, sy, zy)",
-        "QLinearSigmoid(h, sx, zx, sy, zy)",
-        "QLinearLeakyRelu<alpha=0.1>(h, sx, zx, sy, zy)",
-        "QLinearGlobalAveragePool(h, sx, zx, sy, zy)",
-        "QLinearAveragePool<kernel_shape=[2,2]>(h, sx, zx, sy, zy)",
+        "com.microsoft.QLinearAdd(h, sx, zx, k, sx, zx, sy, zy)",
+        "com.microsoft.QLinearMul(h, sx, zx, k, sx, zx, sy, zy)",
+        "com.microsoft.QLinearSigmoid(h, sx, zx, sy, zy)",
+        "com.microsoft.QLinearLeakyRelu<alpha=0.1>(h, sx, zx, sy, zy)",
+        "com.microsoft.QLinearGlobalAveragePool(h, sx, zx, sy, zy)",
+        "com.microsoft.QLinearAveragePool<kernel_shape=[2,2]>(h, sx, zx, sy, zy)",
     ],
 )
 def test_quantized_element_wise_operators_and_pools(call: str) -> None:
-    m = model(f"""(float[2,3,6,6] x) => (float[2,5,A,B] y) <float[8,3,1,1] w, float[8,3,1,1] u, float[5,8,1,1] v, {_SCALES}> {{
+    m = model(f"""(float[2,3,6,6] x) => (float[2,5,A,B] y) <float[8,3,1,1] w, float[8,3,1,1] u, float[5,8,1,1] v,
+        {_SCALES}> {{
         p = Conv(x, w)
         o = Conv(x, u)
         h = QuantizeLinear(p, sx, zx)
         k = QuantizeLinear(o, sx, zx)
-        r = com.microsoft.{call}
+        r = {call}
         f = DequantizeLinear(r, sy, zy)
         y = Conv(f, v)
     }}""")
@@ -158,7 +185,8 @@ def test_quantized_element_wise_operators_and_pools(call: str) -> None:
 
 
 def test_quantized_concatenation() -> None:
-    m = model(f"""(float[2,3,6,6] x) => (float[2,5,6,6] y) <float[8,3,1,1] w, float[4,3,1,1] u, float[5,12,1,1] v, {_SCALES}> {{
+    m = model(f"""(float[2,3,6,6] x) => (float[2,5,6,6] y) <float[8,3,1,1] w, float[4,3,1,1] u, float[5,12,1,1] v,
+        {_SCALES}> {{
         p = Conv(x, w)
         o = Conv(x, u)
         h = QuantizeLinear(p, sx, zx)
@@ -171,12 +199,18 @@ def test_quantized_concatenation() -> None:
     prune_and_compare(m)
 
 
-@pytest.mark.parametrize("call", ["QLinearSoftmax<axis=1, opset=13>(h, sx, zx, sy, zy)", "QLinearWhere(c, h, sx, zx, h, sx, zx, sy, zy)"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "com.microsoft.QLinearSoftmax<axis=1, opset=13>(h, sx, zx, sy, zy)",
+        "com.microsoft.QLinearWhere(c, h, sx, zx, h, sx, zx, sy, zy)",
+    ],
+)
 def test_quantized_operators_that_are_not_covered(call: str) -> None:
     m = model(f"""(float[2,4] x, bool c) => (float[2,3] y) <float[4,8] w, float[8,3] v, {_SCALES}> {{
         p = MatMul(x, w)
         h = QuantizeLinear(p, sx, zx)
-        r = com.microsoft.{call}
+        r = {call}
         f = DequantizeLinear(r, sy, zy)
         y = MatMul(f, v)
     }}""")
@@ -185,7 +219,7 @@ def test_quantized_operators_that_are_not_covered(call: str) -> None:
 
 
 def test_products_by_packed_weights_lose_rows() -> None:
-    m = model("""(float[N,32] x) => (float[N,3] y) <uint8[8,2,8] w, float[16] s, float[8,3] v> {
+    m = model("""(float[N,32] x) => (float[N,3] y) <uint8[8,2,8] w, float[8,2] s, float[8,3] v> {
         h = com.microsoft.MatMulNBits<K=32, N=8, bits=4, block_size=16>(x, w, s)
         y = MatMul(h, v)
     }""")

@@ -38,7 +38,8 @@ def test_gru_with_the_reset_after_the_product() -> None:
 
 def test_the_input_of_a_cell_and_the_sequence_of_its_states() -> None:
     """Two cells one after the other, as in text recognisers."""
-    m = model("""(float[6,N,4] x) => (float[6,N,3] y) <float[4,10] e, float[1,32,10] w, float[1,32,8] r, float[1,24,8] w2,
+    m = model("""(float[6,N,4] x) => (float[6,N,3] y) <float[4,10] e, float[1,32,10] w, float[1,32,8] r,
+        float[1,24,8] w2,
         float[1,24,8] r2, float[8,3] v, int64[1] one = {1}> {
         g = MatMul(x, e)
         s, h, c = LSTM<hidden_size=8>(g, w, r)
@@ -53,7 +54,8 @@ def test_the_input_of_a_cell_and_the_sequence_of_its_states() -> None:
 
 
 def test_peepholes_and_initial_states_are_carried() -> None:
-    m = model("""(float[6,2,4] x) => (float[1,2,3] y) <float[1,32,4] w, float[1,32,8] r, float[1,64] b, int32[2] l = {6, 6},
+    m = model("""(float[6,2,4] x) => (float[1,2,3] y) <float[1,32,4] w, float[1,32,8] r, float[1,64] b,
+        int32[2] l = {6, 6},
         float[1,2,8] h0, float[1,2,8] c0, float[1,24] p, float[8,3] v> {
         s, h, c = LSTM<hidden_size=8>(x, w, r, b, l, h0, c0, p)
         y = MatMul(c, v)

@@ -1,0 +1,139 @@
+"""Control flow: the nodes inside If, Loop and Scan, and how their tensors are tied to those outside.
+
+Bodies are walked where every tensor name occurs once in the whole model, so that a name says which tensor is meant.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+
+
+@dataclass(frozen=True)
+class Link:
+    """Tensor `inner` of a body is tensor `outer` outside, without its axis `axis` (None: with the same axes)."""
+
+    outer: str
+    inner: str
+    axis: int | None = None
+
+
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The subgraphs of a node, in the order of its attributes."""
+    found = []
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            found.append(attribute.g)
+        elif attribute.type == onnx.AttributeProto.GRAPHS:
+            found.extend(attribute.graphs)
+    return found
+
+
+def captured_names(node: onnx.NodeProto) -> Iterator[str]:
+    """Every tensor name read inside the subgraphs of a node."""
+    for graph in bodies(node):
+        yield from (o.name for o in graph.output)
+        for inner in graph.node:
+            yield from inner.input
+            yield from captured_names(inner)
+
+
+def is_walkable(proto: onnx.ModelProto) -> bool:
+    """Whether bodies are walked: every name is defined once, and Scan is not the batched one of opset 8."""
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    if opset < 9 or not any(bodies(n) for n in proto.graph.node):
+        return False
+    counts = Counter(_defined(proto.graph))
+    return not counts or max(counts.values()) == 1
+
+
+def _defined(graph: onnx.GraphProto) -> Iterator[str]:
+    yield from {i.name for i in graph.input} | {t.name for t in graph.initializer}
+    for node in graph.node:
+        yield from (o for o in node.output if o)
+        for body in bodies(node):
+            yield from _defined(body)
+
+
+def walked_bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The subgraphs of a node whose ties to the outside are known."""
+    return bodies(node) if node.op_type in ("If", "Loop", "Scan") and node.domain in ("", "ai.onnx") else []
+
+
+def flat_nodes(proto: onnx.ModelProto) -> list[tuple[onnx.GraphProto, onnx.NodeProto]]:
+    """Every walked node with the graph it lies in; those of a body come before the node that holds it."""
+    return list(_flat(proto.graph, is_walkable(proto)))
+
+
+def _flat(graph: onnx.GraphProto, walkable: bool) -> Iterator[tuple[onnx.GraphProto, onnx.NodeProto]]:
+    for node in graph.node:
+        for body in walked_bodies(node) if walkable else ():
+            yield from _flat(body, walkable)
+        yield graph, node
+
+
+def numbered_graphs(proto: onnx.ModelProto) -> list[tuple[onnx.GraphProto, list[tuple[int, onnx.NodeProto]]]]:
+    """The main graph and every walked body, inner ones first, with their nodes and the numbers of those."""
+    nodes: dict[int, list[tuple[int, onnx.NodeProto]]] = {}
+    flat = flat_nodes(proto)
+    for index, (graph, node) in enumerate(flat):
+        nodes.setdefault(id(graph), []).append((index, node))
+    last = {id(graph): (index, graph) for index, (graph, _) in enumerate(flat)}
+    return [(graph, nodes[id(graph)]) for _, graph in sorted(last.values(), key=lambda entry: entry[0])]
+
+
+def graphs(proto: onnx.ModelProto) -> list[onnx.GraphProto]:
+    """The main graph and every walked body, inner ones first."""
+    return [graph for graph, _ in numbered_graphs(proto)]
+
+
+def entering(node: onnx.NodeProto, body: onnx.GraphProto) -> list[Link]:
+    """How the inputs of a body are tied to the operands of its node."""
+    names = [i.name for i in body.input]
+    if node.op_type == "Loop":
+        return [Link(outer, inner) for outer, inner in zip(node.input[2:], names[2:], strict=True)]
+    if node.op_type == "Scan":
+        axes, states = _scan(node, "scan_input_axes", len(names))
+        return [
+            Link(outer, inner, axis)
+            for outer, inner, axis in zip(node.input, names, [None] * states + axes, strict=True)
+        ]
+    return []
+
+
+def leaving(node: onnx.NodeProto, body: onnx.GraphProto) -> list[Link]:
+    """How the results of a node are tied to the outputs of its body."""
+    names = [o.name for o in body.output]
+    if node.op_type == "Loop":
+        names = names[1:]
+        states = len(node.input) - 2
+        axes: list[int | None] = [None] * states + [0] * (len(names) - states)
+    elif node.op_type == "Scan":
+        scanned, states = _scan(node, "scan_output_axes", len(names), len(body.input))
+        axes = [None] * states + scanned
+    else:
+        axes = [None] * len(names)
+    ties = zip(node.output, names, axes, strict=False)
+    return [Link(outer, inner, axis) for outer, inner, axis in ties if outer]
+
+
+def returning(node: onnx.NodeProto, body: onnx.GraphProto) -> list[tuple[str, str]]:
+    """(input, output) of a body that are one state at successive steps."""
+    inputs, outputs = [i.name for i in body.input], [o.name for o in body.output]
+    if node.op_type == "Loop":
+        return list(zip(inputs[2:], outputs[1:], strict=False))
+    if node.op_type == "Scan":
+        _, states = _scan(node, "scan_input_axes", len(inputs))
+        return list(zip(inputs[:states], outputs[:states], strict=True))
+    return []
+
+
+def _scan(node: onnx.NodeProto, name: str, count: int, inputs: int | None = None) -> tuple[list[int | None], int]:
+    """The scanned axes of the inputs (or outputs) of a Scan, 0 where not given, and how many states precede them."""
+    given = {a.name: a for a in node.attribute}
+    states = (count if inputs is None else inputs) - given["num_scan_inputs"].i
+    axes: list[int | None] = list(given[name].ints) if name in given else [0] * (count - states)
+    return axes, states

@@ -1,0 +1,118 @@
+"""The weights of a pruned model while they are solved, seen as matrices and biases of its linear operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxprune.recover import sites
+from onnxprune.recover.execution import operands, reader, stored_tensors
+from onnxprune.recover.sites import Site
+
+Array = npt.NDArray[Any]
+Float = npt.NDArray[np.float64]
+
+
+@dataclass
+class Weights:
+    """The weights of the pruned model while they are solved. `values`: changed ones by name; `added`: names that the
+    model did not have; `rewired`: (output of the node, operand) -> name."""
+
+    proto: onnx.ModelProto
+    read: Callable[[str], Array]
+    values: dict[str, Array] = field(default_factory=dict)
+    added: set[str] = field(default_factory=set)
+    rewired: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.users: dict[str, int] = {}
+        for node in self.proto.graph.node:
+            for name in operands(node):
+                self.users[name] = self.users.get(name, 0) + 1
+        self.stored = set(stored_tensors(self.proto))
+        self.nodes = {o: n for n in self.proto.graph.node for o in n.output}
+
+    def get(self, name: str) -> Array:
+        return self.values[name] if name in self.values else self.read(name)
+
+    def constant(self, name: str) -> Array:
+        return sites.value(self.proto, self.get, name)
+
+    def put(self, node: onnx.NodeProto, operand: int, array: Array) -> None:
+        """Give one operand of one node a new value; a weight that others read too is not touched but copied."""
+        name = node.input[operand] if operand < len(node.input) else ""
+        if not (name in self.stored and self.users.get(name) == 1) and name not in self.added:
+            name = f"{node.output[0]}_operand{operand}_recovered"
+            while len(node.input) <= operand:
+                node.input.append("")
+            node.input[operand] = name
+            self.rewired[node.output[0], operand] = name
+            self.added.add(name)
+            self.stored.add(name)
+            self.proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        self.values[name] = array
+
+    def effective(self, site: Site, node: onnx.NodeProto, weight: Array) -> tuple[Float, Float, Float]:
+        """W (groups, out, d), b (groups, out) and the scale (groups, out) of a following BatchNormalization."""
+        matrix = sites.to_matrix(site, weight)
+        shape = matrix.shape[:2]
+        bias = np.zeros(shape)
+        scale = np.ones(shape)
+        if site.op != "MatMul" and len(node.input) > 2 and node.input[2]:
+            bias = (
+                np.broadcast_to(np.asarray(self.constant(node.input[2]), np.float64).reshape(-1), (bias.size,))
+                .reshape(shape)
+                .copy()
+            )
+        if site.op == "MatMul" and site.bias_node is not None:
+            follower = self.nodes[site.out]
+            bias = (
+                np.broadcast_to(self.constant(follower.input[site.bias]).astype(np.float64).reshape(-1), (bias.size,))
+                .reshape(shape)
+                .copy()
+            )
+        if site.norm is not None:
+            follower = self.nodes[site.out]
+            gamma, beta, mean, variance = (
+                self.constant(n).astype(np.float64).reshape(shape) for n in follower.input[1:5]
+            )
+            epsilon = next((a.f for a in follower.attribute if a.name == "epsilon"), 1e-5)
+            scale = gamma / np.sqrt(variance + epsilon)
+            bias = (bias - mean) * scale + beta
+            matrix = matrix * scale[:, :, None]
+        return matrix, bias, scale
+
+    def write(self, site: Site, node: onnx.NodeProto, weight: Array, matrix: Float, bias: Float, scale: Float) -> None:
+        """The inverse of `effective`: store W (groups, out, d) and b (groups, out)."""
+        usable = np.abs(scale) > 1e-12
+        matrix = matrix / np.where(usable, scale, 1)[:, :, None]
+        if not usable.all():
+            old = sites.to_matrix(site, weight)
+            matrix = np.where(usable[:, :, None], matrix, old)
+        self.put(node, 1, sites.from_matrix(site, matrix, weight))
+        if site.bias is None:
+            return
+        if site.norm is not None:
+            follower = self.nodes[site.out]
+            _, offset, _ = self.effective(site, node, self.constant(node.input[1]))
+            beta = self.constant(follower.input[2])
+            self.put(follower, 2, (beta.reshape(-1) + (bias - offset).reshape(-1)).astype(beta.dtype))
+            return
+        holder = self.nodes[site.out] if site.op == "MatMul" else node
+        has_bias = site.bias < len(holder.input) and holder.input[site.bias]
+        shape = self.constant(holder.input[site.bias]).shape if has_bias else (bias.size,)
+        shape = shape if int(np.prod(shape)) == bias.size else (bias.size,)
+        self.put(holder, site.bias, bias.reshape(shape).astype(weight.dtype))
+
+
+def weights_of(
+    proto: onnx.ModelProto, read: Callable[[str], Array | None], edits: Mapping[str, Callable[[Array], Array]]
+) -> Weights:
+    """The weights of a model that was just cut: stored arrays with the edits of the cut."""
+    base = reader(proto, read, {})
+    return Weights(proto, lambda name: edits[name](base(name)) if name in edits else base(name))
