@@ -20,6 +20,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 from onnxprune import allocate, analysis, dims, masking, plan, shapes, worker
+from onnxprune.bodies import flat_nodes
 from onnxprune.cut import Cut, cut
 from onnxprune.records import Analysis, Feed, Group, Plan
 from onnxprune.shapes import Shapes
@@ -217,8 +218,9 @@ def weights_alone_suffice(proto: onnx.ModelProto, found: Analysis, keep: Mapping
     for node in proto.graph.node:
         if all(i in constant for i in node.input if i):
             constant.update(node.output)
+    nodes = [n for _, n in flat_nodes(proto)]
     for c in found.contractions:
-        node = proto.graph.node[c.node]
+        node = nodes[c.node]
         multiplies = node.op_type in LINEAR and any(i in constant for i in node.input[:2])
         if any(a in keep for d in c.dims for a in dims.atoms(d)) and (c.average or not multiplies):
             return False

@@ -141,9 +141,8 @@ def test_json_report(model: Path) -> None:
 
 
 def test_benchmark_option_reports_latency(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = {"budget_s": 0.2, "min_pairs": 6, "self_test": False}
-    measure = api.latency.measure
-    monkeypatch.setattr(api.latency, "measure", lambda *a, **k: measure(*a, **{**k, **quick}))
+    measure = api.benchmark
+    monkeypatch.setattr(api, "benchmark", lambda *a, **k: measure(*a, **{**k, "budget_s": 0.2}))
     report = model.with_name("report.json")
     result = call(model, "--round-to", "1", "--benchmark", "--json", report)
     assert result.exit_code == 0, result.output
