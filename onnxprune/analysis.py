@@ -61,6 +61,7 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
         _visit(state, node, walkable)
     for value in proto.graph.output:
         _freeze(state.tensors.get(value.name, ()), Refusal(value.name, "graph output", "the interface keeps its shape"))
+    _freeze_measured(state, proto)
     return Analysis(
         groups=tuple(_groups(state)),
         weights=state.weights,
@@ -70,6 +71,18 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
         work=tuple(state.work),
         nodes=tuple(state.names),
     )
+
+
+def _freeze_measured(state: _State, proto: onnx.ModelProto) -> None:
+    """A tensor whose size is a result of the model keeps it."""
+    wanted = {o.name for o in proto.graph.output} & state.shapes.derived
+    for node in reversed(proto.graph.node if wanted else []):
+        if not wanted.intersection(node.output):
+            continue
+        if node.op_type in ("Shape", "Size"):
+            reason = Refusal(node_name(node, 0), node.op_type, "the size is a result of the model")
+            _freeze(state.tensors.get(node.input[0], ()), reason)
+        wanted.update(n for n in node.input if n in state.shapes.derived)
 
 
 def node_name(node: onnx.NodeProto, index: int) -> str:
@@ -213,7 +226,8 @@ def _record(state: _State, node: onnx.NodeProto, op: Operator) -> None:
     for name, found in zip(node.output, op.outputs, strict=True):
         if name:
             state.tensors[name] = found
-    sources = [state.origin.get(n) for n in node.input if n]
+    data = node.input[:1] if node.op_type in ("QuantizeLinear", "DequantizeLinear") else node.input
+    sources = [state.origin.get(n) for n in data if n]
     if all(s is not None for s in sources):
         _record_constant(state, node, frozenset(w for s in sources for w in s or ()))
     if node.op_type == "Gather" and op.constant[0]:

@@ -176,7 +176,7 @@ def _write(
 
 
 def _verify(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequence[Feed]) -> Proof:
-    verify.check_file(path)
+    verify.check_file(path, opened.model.path)
     pruned = skeleton(path)
     analysis.analyse(pruned, shapes.infer(pruned, config.input_shapes, path.parent))
     masked = masking.masked_model(

@@ -80,7 +80,6 @@ def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mappin
     _restate_sizes(surgery)
     _restate_value_info(surgery)
     _insert_nodes(surgery)
-    _keep_outputs(surgery)
     return Cut(copy, slices, surgery.edits)
 
 
@@ -311,20 +310,6 @@ def _keep_values(surgery: _Surgery, index: int, node: onnx.NodeProto, stated: se
             )
         old = surgery.shapes.values[name]
         _set_input(node, operand, _add_constant(surgery, index, f"operand{operand}", old))
-
-
-def _keep_outputs(surgery: _Surgery) -> None:
-    """A size that is a result of the model keeps its old value: a constant takes its place."""
-    graph = surgery.proto.graph
-    for name in [o.name for o in graph.output if o.name in surgery.values]:
-        moving = surgery.shapes.dynamic_values.get(name)
-        if moving is not None and moving.any():
-            raise ModelError(f"graph output {name!r} depends on a width that shrinks; exclude the group with --keep")
-        for node in graph.node:
-            node.input[:] = [f"{name}_pruned" if n == name else n for n in node.input]
-            node.output[:] = [f"{name}_pruned" if n == name else n for n in node.output]
-        old = numpy_helper.from_array(surgery.shapes.values[name], name)
-        graph.node.append(helper.make_node("Constant", [], [name], value=old))
 
 
 def _restate_value_info(surgery: _Surgery) -> None:

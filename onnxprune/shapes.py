@@ -36,6 +36,20 @@ LONGEST_LIST = 8
 """Float constants of one axis and up to this many elements may take part in arithmetic on shapes (scales, sizes)."""
 
 
+SAME_AS_FIRST = {
+    "BiasGelu",
+    "FastGelu",
+    "GroupNormalization",
+    "MeanVarianceNormalization",
+    "QuickGelu",
+    "RotaryEmbedding",
+    "SimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+}
+"""Operators onnx cannot infer, whose first result is like their first operand."""
+
+
 class Sizes(NamedTuple):
     """Sizes for dynamic axes: the first axis, height and width of 4-D inputs, and any other axis."""
 
@@ -272,6 +286,8 @@ def _visit(walk: _Walk, node: onnx.NodeProto, setting: _Setting) -> None:
     for name in node.output:
         if name and not _is_concrete(walk.types.get(name)) and _is_concrete(setting.declared.get(name)):
             walk.types[name] = setting.declared[name]
+    if node.op_type in SAME_AS_FIRST and not _is_concrete(walk.types.get(node.output[0])):
+        walk.types[node.output[0]] = walk.types.get(node.input[0], TypeProto())
     if node.op_type == "Reshape":
         before, after = (shape_of(walk.types.get(n)) for n in (node.input[0], node.output[0]))
         if before is not None and after is not None and math.prod(before) != math.prod(after):

@@ -33,13 +33,23 @@ Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
 
 
-def check_file(path: Path) -> None:
-    """The checker and strict shape inference of onnx on a finished file. Raises VerificationError with their words."""
+def check_file(path: Path, original: Path) -> None:
+    """The checker and strict shape inference of onnx on a finished file, as far as the original passes them.
+
+    Raises VerificationError with their words.
+    """
+    fault = _fault(path)
+    if fault is not None and _fault(original) is None:
+        raise VerificationError(f"the pruned model is not valid: {fault}") from fault
+
+
+def _fault(path: Path) -> Exception | None:
     try:
         onnx.checker.check_model(str(path), full_check=False)
         onnx.shape_inference.infer_shapes(skeleton(path), check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise VerificationError(f"the pruned model is not valid: {error}") from error
+        return error
+    return None
 
 
 def difference_of(reference: Array, result: Array) -> float:
@@ -144,6 +154,16 @@ def require_exact(exactness: Exactness, tolerance: float) -> None:
         )
 
 
+def require_equal(exactness: Exactness, tolerance: float) -> None:
+    """Raise VerificationError where a model without blocks is not the original with their branches at zero."""
+    if not exactness.passed:
+        raise VerificationError(
+            f"the model without the removed residual blocks differs from the original with their branches at zero by "
+            f"{exactness.max_rel:.2e} of the output range (allowed: {tolerance:.0e}); nothing was written. Please "
+            "report this model; it can be pruned without --depth"
+        )
+
+
 def prove(
     original: str,
     masked: str,
@@ -169,6 +189,30 @@ def prove(
     exactness = exactness_of(expected, found, original_outputs, _bounded_outputs(skeleton(Path(pruned))), tolerance)
     chosen, data = (in_batches(feeds, skeleton(Path(original))), "calibration") if feeds else (made, "synthetic")
     return Proof(exactness, compare_quality(original, pruned, chosen, data=data))
+
+
+def prove_equal(
+    reference: str,
+    result: str,
+    *,
+    folder: str,
+    sizes: Sequence[Mapping[str, Sequence[int]]],
+    bounds: Mapping[str, int],
+    seed: int,
+    tolerance: float,
+) -> Exactness:
+    """Exactness of the model file `result` against `reference`, both with their external data in `folder`.
+
+    The inputs are those of `prove`. Run in a child process.
+    """
+    session = _probed_session(Path(reference), folder)
+    made, expected = _working_feeds(session, sizes, bounds, seed)
+    del session
+    session = _probed_session(Path(result), folder)
+    found = [_run_pruned(session, feed) for feed in made]
+    # What goes into a last operator may have another name in one of them.
+    expected = [{name: value for name, value in outputs.items() if name in found[0]} for outputs in expected]
+    return exactness_of(expected, found, [], _bounded_outputs(skeleton(Path(result))), tolerance)
 
 
 def in_batches(feeds: Sequence[Feed], proto: onnx.ModelProto) -> list[Feed]:

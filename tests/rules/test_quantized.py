@@ -24,7 +24,6 @@ def test_weights_behind_a_dequantize(scale: str) -> None:
     assert prune_and_compare(m).weights["w"] == (4, 3, 1, 1)
 
 
-@pytest.mark.xfail(strict=True, reason="a role behind DequantizeLinear goes to scales and zero points, too")
 def test_scales_and_zero_points_are_carried() -> None:
     m = model("""(float[N,4] x) => (float[N,3] y) <int8[4,8] w, float[8] s, int8[8] z, float[8,3] v> {
         d = DequantizeLinear<axis=1>(w, s, z)
