@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
+import gc
 import logging
 import tempfile
 import time
@@ -12,8 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 
-from onnxprune import allocate, analysis, calibration, masking, processor, select, shapes, summary, verify, worker
+from onnxprune import (
+    allocate,
+    analysis,
+    calibration,
+    depth,
+    masking,
+    processor,
+    select,
+    shapes,
+    summary,
+    verify,
+    worker,
+)
 from onnxprune import plan as plans
 from onnxprune import score as scores
 from onnxprune.comparison import benchmark
@@ -23,7 +38,7 @@ from onnxprune.dims import Dim
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.modelfile import ModelFile, preflight, skeleton, write
 from onnxprune.opened import Opened
-from onnxprune.records import Analysis, Feed, Group, Latency, Plan, Proof, Report
+from onnxprune.records import Analysis, Exactness, Feed, Group, Latency, Plan, Proof, Report
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +77,11 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
         worker.call("onnxprune.runtime:require_provider", {"provider": config.provider}, timeout_s=PROBE_LIMIT_S)
     with clock("calibrate"):
         feeds = calibration.load(config.calibration) if config.calibration else []
+    if config.depth or config.plan:
+        with clock("depth"):
+            opened = _without_blocks(opened, config, feeds)
     with clock("score"):
-        plan = _plan(opened, config)
+        plan = dataclasses.replace(_plan(opened, config), blocks=tuple(r.block.name for r in opened.removed))
     with clock("cut"):
         done = cut(opened.model.proto, opened.analysis, opened.shapes, plan.kept)
     proof = None if config.dry_run else _write(opened, config, plan, done, output, feeds, clock)
@@ -84,10 +102,80 @@ def inspect(model: str | Path, input_shapes: Mapping[str, tuple[int, ...]] | Non
 def _open(path: Path, given: Mapping[str, tuple[int, ...]], clock: _Clock) -> Opened:
     with clock("load"):
         model = ModelFile.load(path)
-    with clock("shapes"):
+    with clock("shapes"), unhurried_collector():
         found = shapes.infer(model.proto, given, model.base_dir)
-    with clock("analyse"):
+    with clock("analyse"), unhurried_collector():
         return Opened(model, found, analysis.analyse(model.proto, found))
+
+
+@contextmanager
+def unhurried_collector() -> Iterator[None]:
+    """Analysis makes many small objects and no garbage; looking for some again and again takes a third of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+# ---- Depth -----------------------------------------------------------------------------------------------------------
+
+
+def _without_blocks(opened: Opened, config: Config, feeds: Sequence[Feed]) -> Opened:
+    """The model without the residual blocks that the plan names, or that matter least; proved equal to the original
+    with the branches of those at zero.
+    """
+    model, found = opened.model, opened.shapes
+    blocks = depth.find_blocks(model.proto, found)
+    if config.plan:
+        removed = depth.named(blocks, plans.load_blocks(config.plan))
+    else:
+        removed = depth.choose(
+            model.proto,
+            blocks,
+            config.depth,
+            shapes=found,
+            folder=model.base_dir,
+            feeds=depth.first_rows(verify.in_batches(feeds, model.proto)) if feeds else (),
+            seed=config.seed,
+            sizes=_run_shapes(opened, config),
+            bounds=calibration.index_bounds(model.graph, found.shape),
+        )
+    if not removed:
+        return opened
+    chosen = [r.block for r in removed]
+    proto = depth.remove(model.proto, chosen)
+    exactness = _verify_removal(opened, config, depth.silenced(model.proto, chosen, found.element_types), proto)
+    left = shapes.infer(proto, config.input_shapes, model.base_dir)
+    kept = dataclasses.replace(model, proto=proto, _graph=None)
+    return Opened(
+        kept, left, analysis.analyse(proto, left), original=opened, removed=tuple(removed), exactness=exactness
+    )
+
+
+def _verify_removal(opened: Opened, config: Config, silenced: onnx.ModelProto, left: onnx.ModelProto) -> Exactness:
+    tolerance = verify.tolerance_for(opened.shapes.element_types)
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        reference, result = Path(folder) / "silenced.onnx", Path(folder) / "left.onnx"
+        reference.write_bytes(silenced.SerializeToString())
+        result.write_bytes(left.SerializeToString())
+        exactness: Exactness = worker.call(
+            "onnxprune.verify:prove_equal",
+            {
+                "reference": str(reference),
+                "result": str(result),
+                "folder": str(opened.model.base_dir),
+                "sizes": _run_shapes(opened, config),
+                "bounds": calibration.index_bounds(opened.model.graph, opened.shapes.shape),
+                "seed": config.seed,
+                "tolerance": tolerance,
+            },
+            timeout_s=VERIFY_LIMIT_S,
+        )
+    verify.require_equal(exactness, tolerance)
+    return exactness
 
 
 # ---- Plan ------------------------------------------------------------------------------------------------------------
@@ -97,13 +185,16 @@ def _plan(opened: Opened, config: Config) -> Plan:
     prunable = [g for g in opened.analysis.groups if g.refusal is None]
     if config.plan:
         plan = plans.load(config.plan, {g.id: g for g in prunable})
-        if all(len(kept) == group.size for group in prunable if (kept := plan.kept.get(group.id)) is not None):
+        whole = all(len(kept) == group.size for group in prunable if (kept := plan.kept.get(group.id)) is not None)
+        if whole and not plan.blocks:
             raise NothingToPruneError(f"{config.plan}: the plan removes nothing; make one with --save-plan")
         return plan
     for option, patterns in (("--keep", config.keep), ("--only", config.only)):
         _require_matches(opened.analysis.groups, option, patterns)
+    if config.ratio == 0:
+        return Plan({})
     chosen = choose(prunable, config.keep, config.only)
-    chosen = allocate.choose_factors(opened.analysis, chosen)
+    chosen = allocate.choose_factors(opened.analysis, chosen, heads=config.heads, head_width=config.head_width)
     if not chosen:
         raise NothingToPruneError(_why_nothing(opened, prunable))
     round_to = None if config.round_to == "auto" else int(config.round_to)
@@ -137,7 +228,7 @@ def _matches(group: Group, patterns: Sequence[str]) -> bool:
 
 def _why_nothing(opened: Opened, prunable: Sequence[Group]) -> str:
     if prunable:
-        return f"--keep and --only leave none of the {len(prunable)} prunable groups"
+        return f"--keep, --only and --no-heads leave none of the {len(prunable)} prunable groups"
     if not opened.analysis.groups:
         return "the model has no weights that could be pruned: no Conv, Gemm, MatMul ... with a stored weight was found"
     reasons = {g.refusal for g in opened.analysis.groups if g.refusal}
@@ -202,7 +293,9 @@ def _verify(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Seque
             timeout_s=VERIFY_LIMIT_S,
         )
     verify.require_exact(proof.exactness, tolerance)
-    return proof
+    if opened.exactness is None:
+        return proof
+    return dataclasses.replace(proof, exactness=verify.worst_of(opened.exactness, proof.exactness))
 
 
 def _run_shapes(opened: Opened, config: Config) -> list[dict[str, tuple[int, ...]]]:

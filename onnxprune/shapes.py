@@ -423,7 +423,8 @@ def shape_of(kind: TypeProto | None) -> Shape | None:
     if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
         return None
     dims = kind.tensor_type.shape.dim
-    return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+    sizes = tuple([d.dim_value for d in dims])
+    return sizes if all(sizes) or all(d.HasField("dim_value") for d in dims) else None
 
 
 def _is_concrete(kind: TypeProto | None) -> bool:
@@ -434,7 +435,10 @@ def _shapes(first: _Walk, second: _Walk | None) -> Shapes:
     """Compare two walks; without a second one, everything computed counts as dynamic."""
     second = second or _Walk({}, {}, set(), {})
     shape = {n: s for n, t in first.types.items() if (s := shape_of(t)) is not None}
-    axes = {n: _changed(s, shape_of(second.types.get(n))) for n, s in shape.items()}
+    if second is first:
+        axes = {n: np.zeros(len(s), bool) for n, s in shape.items()}
+    else:
+        axes = {n: _changed(s, shape_of(second.types.get(n))) for n, s in shape.items()}
     elements = {n: _changed(first.values[n], second.values.get(n)) for n in first.derived}
     types = {n: t.tensor_type.elem_type for n, t in first.types.items() if t.HasField("tensor_type")}
     return Shapes(shape, first.values, frozenset(first.derived), axes, elements, first.inputs, types)
