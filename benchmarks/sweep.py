@@ -1,11 +1,15 @@
 """Prune every ONNX file of a folder and check the results independently of onnxprune's own verification.
 
-    python benchmarks/sweep.py FOLDER [--ratio 0.5] [--round-to 1] [--match TEXT] [--output TABLE.json]
+    python benchmarks/sweep.py FOLDER [--ratio 0.5] [--round-to 1] [--match TEXT] [--with-weights]
+        [--in-process] [--compact] [--output TABLE.json]
+    python benchmarks/sweep.py FOLDER --write-node-tests    writes the node tests of the onnx package to FOLDER
 
 For every file: `onnxprune FILE --ratio R` through the command line, once with every group and once without the
 renormalised groups (those an operator averages over). The second result must equal the original with every
 `contracted` slice of the saved plan set to zero; both must load, run and keep the interface. The oracle here shares no
-code with onnxprune.masking. The table is printed and written as JSON with the machine and the versions.
+code with onnxprune.masking. Weights that ConstantOfShape makes cannot be zeroed in slices: a twin of such a model, with
+random weights stored in their place, is checked too. The table is printed and written as JSON with the machine and the
+versions.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 TOLERANCE = {"float": 1e-4, "half": 2e-2}
+IN_PROCESS = "--in-process" in sys.argv
 
 
 def main() -> int:
@@ -35,9 +40,16 @@ def main() -> int:
     parser.add_argument("--ratio", default="0.5")
     parser.add_argument("--round-to", default="1")
     parser.add_argument("--match", default="")
+    parser.add_argument("--with-weights", action="store_true", help="only files with a float weight of 2 elements")
+    parser.add_argument("--write-node-tests", action="store_true")
+    parser.add_argument("--in-process", action="store_true", help="no process for each file: for many tiny ones")
+    parser.add_argument("--compact", action="store_true", help="one line per file in the table")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    if arguments.write_node_tests:
+        return write_node_tests(arguments.folder)
     files = [f for f in sorted(arguments.folder.glob("**/*.onnx")) if arguments.match in f.name]
+    files = [f for f in files if not arguments.with_weights or has_weights(onnx.load(f, load_external_data=False))]
     rows = []
     for file in files:
         rows.append(check(file, arguments.ratio, arguments.round_to))
@@ -45,7 +57,11 @@ def main() -> int:
     summary = _summary(rows)
     print(json.dumps(summary))
     if arguments.output:
-        arguments.output.write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")
+        text = json.dumps({"summary": summary, "rows": rows}, indent=1)
+        if arguments.compact:
+            lines = ",\n".join("  " + json.dumps(row) for row in rows)
+            text = f'{{"summary": {json.dumps(summary)},\n "rows": [\n{lines}\n ]}}'
+        arguments.output.write_text(text + "\n")
     return 1 if summary["wrong"] else 0
 
 
@@ -55,7 +71,7 @@ def check(file: Path, ratio: str, round_to: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         start = time.perf_counter()
-        row = _prune(file, work / "all", options)
+        row = {"file": _title(file), **_prune(file, work / "all", options)}
         row["seconds"] = round(time.perf_counter() - start, 2)
         if row["status"] != "pruned":
             return row
@@ -68,20 +84,85 @@ def check(file: Path, ratio: str, round_to: str) -> dict[str, Any]:
                 row["oracle"] = _oracle(file, work / "strict")
         else:
             row["oracle"] = _oracle(file, work / "all")
+        _check_twin(row, file, work, (ratio, round_to))
     return row
+
+
+def _title(file: Path) -> str:
+    return file.parent.name if file.name == "model.onnx" else file.name
+
+
+def _check_twin(row: dict[str, Any], file: Path, work: Path, settings: tuple[str, str]) -> None:
+    """Where ConstantOfShape makes weights: take the proof from a twin of the model that stores them."""
+    twin = stored_twin(onnx.load(file))
+    if twin is not None:
+        path = work / "stored.onnx"
+        path.write_bytes(twin.SerializeToString())
+        found = check(path, *settings)
+        row["oracle"] = found.get("oracle", {"max_rel": None, "exact": False, "reason": "the twin was not pruned"})
+        row["stored_twin"] = {k: found[k] for k in ("status", "parameters_removed", "own_exactness") if k in found}
+
+
+def stored_twin(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The model with random weights stored in place of what ConstantOfShape makes; None where it makes none."""
+    known = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    made = [n for n in model.graph.node if n.op_type == "ConstantOfShape" and n.input[0] in known]
+    random = np.random.default_rng(0)
+    for node in made:
+        shape = known[node.input[0]]
+        scale = np.sqrt(2 / max(1, np.prod(shape[1:]))) if len(shape) > 1 else 0.5
+        array = random.random(shape, np.float32) if len(shape) < 2 else random.standard_normal(shape, np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(array * np.float32(scale), node.output[0]))
+        model.graph.node.remove(node)
+    return model if made else None
+
+
+def has_weights(model: onnx.ModelProto) -> bool:
+    """Whether a float initializer or Constant of two elements or more is in the main graph, or ConstantOfShape."""
+    floats = {getattr(onnx.TensorProto, kind) for kind in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")}
+    constants = [n for n in model.graph.node if n.op_type == "Constant"]
+    tensors = [*model.graph.initializer, *(a.t for n in constants for a in n.attribute if a.name == "value")]
+    listed = any(a.name == "value_floats" for n in constants for a in n.attribute)
+    made = any(n.op_type == "ConstantOfShape" for n in model.graph.node)
+    return listed or made or any(t.data_type in floats and np.prod(t.dims) >= 2 for t in tensors)
+
+
+def write_node_tests(folder: Path) -> int:
+    """Write every node test of the onnx package as TEST/model.onnx, and, where it has more than one float input,
+    TEST.stored/model.onnx, in which all of them but the first are initializers.
+    """
+    from onnx.backend.test.case.node import collect_testcases
+
+    for case in collect_testcases(None):
+        for suffix, model in (("", case.model), (".stored", _with_operands(case.model, case.data_sets[0][0]))):
+            if model is not None:
+                target = folder / f"{case.name}{suffix}"
+                target.mkdir(parents=True, exist_ok=True)
+                (target / "model.onnx").write_bytes(model.SerializeToString())
+    return 0
+
+
+def _with_operands(model: onnx.ModelProto, arrays: list[Any]) -> onnx.ModelProto | None:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    pairs = list(zip(model.graph.input, arrays, strict=False))[1:]
+    for value, array in pairs:
+        if isinstance(array, np.ndarray) and value.type.HasField("tensor_type") and array.dtype.kind == "f":
+            result.graph.initializer.append(numpy_helper.from_array(array, value.name))
+            result.graph.input.remove(value)
+    return result if len(result.graph.initializer) > len(model.graph.initializer) else None
 
 
 def _prune(file: Path, base: Path, options: list[str]) -> dict[str, Any]:
     out, report, plan = (base.with_suffix(s) for s in (".onnx", ".report.json", ".plan.json"))
-    command = [sys.executable, "-m", "onnxprune", str(file), "-o", str(out), "--json", str(report)]
-    done = subprocess.run(
-        [*command, "--save-plan", str(plan), "-q", *options], capture_output=True, text=True, check=False
-    )
-    row: dict[str, Any] = {"file": file.name, "exit": done.returncode}
-    if done.returncode != 0:
-        crashed = done.returncode == 1 or "Traceback" in done.stderr
-        last = done.stderr.strip().splitlines()[-1:] or [""]
-        return {**row, "status": "crashed" if crashed else "refused", "reason": last[0]}
+    command = [str(file), "-o", str(out), "--json", str(report), "--save-plan", str(plan), "-q", *options]
+    code, stderr = _run_here(command) if IN_PROCESS else _run(command)
+    row: dict[str, Any] = {"exit": code}
+    if code != 0:
+        status = "crashed" if code not in (2, 3, 4, 5) or "Traceback" in stderr else "refused"
+        status = "failed" if status == "refused" and code in (2, 5) else status
+        errors = [line for line in stderr.strip().splitlines() if line.startswith("error: ")]
+        return {**row, "status": status, "reason": "".join(errors[-1:] or [stderr[-300:]])}
     data = json.loads(report.read_text())
     before, after = data["before"], data["after"]
     return {
@@ -92,6 +173,21 @@ def _prune(file: Path, base: Path, options: list[str]) -> dict[str, Any]:
         "own_exactness": data["exactness"]["max_rel"],
         "renormalised": [g["id"] for g in data["groups"] if g["renormalised"] and g["status"] != "frozen"],
     }
+
+
+def _run(arguments: list[str]) -> tuple[int, str]:
+    command = [sys.executable, "-m", "onnxprune", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def _run_here(arguments: list[str]) -> tuple[int, str]:
+    from click.testing import CliRunner
+
+    from onnxprune import cli
+
+    result = CliRunner().invoke(cli.command, arguments)
+    return result.exit_code, result.stderr
 
 
 def _compare(file: Path, base: Path) -> dict[str, Any]:
@@ -193,7 +289,9 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     wrong = [
         r["file"]
         for r in rows
-        if r["status"] == "crashed" or r.get("oracle", {}).get("exact") is False or r.get("interface_kept") is False
+        if r["status"] in ("crashed", "failed")
+        or r.get("oracle", {}).get("exact") is False
+        or r.get("interface_kept") is False
     ]
     removed = [r.get("parameters_removed", 0.0) for r in rows]
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from onnxprune import dims
 from onnxprune.dims import Dim
@@ -68,23 +68,40 @@ def _inner_sizes(axis: Dim, wanted: Dim) -> Iterable[int]:
             inner *= f.size
 
 
-def choose_factors(analysis: Analysis, groups: Iterable[Group]) -> list[Group]:
-    """Of groups that multiply each other on one axis (heads x width, groups x channels) keep one, the outermost first.
+def choose_factors(
+    analysis: Analysis, groups: Iterable[Group], *, heads: bool = True, head_width: bool = False
+) -> list[Group]:
+    """Of groups that multiply each other on one axis (heads x width, groups x channels) keep one.
 
-    Cutting both would remove the share twice.
+    Cutting both would remove the share twice. The outermost one is kept; the innermost with `head_width`. Without
+    `heads` no outer factor of a produced axis is kept, and with neither the whole product stays.
     """
     candidates = list(groups)
-    prunable = {g.dim for g in candidates}
-    rivals: dict[Dim, set[Dim]] = {}
-    inner: set[Dim] = set()
+    rivals, depth = _products(analysis, {g.dim for g in candidates})
+    outer = set() if heads else {g.dim for g in candidates if _is_outer(analysis, g)}
+    chosen: set[Dim] = set()
+    for group in sorted(candidates, key=lambda g: -depth[g.dim] if head_width else min(depth[g.dim], 1)):
+        others = rivals[group.dim]
+        whole = group.dim in outer or (not head_width and bool(others & outer))
+        if not whole and not others & chosen:
+            chosen.add(group.dim)
+    return [g for g in candidates if g.dim in chosen]
+
+
+def _products(analysis: Analysis, prunable: Set[Dim]) -> tuple[dict[Dim, set[Dim]], dict[Dim, int]]:
+    """The other prunable atoms that each one multiplies on some axis, and the most of them that lie outside of it."""
+    rivals: dict[Dim, set[Dim]] = {d: set() for d in prunable}
+    depth = dict.fromkeys(prunable, 0)
     for axes in analysis.weights.values():
         for part in (p for d in axes for p in dims.cat_parts(d) if p.kind == "prod"):
             found = [a for a in dims.atoms(part) if a in prunable]
-            inner.update(found[1:])
-            for a in found:
-                rivals.setdefault(a, set()).update(b for b in found if b is not a)
-    chosen: set[Dim] = set()
-    for group in sorted(candidates, key=lambda g: g.dim in inner):
-        if not rivals.get(group.dim, set()) & chosen:
-            chosen.add(group.dim)
-    return [g for g in candidates if g.dim in chosen]
+            for position, a in enumerate(found):
+                rivals[a].update(b for b in found if b is not a)
+                depth[a] = max(depth[a], position)
+    return rivals, depth
+
+
+def _is_outer(analysis: Analysis, group: Group) -> bool:
+    """Whether something produces the group as an outer factor: heads with a width, groups of channels."""
+    produced = [analysis.weights[o.tensor][o.axis] for o in group.occurrences if o.role == "produced"]
+    return any(inner > 1 for axis in produced for inner in _inner_sizes(axis, group.dim))

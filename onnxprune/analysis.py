@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 import onnx
 
 from onnxprune import dims, rules
-from onnxprune.bodies import captured_names, entering, is_walkable, leaving, returning, walked_bodies
+from onnxprune.bodies import (
+    captured_names,
+    entering,
+    flat_nodes,
+    graphs,
+    is_walkable,
+    leaving,
+    returning,
+    walked_bodies,
+)
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
 from onnxprune.records import Analysis, Contraction, Group, Occurrence, Refusal, Role, SizeUse, Work
@@ -74,9 +83,13 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
 
 
 def _freeze_measured(state: _State, proto: onnx.ModelProto) -> None:
-    """A tensor whose size is a result of the model keeps it."""
-    wanted = {o.name for o in proto.graph.output} & state.shapes.derived
-    for node in reversed(proto.graph.node if wanted else []):
+    """A tensor whose size is a result of the model, or of a body, keeps it."""
+    flat = flat_nodes(proto)
+    names = {o.name for graph in graphs(proto) for o in graph.output}
+    for _, node in flat:
+        names.update(captured_names(node))
+    wanted = names & state.shapes.derived
+    for _, node in reversed(flat if wanted else []):
         if not wanted.intersection(node.output):
             continue
         if node.op_type in ("Shape", "Size"):
@@ -136,9 +149,9 @@ def _visit_body(state: _State, node: onnx.NodeProto, body: onnx.GraphProto) -> N
         if outer is None:
             continue
         if link.axis is not None:
-            scanned = outer[link.axis % len(outer)]
-            dims.freeze(scanned, Refusal(node.name, node.op_type, "the steps of a Scan"))
-            outer = tuple(d for d in outer if d is not scanned)
+            axis = link.axis % len(outer)
+            dims.freeze(outer[axis], Refusal(node.name, node.op_type, "the steps of a Scan"))
+            outer = (*outer[:axis], *outer[axis + 1 :])
         state.tensors[link.inner] = outer
     for tensor in body.initializer:
         _add_weight(state, tensor.name, tensor.dims)
@@ -155,9 +168,9 @@ def _leave_bodies(state: _State, node: onnx.NodeProto, op: Operator) -> None:
         for link in leaving(node, body):
             outer = results[link.outer]
             if link.axis is not None and outer:
-                steps = outer[link.axis % len(outer)]
-                op.freeze(steps, "the steps of a loop")
-                outer = tuple(d for d in outer if d is not steps)
+                axis = link.axis % len(outer)
+                op.freeze(outer[axis], "the steps of a loop")
+                outer = (*outer[:axis], *outer[axis + 1 :])
             _tie(state, node, outer, state.tensors.get(link.inner))
     state.tensors.update(results)
 
@@ -188,6 +201,14 @@ def _apply_rule(state: _State, node: onnx.NodeProto, op: Operator) -> str | None
         return str(error)
     except (ValueError, IndexError, KeyError, TypeError) as error:
         return f"a form of {node.op_type} that is not covered ({error})"
+    return _contradiction(state, node, op)
+
+
+def _contradiction(state: _State, node: onnx.NodeProto, op: Operator) -> str | None:
+    """Why what a rule says of its results cannot be true, or None."""
+    for name, found in zip(node.output, op.outputs, strict=True):
+        if name and tuple(d.size for d in found) != state.shapes.shape.get(name):
+            return f"the rule of {node.op_type} does not give the shape {state.shapes.shape.get(name)} of {name!r}"
     return None
 
 

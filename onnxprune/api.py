@@ -8,7 +8,7 @@ import gc
 import logging
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from onnxprune import (
     depth,
     masking,
     processor,
+    recovery,
     select,
     shapes,
     summary,
@@ -32,7 +33,7 @@ from onnxprune import (
 from onnxprune import plan as plans
 from onnxprune import score as scores
 from onnxprune.comparison import benchmark
-from onnxprune.config import Config
+from onnxprune.config import Config, parse_target
 from onnxprune.cut import Cut, cut
 from onnxprune.dims import Dim
 from onnxprune.errors import NothingToPruneError, UsageError
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 PROBE_LIMIT_S = 120.0
 VERIFY_LIMIT_S = 1800.0
+RECOVERY_LIMIT_S = 4 * 3600.0
 """Time limits of the child processes that look for a provider and that run the models."""
 
 
@@ -80,11 +82,16 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
     if config.depth or config.plan:
         with clock("depth"):
             opened = _without_blocks(opened, config, feeds)
+    fitting, feeds = recovery.split(_batches(opened, config, feeds)) if feeds else ([], [])
+    source = _source(opened, config, fitting) if fitting else None
     with clock("score"):
-        plan = dataclasses.replace(_plan(opened, config), blocks=tuple(r.block.name for r in opened.removed))
+        plan = dataclasses.replace(_plan(opened, config, source), blocks=tuple(r.block.name for r in opened.removed))
     with clock("cut"):
         done = cut(opened.model.proto, opened.analysis, opened.shapes, plan.kept)
-    proof = None if config.dry_run else _write(opened, config, plan, done, output, feeds, clock)
+    proof = None
+    if not config.dry_run:
+        recovering = source if config.recover and plan.kept else None
+        proof = _write(opened, config, plan, done, output, feeds, clock, recovering)
     if config.save_plan:
         plans.save(plan_data(opened, plan, done), config.save_plan)
     measured = _benchmark([opened.model.path, output], config, clock) if config.benchmark else None
@@ -156,7 +163,7 @@ def _without_blocks(opened: Opened, config: Config, feeds: Sequence[Feed]) -> Op
 
 
 def _verify_removal(opened: Opened, config: Config, silenced: onnx.ModelProto, left: onnx.ModelProto) -> Exactness:
-    tolerance = verify.tolerance_for(opened.shapes.element_types)
+    tolerance = verify.tolerance_for(opened.model.path)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         reference, result = Path(folder) / "silenced.onnx", Path(folder) / "left.onnx"
         reference.write_bytes(silenced.SerializeToString())
@@ -166,6 +173,7 @@ def _verify_removal(opened: Opened, config: Config, silenced: onnx.ModelProto, l
             {
                 "reference": str(reference),
                 "result": str(result),
+                "original": str(opened.model.path),
                 "folder": str(opened.model.base_dir),
                 "sizes": _run_shapes(opened, config),
                 "bounds": calibration.index_bounds(opened.model.graph, opened.shapes.shape),
@@ -181,7 +189,7 @@ def _verify_removal(opened: Opened, config: Config, silenced: onnx.ModelProto, l
 # ---- Plan ------------------------------------------------------------------------------------------------------------
 
 
-def _plan(opened: Opened, config: Config) -> Plan:
+def _plan(opened: Opened, config: Config, source: recovery.Source | None) -> Plan:
     prunable = [g for g in opened.analysis.groups if g.refusal is None]
     if config.plan:
         plan = plans.load(config.plan, {g.id: g for g in prunable})
@@ -197,6 +205,13 @@ def _plan(opened: Opened, config: Config) -> Plan:
     chosen = allocate.choose_factors(opened.analysis, chosen, heads=config.heads, head_width=config.head_width)
     if not chosen:
         raise NothingToPruneError(_why_nothing(opened, prunable))
+    if config.target or config.criterion in recovery.MEASURED:
+        if source is None:
+            raise UsageError("--target needs --calibration: the damage of each group is measured on it")
+        plan = _measured_plan(opened, config, chosen, source)
+        if not plan.kept:
+            raise NothingToPruneError("the target is met already: nothing is removed; give a smaller --target")
+        return plan
     round_to = None if config.round_to == "auto" else int(config.round_to)
     block = processor.convolution_block(config.provider)
     counts = allocate.uniform(opened.analysis, chosen, ratio=config.ratio, round_to=round_to, block=block)
@@ -252,7 +267,14 @@ def plan_data(opened: Opened, plan: Plan, done: Cut) -> dict[str, object]:
 
 
 def _write(
-    opened: Opened, config: Config, plan: Plan, done: Cut, output: Path, feeds: Sequence[Feed], clock: _Clock
+    opened: Opened,
+    config: Config,
+    plan: Plan,
+    done: Cut,
+    output: Path,
+    feeds: Sequence[Feed],
+    clock: _Clock,
+    source: recovery.Source | None,
 ) -> Proof:
     proofs: list[Proof] = []
 
@@ -260,9 +282,80 @@ def _write(
         with clock("verify"):
             proofs.append(_verify(opened, config, plan, path, feeds))
 
+    if source is not None:
+        return _write_recovered(opened, config, plan, done, output, feeds, clock, source, check, proofs)
     start = time.perf_counter()
     write(opened.model, done.proto, done.edits, output, check=check, force=config.force)
     clock.seconds["save"] = time.perf_counter() - start - clock.seconds["verify"]
+    return proofs[0]
+
+
+def _batches(opened: Opened, config: Config, feeds: Sequence[Feed]) -> list[Feed]:
+    axes = [v.type.tensor_type.shape.dim for v in shapes.graph_inputs(opened.model.proto)]
+    fixed = {a[0].dim_value for a in axes if len(a) and a[0].dim_value > 0}
+    return calibration.batches(feeds, fixed.pop() if len(fixed) == 1 else None, config.calibration_size)
+
+
+def _source(opened: Opened, config: Config, feeds: Sequence[Feed]) -> recovery.Source:
+    skeleton_bytes = opened.model.proto.SerializeToString() if opened.removed else None
+    return recovery.Source(
+        str(opened.model.path),
+        config.input_shapes,
+        feeds,
+        config.seed,
+        config.threads,
+        config.memory_bytes,
+        skeleton_bytes,
+    )
+
+
+def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], source: recovery.Source) -> Plan:
+    """The plan by what the calibration inputs show, made in a child process."""
+    block = processor.convolution_block(config.provider)
+    step = None if config.round_to == "auto" else int(config.round_to)
+    steps = {g.id: step or allocate.fast_step(opened.analysis, g, block) for g in chosen}
+    target = parse_target(config.target) if config.target else None
+    names = [g.id for g in chosen]
+    criterion = config.criterion if config.criterion in recovery.MEASURED else "obs"
+    wanted = recovery.Wanted(names, config.allocation, target, config.ratio, steps, criterion)
+    choice: recovery.Choice = worker.call(
+        "onnxprune.recovery:choose", {"source": source, "wanted": wanted}, timeout_s=RECOVERY_LIMIT_S
+    )
+    return Plan(dict(choice.kept))
+
+
+def _write_recovered(  # noqa: PLR0913 - the parts of one write
+    opened: Opened,
+    config: Config,
+    plan: Plan,
+    done: Cut,
+    output: Path,
+    feeds: Sequence[Feed],
+    clock: _Clock,
+    source: recovery.Source,
+    check: Callable[[Path], None],
+    proofs: list[Proof],
+) -> Proof:
+    """Prove the cut alone in a temporary folder, recover, write, and measure the quality of what was written."""
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        write(opened.model, done.proto, done.edits, Path(folder) / "cut.onnx", check=check)
+    with clock("recover"):
+        recovered: recovery.Recovered = worker.call(
+            "onnxprune.recovery:recover",
+            {"source": source, "kept": plan.kept, "tuned": config.tune},
+            timeout_s=RECOVERY_LIMIT_S,
+        )
+    final = recovery.install(done, recovered)
+    original = opened.original.path if opened.removed else opened.model.path
+
+    def measure(path: Path) -> None:
+        verify.check_file(path, opened.model.path)
+        arguments = {"original": str(original), "pruned": str(path), "feeds": list(feeds), "data": "calibration"}
+        quality = worker.call("onnxprune.verify:compare_quality", arguments, timeout_s=VERIFY_LIMIT_S)
+        proofs[0] = dataclasses.replace(proofs[0], quality=quality)
+
+    with clock("save"):
+        write(opened.model, final.proto, final.edits, output, check=measure, force=config.force)
     return proofs[0]
 
 
@@ -273,7 +366,7 @@ def _verify(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Seque
     masked = masking.masked_model(
         opened.model.proto, opened.analysis, keep_masks(opened.analysis, plan), opened.shapes.element_types
     )
-    tolerance = verify.tolerance_for(opened.shapes.element_types)
+    tolerance = verify.tolerance_for(opened.model.path)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         reference = Path(folder) / "masked.onnx"
         reference.write_bytes(masked.SerializeToString())

@@ -77,12 +77,26 @@ def _flat(graph: onnx.GraphProto, walkable: bool) -> Iterator[tuple[onnx.GraphPr
 
 def numbered_graphs(proto: onnx.ModelProto) -> list[tuple[onnx.GraphProto, list[tuple[int, onnx.NodeProto]]]]:
     """The main graph and every walked body, inner ones first, with their nodes and the numbers of those."""
-    nodes: dict[int, list[tuple[int, onnx.NodeProto]]] = {}
-    flat = flat_nodes(proto)
-    for index, (graph, node) in enumerate(flat):
-        nodes.setdefault(id(graph), []).append((index, node))
-    last = {id(graph): (index, graph) for index, (graph, _) in enumerate(flat)}
-    return [(graph, nodes[id(graph)]) for _, graph in sorted(last.values(), key=lambda entry: entry[0])]
+    found: list[tuple[onnx.GraphProto, list[tuple[int, onnx.NodeProto]]]] = []
+    _number(proto.graph, is_walkable(proto), 0, found)
+    return found
+
+
+def _number(
+    graph: onnx.GraphProto,
+    walkable: bool,
+    first: int,
+    found: list[tuple[onnx.GraphProto, list[tuple[int, onnx.NodeProto]]]],
+) -> int:
+    """Append the bodies of a graph, then the graph; returns the number after its last node."""
+    own = []
+    for node in graph.node:
+        for body in walked_bodies(node) if walkable else ():
+            first = _number(body, walkable, first, found)
+        own.append((first, node))
+        first += 1
+    found.append((graph, own))
+    return first
 
 
 def graphs(proto: onnx.ModelProto) -> list[onnx.GraphProto]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,38 @@ def load(path: Path) -> list[Feed]:
         with arrays:
             feeds.append({name: arrays[name] for name in arrays.files})
     return feeds
+
+
+BATCH = 32
+"""Rows of one batch where the model leaves the number free."""
+
+
+def batches(feeds: Sequence[Feed], fixed: int | None, limit: int) -> list[Feed]:
+    """At most `limit` rows of all feeds, in batches of `fixed` rows (a last part batch is left out) or of at most `BATCH`.
+
+    Feeds whose inputs have no common first axis stay as they are. Raises UsageError where nothing is left.
+    """
+    found: list[Feed] = []
+    rows = 0
+    for feed in feeds:
+        counts = {len(a) if a.ndim else -1 for a in feed.values()}
+        (total,) = counts if len(counts) == 1 else (-1,)
+        step = fixed or BATCH
+        for first in range(0, max(total, 0), step):
+            part = {
+                name: a[first : min(first + step, first + limit - rows if fixed is None else total)]
+                for name, a in feed.items()
+            }
+            taken = len(next(iter(part.values())))
+            if rows < limit and taken and (fixed is None or taken == fixed):
+                found.append(part)
+                rows += taken
+        if total < 0 and rows < limit:
+            found.append(dict(feed))
+            rows += 1
+    if not found:
+        raise UsageError(f"the calibration data has too few rows for the batch of {fixed} that the model fixes")
+    return found
 
 
 def index_bounds(graph: gs.Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:

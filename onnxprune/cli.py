@@ -203,6 +203,14 @@ def command() -> None:
     "--ratio", type=float, default=0.5, show_default=True, metavar="R", help="Share of every group to remove, 0 to 1."
 )
 @click.option(
+    "--depth",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Remove the N residual blocks that matter least first; alone with --ratio 0.",
+)
+@click.option(
     "--criterion",
     default="l2",
     show_default=True,
@@ -221,6 +229,13 @@ def command() -> None:
 )
 @click.option("--keep", multiple=True, metavar="P", help="Leave groups whose id, tensors or nodes match P. Repeatable.")
 @click.option("--only", multiple=True, metavar="P", help="Prune only groups that match the pattern P. Repeatable.")
+@click.option(
+    "--heads/--no-heads",
+    default=True,
+    show_default=True,
+    help="Whether attention heads and groups of channels may go; without, such products stay whole.",
+)
+@click.option("--head-width", is_flag=True, help="Of heads times width, cut the width of every head, not the heads.")
 @click.option("--recover/--no-recover", default=True, show_default=True, help="Repair what was lost (not built yet).")
 @_provider
 @click.option("--benchmark", is_flag=True, help="Measure the latency of both models, interleaved.")
@@ -238,12 +253,15 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     *,
     output: Path | None,
     ratio: float,
+    depth: int,
     criterion: str,
     calibration: Path | None,
     input_shapes: dict[str, tuple[int, ...]],
     round_to: RoundTo,
     keep: tuple[str, ...],
     only: tuple[str, ...],
+    heads: bool,
+    head_width: bool,
     recover: bool,
     provider: Literal["cpu", "cuda"],
     benchmark: bool,
@@ -263,12 +281,15 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
         config = Config(
             output=output,
             ratio=ratio,
+            depth=depth,
             criterion=criterion,
             calibration=calibration,
             input_shapes=input_shapes,
             round_to=round_to,
             keep=keep,
             only=only,
+            heads=heads,
+            head_width=head_width,
             recover=recover,
             provider=provider,
             benchmark=benchmark,
@@ -285,12 +306,16 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
 @click.argument("model", type=_PATH)
 @_input_shape
 @_json
+@click.option(
+    "--graph", type=_PATH, metavar="FILE", help="Draw what couples what: FILE.mmd for Mermaid, FILE.dot for Graphviz."
+)
 @_messages
 def inspect_command(
     model: Path,
     *,
     input_shapes: dict[str, tuple[int, ...]],
     json_path: Path | None,
+    graph: Path | None,
     quiet: bool,
     verbose: bool,
     debug: bool,
@@ -298,7 +323,7 @@ def inspect_command(
     """Show what of MODEL can be pruned, what must go together, and what cannot be pruned and why. Writes nothing."""
     voice = _Voice(quiet, verbose, debug)
     with _failures(voice):
-        _inspect(model, input_shapes, json_path, voice)
+        _inspect(model, input_shapes, json_path, graph, voice)
 
 
 @command.command("benchmark", short_help="Compare the latency of models in interleaved pairs of runs.")
@@ -384,15 +409,22 @@ def _prune(model: Path, config: Config, json_path: Path | None, voice: _Voice) -
     _deliver(text, plain_json.dumps(plain_json.report_data(found)), json_path, voice)
 
 
-def _inspect(model: Path, shapes: dict[str, tuple[int, ...]], json_path: Path | None, voice: _Voice) -> None:
+def _inspect(
+    model: Path, shapes: dict[str, tuple[int, ...]], json_path: Path | None, graph: Path | None, voice: _Voice
+) -> None:
+    from onnxprune.report import coupling
+
     report = _file(json_path)
-    check_paths({"the input model": model}, {"--json": report})
+    check_paths({"the input model": model}, {"--json": report, "--graph": graph})
     check_report_path("--json", report, "{")
+    check_report_path("--graph", graph, coupling.start(graph) if graph else "")
     from onnxprune.api import inspect
     from onnxprune.report import console, plain_json
 
     with _progress(voice, "load ..."):
         found = inspect(model, shapes)
+    if graph:
+        _write_text(graph, coupling.text(found, graph))
     text = console.inspect_text(found, width=_width(), colour=_colour(), every=voice.verbose)
     _deliver(text, plain_json.dumps(plain_json.report_data(found)), json_path, voice)
 

@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from onnxprune.errors import OutputError, UsageError
+from onnxprune.errors import ModelError, OutputError, UsageError
 
 RoundTo = int | Literal["auto"]
 PROVIDERS = ("cpu", "cuda")
+ALLOCATIONS = ("uniform", "global", "isomorphic", "sensitivity")
+MEASURED_CRITERIA = ("obs", "variance", "wanda", "pca")
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of one run. `validate` checks them all before any work starts.
 
-    `ratio`: share of the indices removed from every group, in (0, 1). `input_shapes`: sizes of inputs by name.
+    `ratio`: share of the indices removed from every group, in (0, 1), or 0 to remove `depth` residual blocks alone.
+    `depth`: how many residual blocks to remove before. `input_shapes`: sizes of inputs by name.
     `round_to`: "auto" for widths the runtime is fast at, or a multiple kept counts are rounded up to.
-    `keep` / `only`: shell-style patterns over group, tensor and node names.
+    `calibration_size`: rows of the calibration data used, at most. `target`: "macs=0.5", "params=0.5" or "size=10MB" (a number of at most 1 is the share kept) in place of `ratio`.
+    `allocation`: how it is split over the groups, of recovery.ALLOCATIONS. `tune`: distil after the reconstruction
+    (extra `gradients`). `threads` and `memory_bytes`: of recovery.
+    `keep` / `only`: shell-style patterns over group, tensor and node names. `heads`: whether outer factors of products
+    (attention heads, groups of channels) may go; `head_width`: cut the inner factor of a product instead.
     """
 
     output: Path | None = None
     ratio: float = 0.5
+    depth: int = 0
     criterion: str = "l2"
     calibration: Path | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     round_to: RoundTo = "auto"
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    heads: bool = True
+    head_width: bool = False
     recover: bool = True
+    calibration_size: int = 1024
+    target: str | None = None
+    allocation: str = "sensitivity"
+    tune: bool = False
+    threads: int = 1
+    memory_bytes: int = 2 << 30
     provider: Literal["cpu", "cuda"] = "cpu"
     benchmark: bool = False
     dry_run: bool = False
@@ -39,16 +57,41 @@ class Config:
     seed: int = 0
     force: bool = False
 
+    def __post_init__(self) -> None:
+        """Take text where a path is meant, and one pattern for a tuple of one."""
+        for name in ("output", "calibration", "plan", "save_plan"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, Path(value))
+        for name in ("keep", "only"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+
     def output_for(self, model: Path) -> Path:
         """Where the pruned model goes: `output`, or MODEL_pruned.onnx beside the input."""
+        if model.is_dir():
+            raise ModelError(f"{model}: this is a folder, not a model file")
         return self.output or model.with_name(f"{model.stem}_pruned.onnx")
 
     def validate(self, model: Path | None = None) -> None:
         """Raise UsageError for the first option that makes no sense, alone or with the input file `model`."""
         from onnxprune import criteria
 
-        if not 0 < self.ratio < 1:
-            raise UsageError(f"--ratio must lie between 0 and 1, got {self.ratio}")
+        if self.depth < 0:
+            raise UsageError(f"--depth must not be negative, got {self.depth}")
+        if self.depth and self.plan:
+            raise UsageError("--plan says which residual blocks go: leave --depth out")
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)):
+            raise UsageError(f"--ratio must be a number, got {self.ratio!r}")
+        if self.plan and (self.keep or self.only):
+            raise UsageError("--plan says which groups are cut: leave --keep and --only out")
+        if not 0 < self.ratio < 1 and not (self.ratio == 0 and self.depth):
+            alone = " (or be 0, with --depth)" if self.ratio == 0 else ""
+            raise UsageError(f"--ratio must lie between 0 and 1{alone}, got {self.ratio}")
+        if self.target is not None:
+            parse_target(self.target)
+        if self.allocation not in ALLOCATIONS:
+            raise UsageError(f"--allocation must be one of {', '.join(ALLOCATIONS)}, got {self.allocation!r}")
         if self.round_to != "auto" and self.round_to < 1:
             raise UsageError(f"--round-to must be 'auto' or at least 1, got {self.round_to}")
         if self.seed < 0:
@@ -57,7 +100,10 @@ class Config:
             raise UsageError(f"--provider must be one of {', '.join(PROVIDERS)}, got {self.provider!r}")
         if self.benchmark and self.dry_run:
             raise UsageError("--benchmark needs the pruned model, and --dry-run writes none: leave one of them out")
-        criteria.find(self.criterion)
+        if self.criterion not in MEASURED_CRITERIA:
+            criteria.find(self.criterion)
+        elif self.calibration is None:
+            raise UsageError(f"--criterion {self.criterion} needs --calibration: it measures what the layers read")
         check_input_shapes(self.input_shapes)
         read = {"the input model": model, "--calibration": self.calibration, "--plan": self.plan}
         for name in ("--calibration", "--plan"):
@@ -67,6 +113,18 @@ class Config:
         output = self.output_for(model) if model else self.output
         check_paths(read, {"--output": output, "--save-plan": self.save_plan})
         check_report_path("--save-plan", self.save_plan, "{")
+
+
+def parse_target(text: str) -> tuple[str, float]:
+    """("macs" | "params" | "bytes", share of the original that is kept, or bytes above 1) of a target as written."""
+    kind, _, amount = text.partition("=")
+    match = re.fullmatch(r"([0-9.]+)\s*([KMG]?B)?", amount.strip())
+    units = {None: 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+    if kind in ("macs", "params", "size") and match and (match[2] is None or kind == "size"):
+        value = float(match[1]) * units[match[2]]
+        if 0 < value < 1 or (kind == "size" and value > 1):
+            return ("bytes" if kind == "size" else kind), value
+    raise UsageError(f"--target {text!r}: write macs=0.5, params=0.5 or size=10MB; a share kept lies between 0 and 1")
 
 
 def check_input_shapes(shapes: Mapping[str, Sequence[int]]) -> None:
@@ -98,6 +156,8 @@ def check_report_path(name: str, path: Path | None, start: str) -> None:
         return
     if path.is_dir():
         raise OutputError(f"{name}: {path} is a folder; give a file name")
+    if path.parent.is_dir() and not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{name}: no permission to write to the folder {path.parent}; choose another")
     if not path.parent.is_dir():
         raise OutputError(f"{name}: the folder {path.parent} does not exist; create it first")
     if path.is_file():

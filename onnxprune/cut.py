@@ -80,6 +80,7 @@ def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mappin
     _restate_sizes(surgery)
     _restate_value_info(surgery)
     _insert_nodes(surgery)
+    _store_lists(surgery)
     return Cut(copy, slices, surgery.edits)
 
 
@@ -216,7 +217,6 @@ def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | Non
         return
     flat = actual.reshape(-1)
     target = np.asarray([a if w is None else w for a, w in zip(flat, wanted, strict=True)], flat.dtype)
-    target = np.where(_follows_rest(node, flat), flat, target)
     if np.array_equal(flat, target):
         return
     moving = surgery.shapes.dynamic_values.get(name)
@@ -236,11 +236,6 @@ def _replace_unknown(surgery: _Surgery, index: int, operand: int, wanted: Sequen
         )
     sizes = [-1 if m else int(w or 0) for m, w in zip(moving, wanted, strict=True)]
     _replace_operand(surgery, index, operand, np.asarray(sizes, np.int64))
-
-
-def _follows_rest(node: onnx.NodeProto, flat: Array) -> npt.NDArray[np.bool_]:
-    """0 and -1 in the target of a Reshape follow the operand."""
-    return np.isin(flat, (0, -1)) if node.op_type == "Reshape" else np.zeros(flat.shape, bool)
 
 
 def _scale_operand(surgery: _Surgery, index: int, operand: int, actual: Array, target: Array, moving: Array) -> None:
@@ -267,6 +262,17 @@ def _insert(surgery: _Surgery, index: int, op: str, inputs: list[str]) -> str:
     return name
 
 
+def _store_lists(surgery: _Surgery) -> None:
+    """A Constant node that changes and holds a list (value_floats, value_ints) holds a tensor from now on."""
+    for _, node in flat_nodes(surgery.proto):
+        if node.op_type != "Constant" or node.output[0] not in surgery.edits or node.attribute[0].name == "value":
+            continue
+        stored = constant_tensor(node)
+        if stored is not None:
+            value = surgery.edits.pop(node.output[0])(numpy_helper.to_array(stored))
+            node.attribute[0].CopyFrom(helper.make_attribute("value", numpy_helper.from_array(value)))
+
+
 def _insert_nodes(surgery: _Surgery) -> None:
     if not surgery.before:
         return
@@ -290,9 +296,11 @@ def _refold(surgery: _Surgery, node: onnx.NodeProto) -> None:
     elif any(n in surgery.values for n in node.input):
         inputs = [surgery.values.get(n, surgery.shapes.values.get(n)) if n else None for n in node.input]
         results = evaluate(node.op_type, inputs, node_attributes(node), len(node.output))
+        if results is None:
+            raise ModelError(f"node {node.name!r} cannot be computed for the new sizes; exclude the group with --keep")
     else:
         return
-    for name, value in zip(node.output, results or [], strict=False):
+    for name, value in zip(node.output, results, strict=False):
         if not np.array_equal(value, surgery.shapes.values[name]):
             surgery.values[name] = value
 

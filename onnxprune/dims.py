@@ -69,7 +69,7 @@ def prod(factors: Sequence[Dim]) -> Dim:
 def _compose(kind: Kind, parts: list[Dim], size: int) -> Dim:
     if len(parts) == 1:
         return parts[0]
-    return Dim(size, kind, tuple(parts)) if parts else Dim(size)
+    return Dim(size, kind, tuple(parts)) if parts and size else Dim(size)
 
 
 def resolve(d: Dim) -> Dim:
@@ -153,7 +153,7 @@ def unify(a: Dim, b: Dim, reason: object = "no common refinement") -> None:
 
 def _unify(a: Dim, b: Dim, reason: object) -> None:
     a, b = resolve(a), resolve(b)
-    if a is b:
+    if a is b or not a.size:
         return
     if a.kind == "atom":
         _bind(a, b)

@@ -66,7 +66,10 @@ def _reshape(inputs: Sequence[Any], attributes: Attributes) -> Array:
 
 def _reduce(function: Callable[..., Any]) -> Evaluator:
     def evaluate(inputs: Sequence[Any], attributes: Attributes) -> Any:
-        return function(inputs[0], axis=_axes(inputs, attributes), keepdims=bool(attributes.get("keepdims", 1)))
+        axes = _axes(inputs, attributes)
+        if not axes:
+            axes = () if attributes.get("noop_with_empty_axes") else None
+        return function(inputs[0], axis=axes, keepdims=bool(attributes.get("keepdims", 1)))
 
     return evaluate
 
@@ -90,7 +93,8 @@ def _split(inputs: Sequence[Any], attributes: Attributes) -> list[Array]:
     axis = attributes.get("axis", 0)
     sizes = attributes.get("split") if len(inputs) < 2 or inputs[1] is None else inputs[1]
     if sizes is None:
-        return [np.asarray(a) for a in np.array_split(inputs[0], attributes["outputs"], axis)]
+        size, count = inputs[0].shape[axis], attributes["outputs"]
+        sizes = np.minimum(-(-size // count), size - -(-size // count) * np.arange(count))
     return [np.asarray(a) for a in np.split(inputs[0], np.cumsum(sizes)[:-1], axis)]
 
 
@@ -100,9 +104,17 @@ def _trilu(inputs: Sequence[Any], attributes: Attributes) -> Array:
 
 
 def _scatter_nd(inputs: Sequence[Any], attributes: Attributes) -> Array:
+    if attributes.get("reduction", "none") != "none":
+        raise ValueError("ScatterND with a reduction")
     result = np.array(inputs[0])
     result[tuple(np.moveaxis(inputs[1], -1, 0))] = inputs[2]
     return result
+
+
+def _cumulative_sum(inputs: Sequence[Any], attributes: Attributes) -> Array:
+    if attributes.get("exclusive") or attributes.get("reverse"):
+        raise ValueError("CumSum backwards or without the first element")
+    return np.asarray(np.cumsum(inputs[0], int(inputs[1])))
 
 
 def _unary(function: Callable[[Any], Any]) -> Evaluator:
@@ -122,7 +134,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "Concat": lambda inputs, attributes: np.concatenate(inputs, attributes["axis"]),
     "ConstantOfShape": _constant_of_shape,
     "Cos": _unary(np.cos),
-    "CumSum": lambda inputs, _: np.cumsum(inputs[0], int(inputs[1])),
+    "CumSum": _cumulative_sum,
     "Div": _binary(_divide),
     "Equal": _binary(np.equal),
     "Exp": _unary(np.exp),
@@ -137,7 +149,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "Log": _unary(np.log),
     "Max": lambda inputs, _: np.maximum.reduce(np.broadcast_arrays(*inputs)),
     "Min": lambda inputs, _: np.minimum.reduce(np.broadcast_arrays(*inputs)),
-    "Mod": _binary(np.mod),
+    "Mod": lambda inputs, attributes: (np.fmod if attributes.get("fmod") else np.mod)(inputs[0], inputs[1]),
     "Mul": _binary(np.multiply),
     "Neg": _unary(np.negative),
     "Not": _unary(np.logical_not),

@@ -522,6 +522,8 @@ def _describe(node: NodeProto, index: int) -> str:
 def preflight(model: ModelFile, path: str | Path, force: bool = False) -> None:
     """Refuse an output that cannot or must not be written, before any work starts. Raises OutputError."""
     path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path}: this is a folder. Give the name of a file in it.")
     data = _data_path(path)
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist. Create it first.")

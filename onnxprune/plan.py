@@ -1,11 +1,12 @@
 """Plans as files: saved, edited, replayed.
 
-{schema, model{name, sha256}, tensors[{name, axis, size, kept, role}], groups[{id, size, kept}]}
+{schema, model{name, sha256}, blocks[name], tensors[{name, axis, size, kept, role}], groups[{id, size, kept}]}
 """
 
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,13 @@ def to_json(
     ]
     sizes = {g.id: g.size for g in analysis.groups}
     groups = [{"id": name, "size": sizes[name], "kept": kept.tolist()} for name, kept in plan.kept.items()]
-    return {"schema": SCHEMA, "model": {"name": model, "sha256": sha256}, "tensors": tensors, "groups": groups}
+    return {
+        "schema": SCHEMA,
+        "model": {"name": model, "sha256": sha256},
+        "blocks": list(plan.blocks),
+        "tensors": tensors,
+        "groups": groups,
+    }
 
 
 def _roles(analysis: Analysis, groups: Iterable[Group]) -> dict[tuple[str, int], Role]:
@@ -69,14 +76,38 @@ def save(data: Mapping[str, Any], path: Path) -> None:
 
 def load(path: Path, groups: Mapping[str, Group]) -> Plan:
     """Read a plan and check it against the prunable groups of the model, by id. Raises UsageError naming the entry."""
+    data = _read(path)
+    try:
+        entries = [(str(g["id"]), int(g["size"]), [operator.index(i) for i in g["kept"]]) for g in data["groups"]]
+        if len({name for name, *_ in entries}) < len(entries):
+            raise ValueError("a group is listed twice")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _no_plan(path, error) from error
+    kept = {name: _checked(path, groups, name, size, kept) for name, size, kept in entries}
+    return Plan(kept, load_blocks(path))
+
+
+def load_blocks(path: Path) -> tuple[str, ...]:
+    """The names of the residual blocks that a plan removes: its key `blocks`, which may be absent."""
+    names = _read(path).get("blocks", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path}: 'blocks' must be a list of names of residual sums, got {names!r}")
+    return tuple(names)
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        entries = [(str(g["id"]), int(g["size"]), [int(i) for i in g["kept"]]) for g in data["groups"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a plan ({type(error).__name__}: {error}); make one with --save-plan") from error
-    if data.get("schema") != SCHEMA:
-        raise UsageError(f"{path}: plan schema {data.get('schema')!r}, this version reads {SCHEMA}")
-    return Plan({name: _checked(path, groups, name, size, kept) for name, size, kept in entries})
+        schema = data.get("schema")
+    except (OSError, ValueError, AttributeError) as error:
+        raise _no_plan(path, error) from error
+    if schema != SCHEMA and "groups" in data:
+        raise UsageError(f"{path}: plan schema {schema!r}, this version reads {SCHEMA}")
+    return dict(data)
+
+
+def _no_plan(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"{path}: not a plan ({type(error).__name__}: {error}); make one with --save-plan")
 
 
 def _checked(path: Path, groups: Mapping[str, Group], name: str, size: int, kept: list[int]) -> IndexArray:

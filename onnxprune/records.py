@@ -142,9 +142,38 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which indices of each group stay: int64, ascending, by group id. Groups that keep all are absent."""
+    """Which indices of each group stay: int64, ascending, by group id. Groups that keep all are absent.
+
+    `blocks`: the residual blocks (names of their sums) taken out before; the groups are those of what is left.
+    """
 
     kept: Mapping[str, IndexArray]
+    blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A residual block y = branch(kept) + kept of the main graph: node number `node`, called `name`, is the sum.
+
+    `nodes`: the numbers of the nodes that only the branch needs; `weights`: the stored or constant tensors that only
+    they read; `parameters`: the float elements of those.
+    """
+
+    name: str
+    node: int
+    kept: str
+    branch: str
+    nodes: tuple[int, ...]
+    weights: tuple[str, ...]
+    parameters: int
+
+
+@dataclass(frozen=True)
+class RemovedBlock:
+    """A block taken out. `damage`: relative error of the outputs without it and the ones before; None: not measured."""
+
+    block: Block
+    damage: float | None
 
 
 @dataclass(frozen=True)
@@ -158,13 +187,15 @@ class Allocation:
 class Exactness:
     """Largest difference between the pruned model and the masked original.
 
-    `max_abs`: in units of the output; `max_rel`: over the largest absolute output; `runs`: input sizes compared.
+    `max_abs`: in units of the output; `max_rel`: over the largest absolute output; `runs`: input sizes compared;
+    `shown`: the masked original differs from the original, so that a wrong cut would have been seen.
     """
 
     max_abs: float
     max_rel: float
     passed: bool
     runs: int
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -207,8 +238,26 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Tie:
+    """The group lies on `axis` of the weight `tensor`, which the node `operator` of type `kind` works with.
+
+    `label` is a short name of the place, for people. `operator` and `kind` are "" where no node reads the weight.
+    """
+
+    operator: str
+    kind: str
+    tensor: str
+    axis: int
+    role: Role
+    label: str
+
+
+@dataclass(frozen=True)
 class GroupReport:
-    """What happened to one group. Shares are of the original model's MACs and parameters."""
+    """What happened to one group. Shares are of the original model's MACs and parameters.
+
+    `words`: what the group is and where ("12 heads of 64 in encoder.layer.3.attention"); `ties`: what falls with it.
+    """
 
     group: Group
     kept: int
@@ -216,6 +265,32 @@ class GroupReport:
     reason: str
     macs_share: float
     parameters_share: float
+    words: str = ""
+    ties: tuple[Tie, ...] = ()
+
+
+@dataclass(frozen=True)
+class RefusalReport:
+    """A refusal with the number of groups it freezes, and the shares of MACs and parameters that hold one of them."""
+
+    refusal: Refusal
+    groups: int
+    macs_share: float
+    parameters_share: float
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How much of a model can be pruned at all, as shares of its parameters and MACs.
+
+    `parameters`, `macs`: in weights and nodes with a prunable group. `parameters_at_half`, `macs_at_half`: what goes
+    when half of every group is removed, before rounding (of heads and their width, the heads alone).
+    """
+
+    parameters: float
+    macs: float
+    parameters_at_half: float
+    macs_at_half: float
 
 
 @dataclass(frozen=True)
@@ -229,9 +304,10 @@ class Report:
     before: Totals
     after: Totals | None
     groups: tuple[GroupReport, ...]
-    refusals: tuple[tuple[Refusal, float], ...]
+    refusals: tuple[RefusalReport, ...]
     exactness: Exactness | None
     quality: Quality | None
     latency: Latency | None
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    reach: Reach | None = None

@@ -33,6 +33,8 @@ def score(
         if weight is None:
             continue
         for group, axis in members:
+            if not _spans_evenly(analysis.weights[tensor][axis], group.dim):
+                continue
             rows = group_rows(weight, axis, analysis.weights[tensor][axis], group.dim)
             found = measure(rows, generators[group.id])
             if not np.isfinite(found).all():
@@ -50,6 +52,13 @@ def _by_tensor(analysis: Analysis, groups: Iterable[Group]) -> dict[str, list[tu
             if o.role != "carried":
                 found.setdefault(o.tensor, []).append((group, o.axis))
     return found
+
+
+def _spans_evenly(d: Dim, group: Dim) -> bool:
+    """Whether each index of the group has as many places on the axis: not so on (c c), the axis of a Gram matrix."""
+    index = dims.indices(d, group)
+    counts = np.bincount(index[index >= 0], minlength=group.size)
+    return bool((counts == counts[0]).all())
 
 
 def group_rows(weight: npt.NDArray[np.generic], axis: int, d: Dim, group: Dim) -> FloatArray:

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune import dims
-from onnxprune.criteria import obs
+from onnxprune.criteria import activation, obs
 from onnxprune.records import Analysis, Feed, Group
 from onnxprune.recover import sites
 from onnxprune.recover.execution import Shelf, Walk
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments
-from onnxprune.recover.reconstruct import LARGEST, Task, find_sites
+from onnxprune.recover.reconstruct import FEW_COLUMNS, LARGEST, Task, find_sites, pooled_source
 from onnxprune.recover.sites import Site
 
 log = logging.getLogger(__name__)
@@ -63,8 +63,11 @@ def collect(
             continue
         walk.compute([site.x, site.out])
         moments = _moments(task, site, weight.shape[2:])
-        centred = site.bias is not None
-        found.append(Statistics(site, moments.covariance(centred)[0][0], moments.mean_x[0], matrix[0]))
+        gram = moments.covariance(site.bias is not None)[0][0]
+        source = pooled_source(proto, site.x)
+        if source is not None and moments.count < FEW_COLUMNS * len(gram):
+            gram = task.position_gram(source)
+        found.append(Statistics(site, gram, moments.mean_x[0], matrix[0]))
         log.info("statistics of %s", analysis.nodes[site.node])
     return found
 
@@ -104,14 +107,20 @@ def consumers(analysis: Analysis, group: Group, found: Sequence[Statistics]) -> 
     return result
 
 
-def paths(analysis: Analysis, groups: Sequence[Group], found: Sequence[Statistics]) -> dict[str, obs.Path]:
-    """The order of removal of every group that has consumers with statistics."""
+def orders(
+    analysis: Analysis, groups: Sequence[Group], found: Sequence[Statistics], criterion: str
+) -> dict[str, obs.Path]:
+    """The order of removal of every group that has consumers with statistics: by `obs`, or by rising score."""
     result = {}
     for group in groups:
         own = [c for _, c in consumers(analysis, group, found)]
-        if own:
+        if not own:
+            continue
+        if criterion == "obs":
             result[group.id] = obs.removal_path(own, group.size, chunk=max(1, group.size // 64))
-            log.info("order of removal of %s", group.id)
+        else:
+            result[group.id] = activation.path(own, group.size, criterion)
+        log.info("order of removal of %s", group.id)
     return result
 
 
@@ -151,6 +160,7 @@ def relative_error(reference: Sequence[Sequence[Array]], result: Sequence[Sequen
 
 
 LEVELS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+FEW_LEVELS = (0.25, 0.5, 0.75)
 
 
 def curves(

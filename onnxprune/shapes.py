@@ -60,7 +60,7 @@ class Sizes(NamedTuple):
 
 ANALYSIS_SIZES = (
     Sizes(7, (192, 256), 24),
-    Sizes(5, (256, 192), 40),
+    Sizes(5, (224, 320), 40),
     Sizes(7, (48, 320), 24),
     Sizes(5, (48, 480), 40),
     Sizes(7, (32, 128), 24),
@@ -69,7 +69,8 @@ ANALYSIS_SIZES = (
     Sizes(1, (64, 64), 8),
     Sizes(2, (64, 64), 8),
 )
-"""Tried in this order; the first two that fit are compared to tell dynamic from fixed. Heights of 48 and 32 are those
+"""Tried in this order; the first two that fit are compared to tell dynamic from fixed, so their sums and products differ
+as well. Heights of 48 and 32 are those
 of text line recognisers; odd batches meet no width by chance."""
 RUN_SIZES = (
     Sizes(2, (64, 96), 12),
@@ -137,6 +138,13 @@ def infer(proto: onnx.ModelProto, given: Mapping[str, Shape] | None = None, fold
     dynamic = is_dynamic(proto, given)
     walks = (w for sizes in ANALYSIS_SIZES if (w := _try_walk(proto, given, sizes, folder)) is not None)
     first = next(walks, None)
+    shapeless = [
+        i.name for i in graph_inputs(proto) if not i.type.tensor_type.HasField("shape") and i.name not in given
+    ]
+    if first is None and shapeless:
+        raise ModelError(
+            f"input {shapeless[0]!r} has no shape in the model; give one with --input-shape {shapeless[0]}:..."
+        )
     if first is None:
         raise ModelError(
             "the shapes of the model contradict each other at every input size tried; "

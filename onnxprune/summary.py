@@ -8,12 +8,24 @@ from pathlib import Path
 
 import onnx
 
-from onnxprune import cost
+from onnxprune import allocate, cost, wording
 from onnxprune.config import Config
 from onnxprune.dims import Dim, resolve
 from onnxprune.modelfile import ModelFile
 from onnxprune.opened import Opened
-from onnxprune.records import Analysis, GroupReport, Latency, Plan, Proof, Quality, Refusal, Report, Totals
+from onnxprune.records import (
+    Analysis,
+    GroupReport,
+    Latency,
+    Plan,
+    Proof,
+    Quality,
+    Reach,
+    Refusal,
+    RefusalReport,
+    Report,
+    Totals,
+)
 from onnxprune.shapes import graph_inputs
 
 POOR_COSINE = 0.95
@@ -35,26 +47,45 @@ def report(
     single = _single_batch(opened)
     kept = single | {g.dim: len(plan.kept[g.id]) for g in found.groups if g.id in plan.kept}
     weights = _parameter_names(opened)
-    before = Totals(len(found.nodes), cost.parameters(found, weights), opened.model.bytes, cost.macs(found, single))
+    before = _before(opened.original or opened)
     after = None
-    if plan.kept:
+    if plan.kept or plan.blocks:
         size = ModelFile.load(output).bytes if output else 0
         after = Totals(len(found.nodes), cost.parameters(found, weights, kept), size, cost.macs(found, kept))
     return Report(
         model=str(opened.model.path),
         output=str(output) if output else None,
         seed=config.seed,
-        options={**dataclasses.asdict(config), "macs_input_shapes": _macs_shapes(opened)},
+        options=_options(opened, config, plan),
         before=before,
         after=after,
         groups=tuple(_group_reports(opened, plan, weights, before.parameters)),
-        refusals=_refusals(found),
+        refusals=_refusals(found, weights),
         exactness=proof.exactness if proof else None,
         quality=proof.quality if proof else None,
         latency=measured,
         seconds=dict(seconds),
         notes=tuple(_notes(opened, config, plan, proof)),
+        reach=_reach(found, weights, single),
     )
+
+
+def _before(original: Opened) -> Totals:
+    found = original.analysis
+    macs = cost.macs(found, _single_batch(original))
+    return Totals(len(found.nodes), cost.parameters(found, _parameter_names(original)), original.model.bytes, macs)
+
+
+def _options(opened: Opened, config: Config, plan: Plan) -> dict[str, object]:
+    """The options of the run, and what they led to."""
+    blocks = {"removed_blocks": list(plan.blocks)} if plan.blocks else {}
+    return {**dataclasses.asdict(config), **blocks, "macs_input_shapes": _macs_shapes(opened)}
+
+
+def _left(opened: Opened) -> float:
+    """The share of the original's MACs that is left after whole blocks were removed."""
+    before = cost.macs(opened.original.analysis) if opened.original else 0
+    return cost.macs(opened.analysis) / before if before else 1.0
 
 
 def _parameter_names(opened: Opened) -> list[str]:
@@ -63,25 +94,52 @@ def _parameter_names(opened: Opened) -> list[str]:
 
 
 def _group_reports(opened: Opened, plan: Plan, weights: Sequence[str], parameters: int) -> Iterator[GroupReport]:
-    shares = cost.macs_shares(opened.analysis)
+    shares, left = cost.macs_shares(opened.analysis), _left(opened)
     counted = set(weights)
+    readers = wording.readers(opened.model.proto, opened.analysis)
     for g in opened.analysis.groups:
         tensors = {o.tensor for o in g.occurrences} & counted
         amount = cost.parameters(opened.analysis, tensors)
         pruned = g.id in plan.kept
+        ties = wording.ties(g, readers)
         yield GroupReport(
             group=g,
             kept=len(plan.kept[g.id]) if pruned else g.size,
             status="frozen" if g.refusal else "pruned" if pruned else "kept",
             reason=f"{g.refusal.op} {g.refusal.node}: {g.refusal.reason}" if g.refusal else "",
-            macs_share=shares.get(g.dim, 0.0),
+            macs_share=shares.get(g.dim, 0.0) * left,
             parameters_share=amount / parameters if parameters else 0.0,
+            words=wording.words(opened.analysis, g, ties),
+            ties=ties,
         )
 
 
-def _refusals(found: Analysis) -> tuple[tuple[Refusal, float], ...]:
-    shares = cost.refusal_shares(found)
-    return tuple(sorted(shares.items(), key=lambda entry: (-entry[1], entry[0].node)))
+def _refusals(found: Analysis, weights: Sequence[str]) -> tuple[RefusalReport, ...]:
+    held = cost.refusal_parameter_shares(found, weights)
+    counts: dict[Refusal | None, int] = {}
+    for g in found.groups:
+        counts[g.refusal] = counts.get(g.refusal, 0) + 1
+    reports = [RefusalReport(r, counts[r], share, held[r]) for r, share in cost.refusal_shares(found).items()]
+    return tuple(sorted(reports, key=lambda r: (-r.macs_share, -r.parameters_share, r.refusal.node)))
+
+
+def _reach(found: Analysis, weights: Sequence[str], single: Mapping[Dim, int]) -> Reach:
+    free = [g for g in found.groups if g.refusal is None]
+    atoms = {g.dim for g in free}
+    chosen = allocate.choose_factors(found, free)
+    counts = allocate.uniform(found, chosen, ratio=0.5, round_to=1, block=1).counts
+    half = {**single, **{g.dim: counts[g.id] for g in chosen}}
+    parameters, macs = cost.parameters(found, weights), cost.macs(found, single)
+    return Reach(
+        parameters=_share(cost.reachable_parameters(found, weights, atoms), parameters),
+        macs=_share(cost.reachable_macs(found, atoms, single), macs),
+        parameters_at_half=_share(parameters - cost.parameters(found, weights, half), parameters),
+        macs_at_half=_share(macs - cost.macs(found, half), macs),
+    )
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
 
 
 def _single_batch(opened: Opened) -> dict[Dim, int]:
@@ -104,10 +162,16 @@ def _macs_shapes(opened: Opened) -> dict[str, list[int]]:
 
 
 def _notes(opened: Opened, config: Config, plan: Plan, proof: Proof | None) -> Iterator[str]:
+    for entry in opened.removed:
+        damage = "" if entry.damage is None else f", damage {entry.damage:.2g} of the outputs"
+        size = f"{len(entry.block.nodes)} nodes and {entry.block.parameters} parameters"
+        yield f"removed the residual block {entry.block.name!r}: {size}{damage}"
     if config.recover and plan.kept:
         yield "recovery is not built yet: the accuracy is that of the cut alone"
     if opened.model.inlined:
         yield "the local functions of the model were inlined"
+    if proof and not proof.exactness.shown:
+        yield "no output changes with the removed channels at the inputs tried, so the proof of exactness says little"
     if proof and _is_poor(proof.quality):
         yield (
             "the outputs are far from the original's (see quality): measure the accuracy before use; "

@@ -19,11 +19,13 @@ from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.modelfile import external_files, skeleton
 from onnxprune.records import Exactness, Feed, OutputQuality, Proof, Quality
 from onnxprune.shapes import graph_inputs
+from onnxprune.widening import has_half, widen
 
 TOLERANCE = 1e-4
 """Largest allowed difference over the largest absolute output, for float32 arithmetic."""
-HALF_TOLERANCE = 2e-2
-"""The same where the model computes in float16 or bfloat16, whose rounding alone is 1e-3 an operation."""
+HALF_TOLERANCE = 5e-3
+"""The same for half precision models that are too large to be computed in float32."""
+LARGEST_WIDENED = 1 << 30
 SQNR_CAP_DB = 120.0
 LARGEST_BATCH = 32
 QUALITY_ROWS = 512
@@ -72,18 +74,28 @@ def difference_of(reference: Array, result: Array) -> float:
 
 def _largest(array: Array) -> float:
     if array.dtype.kind != "f" or not array.size:
-        return 1.0
+        return DISCRETE_SCALE
     return float(np.abs(np.where(np.isfinite(array), array, 0)).max())
 
 
-def all_outputs(model: str, feeds: Sequence[Feed]) -> list[Outputs]:
+def all_outputs(model: str, feeds: Sequence[Feed], *, wide: bool = False) -> list[Outputs]:
     """Outputs of a model for each feed, with the runtime's usual optimisations. Run in a child process.
 
-    Those copy weights, so a model with external data is run without them, from the mapped file.
+    Those copy weights, so a model with external data is run without them, from the mapped file. `wide`: half
+    precision is computed in float32.
     """
-    usual = not external_files(Path(model), skeleton(Path(model)))
-    session = runtime.session(model, optimize=usual, prepack=usual)
+    path = Path(model)
+    usual = not external_files(path, skeleton(path))
+    source = _bytes(skeleton(path), str(path.parent), wide) if wide else model
+    session = runtime.session(source, optimize=usual, prepack=usual)
     return [_run(session, feed) for feed in feeds]
+
+
+def is_widened(path: Path) -> bool:
+    """Whether a model is proved in float32: half precision, and small enough to be copied in memory."""
+    proto = skeleton(path)
+    size = sum(file.stat().st_size for file in (path, *external_files(path, proto)))
+    return has_half(proto) and size <= LARGEST_WIDENED
 
 
 def _run(session: Any, feed: Feed) -> Outputs:
@@ -102,7 +114,8 @@ def _flatten(value: Any) -> Array:
 
 def compare_quality(original: str, pruned: str, feeds: Sequence[Feed], *, data: str) -> Quality:
     """How close the pruned model is to the original on `feeds`. Run in a child process."""
-    reference, result = all_outputs(original, feeds), all_outputs(pruned, feeds)
+    wide = _needs_widening(original, feeds)
+    reference, result = all_outputs(original, feeds, wide=wide), all_outputs(pruned, feeds, wide=wide)
     outputs = {}
     for name in reference[0]:
         a, b = ([outputs_[name] for outputs_ in side] for side in (reference, result))
@@ -112,11 +125,22 @@ def compare_quality(original: str, pruned: str, feeds: Sequence[Feed], *, data: 
     return Quality(outputs, "calibration" if data == "calibration" else "synthetic", samples)
 
 
+def _needs_widening(model: str, feeds: Sequence[Feed]) -> bool:
+    """Whether the runtime lacks half precision kernels for a model, or the feeds were made for the widened one."""
+    if not is_widened(Path(model)):
+        return False
+    try:
+        all_outputs(model, feeds[:1])
+    except (ModelError, UsageError):
+        return True
+    return False
+
+
 def quality_of(reference: Sequence[Array], result: Sequence[Array]) -> OutputQuality:
     """Quality of one output over batches of equal or different shapes."""
     a = np.concatenate([np.ravel(x) for x in reference]).astype(np.float64)
     b = np.concatenate([np.ravel(x) for x in result]).astype(np.float64)
-    if (np.isfinite(a) & ~np.isfinite(b)).any():
+    if not np.isfinite(a).any() or (np.isfinite(a) & ~np.isfinite(b)).any():
         return OutputQuality(0.0, math.inf, 0.0, _agreement(reference, result))
     finite = np.isfinite(a) & np.isfinite(b)
     a, b = a[finite], b[finite]
@@ -139,10 +163,9 @@ def _agreement(reference: Sequence[Array], result: Sequence[Array]) -> float | N
     return float(np.concatenate(same).mean())
 
 
-def tolerance_for(element_types: Mapping[str, int]) -> float:
-    """The tolerance for a model whose tensors have these data types."""
-    half = {onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    return HALF_TOLERANCE if half & set(element_types.values()) else TOLERANCE
+def tolerance_for(path: Path) -> float:
+    """The tolerance for the model in a file."""
+    return HALF_TOLERANCE if has_half(skeleton(path)) and not is_widened(path) else TOLERANCE
 
 
 def require_exact(exactness: Exactness, tolerance: float) -> None:
@@ -164,6 +187,16 @@ def require_equal(exactness: Exactness, tolerance: float) -> None:
         )
 
 
+def worst_of(first: Exactness, second: Exactness) -> Exactness:
+    """The exactness of two steps, one after the other."""
+    return Exactness(
+        max(first.max_abs, second.max_abs),
+        max(first.max_rel, second.max_rel),
+        first.passed and second.passed,
+        min(first.runs, second.runs),
+    )
+
+
 def prove(
     original: str,
     masked: str,
@@ -180,12 +213,13 @@ def prove(
 
     `bounds`: for integer inputs, one more than the largest value.
     """
-    reference = _probed_session(Path(masked), folder)
-    made, expected = _working_feeds(reference, sizes, bounds, seed)
-    result = _probed_session(Path(pruned), str(Path(pruned).parent))
+    wide = is_widened(Path(original))
+    reference = _probed_session(Path(masked), folder, wide)
+    made, expected = _working_feeds(reference, original, sizes, bounds, seed)
+    result = _probed_session(Path(pruned), str(Path(pruned).parent), wide)
     found = [_run_pruned(result, feed) for feed in made]
     del reference, result
-    original_outputs = all_outputs(original, made)
+    original_outputs = all_outputs(original, made, wide=wide)
     exactness = exactness_of(expected, found, original_outputs, _bounded_outputs(skeleton(Path(pruned))), tolerance)
     chosen, data = (in_batches(feeds, skeleton(Path(original))), "calibration") if feeds else (made, "synthetic")
     return Proof(exactness, compare_quality(original, pruned, chosen, data=data))
@@ -195,18 +229,18 @@ def prove_equal(
     reference: str,
     result: str,
     *,
+    original: str,
     folder: str,
     sizes: Sequence[Mapping[str, Sequence[int]]],
     bounds: Mapping[str, int],
     seed: int,
     tolerance: float,
 ) -> Exactness:
-    """Exactness of the model file `result` against `reference`, both with their external data in `folder`.
-
-    The inputs are those of `prove`. Run in a child process.
+    """Exactness of the model file `result` against `reference`, both made from `original`, with their external data
+    in `folder`. The inputs are those of `prove`. Run in a child process.
     """
     session = _probed_session(Path(reference), folder)
-    made, expected = _working_feeds(session, sizes, bounds, seed)
+    made, expected = _working_feeds(session, original, sizes, bounds, seed)
     del session
     session = _probed_session(Path(result), folder)
     found = [_run_pruned(session, feed) for feed in made]
@@ -251,6 +285,8 @@ def exactness_of(
     of the original or the masked model, and 1 for the names in `bounded`, whose operator maps into [-1, 1].
     """
     worst_abs = worst_rel = 0.0
+    moved = False
+    _require_numbers(expected)
     for name in expected[0]:
         sides = [outputs[name] for outputs in (*expected, *original) if name in outputs]
         scale = max([_largest(a) for a in sides] + [1.0 if name in bounded else 0.0])
@@ -258,12 +294,27 @@ def exactness_of(
             difference = difference_of(a[name], b[name])
             relative = 0.0 if difference == 0 else difference / scale if scale > 0 else math.inf
             worst_abs, worst_rel = max(worst_abs, difference), max(worst_rel, relative)
-    return Exactness(worst_abs, worst_rel, worst_rel <= tolerance, len(expected))
+        before = [outputs[name] for outputs in original if name in outputs]
+        changes = [difference_of(a, outputs[name]) for a, outputs in zip(before, expected, strict=False)]
+        moved = moved or any(c > tolerance * scale for c in changes)
+    return Exactness(worst_abs, worst_rel, worst_rel <= tolerance, len(expected), moved)
+
+
+def _require_numbers(expected: Sequence[Outputs]) -> None:
+    """Raise VerificationError where there is not one finite number to compare."""
+    found = [a for outputs in expected for a in outputs.values() if a.dtype.kind == "f"]
+    if found and not any(np.isfinite(a).any() for a in found):
+        raise VerificationError(
+            "every output of the model is NaN or infinite at the inputs tried, so nothing can be proved; "
+            "check the model, or give sizes it is meant for with --input-shape"
+        )
 
 
 BOUNDED = {"Sigmoid", "Softmax", "HardSigmoid", "Tanh", "Softsign"}
 """Operators into [-1, 1]: they hide differences where they saturate, so their operand is compared too."""
-DISCRETE = {"ArgMax", "ArgMin", "Round", "Sign", "Cast", "Floor", "Ceil"}
+DISCRETE_SCALE = 100.0
+"""Of results that are not real numbers one in 100 x 1 / tolerance may differ: ties fall either way."""
+DISCRETE = {"TopK", "ArgMax", "ArgMin", "Round", "Sign", "Cast", "Floor", "Ceil"}
 
 
 def _bounded_outputs(proto: onnx.ModelProto) -> set[str]:
@@ -271,8 +322,11 @@ def _bounded_outputs(proto: onnx.ModelProto) -> set[str]:
     return {o for n in proto.graph.node if n.op_type in BOUNDED for o in n.output if o in outputs}
 
 
-def _probed_session(path: Path, folder: str) -> Any:
-    """A session, graph optimisations off, that also returns what goes into the last bounded or discrete operators."""
+def _probed_session(path: Path, folder: str, wide: bool) -> Any:
+    """A session, graph optimisations off, that also returns what goes into the last bounded or discrete operators.
+
+    `wide`: half precision is computed in float32.
+    """
     proto = skeleton(path)
     producers = {o: n for n in proto.graph.node for o in n.output}
     names = [o.name for o in proto.graph.output]
@@ -284,7 +338,14 @@ def _probed_session(path: Path, folder: str) -> Any:
                 names.append(source)
                 proto.graph.output.append(onnx.ValueInfoProto(name=source))
             node = producers.get(source)
-    return runtime.session(proto.SerializeToString(), optimize=False, prepack=False, folder=folder)
+    return runtime.session(_bytes(proto, folder, wide), optimize=False, prepack=False, folder=folder)
+
+
+def _bytes(proto: onnx.ModelProto, folder: str, wide: bool) -> bytes:
+    if wide:
+        onnx.external_data_helper.load_external_data_for_model(proto, folder)
+        widen(proto)
+    return proto.SerializeToString()
 
 
 def _run_pruned(session: Any, feed: Feed) -> Outputs:
@@ -294,8 +355,21 @@ def _run_pruned(session: Any, feed: Feed) -> Outputs:
         raise VerificationError(f"the pruned model does not run ({error}); nothing was written") from error
 
 
+def _runs_somewhere(
+    model: str, sizes: Sequence[Mapping[str, Sequence[int]]], bounds: Mapping[str, int], seed: int
+) -> bool:
+    session = runtime.session(model, optimize=False, prepack=False)
+    for shapes in sizes:
+        try:
+            _run(session, runtime.synthetic_feed(runtime.input_specs(session), shapes, seed, high=bounds))
+        except ModelError:
+            continue
+        return True
+    return False
+
+
 def _working_feeds(
-    session: Any, sizes: Sequence[Mapping[str, Sequence[int]]], bounds: Mapping[str, int], seed: int
+    session: Any, original: str, sizes: Sequence[Mapping[str, Sequence[int]]], bounds: Mapping[str, int], seed: int
 ) -> tuple[list[Feed], list[Outputs]]:
     """Up to two made-up feeds that the original runs on, and its outputs. Raises ModelError where none does."""
     made: list[Feed] = []
@@ -310,6 +384,10 @@ def _working_feeds(
             failure = error
         if len(made) == 2:
             break
+    if not made and _runs_somewhere(original, sizes, bounds, seed):
+        raise VerificationError(
+            f"the masked original does not run although the original does ({failure}); please report"
+        )
     if not made:
         raise ModelError(f"the original model runs at no input size tried: {failure}; give sizes with --input-shape")
     return made, expected

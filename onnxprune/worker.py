@@ -101,7 +101,9 @@ def _environment() -> dict[str, str]:
     """The parent's environment, with its import path: the child must find the same packages in the same order."""
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     # Safe path: `-m` would put the working directory first, where any file could shadow a module.
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    # One thread for numpy's matrix products: the sums are then the same on every run, and no threads spin in vain.
+    threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {**threads, **os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -143,6 +145,8 @@ def _raise(failure: _Failure, function: str, directory: Path) -> None:
         known = getattr(errors, name, None)
         if isinstance(known, type) and issubclass(known, OnnxPruneError):
             raise known(failure.message)
+    if "MemoryError" in failure.classes:
+        raise WorkerError("there is not enough memory to run the model; give smaller sizes with --input-shape")
     text = f"{function} failed in its child process: {failure.classes[0]}: {failure.message}"
     raise WorkerError(text + _log_tail(directory))
 

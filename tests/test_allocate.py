@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import graph, model
+from oracle import TOLERANCE, graph, model, prune
 
 from onnxprune import allocate
 from onnxprune.allocate import FAST_MULTIPLE, GEMM_BLOCK, round_count
@@ -149,3 +150,83 @@ def test_a_channel_shuffle_leaves_one_of_two_factors() -> None:
     groups = [g for g in found.groups if g.refusal is None]
     assert len(groups) == 2
     assert len(allocate.choose_factors(found, groups)) == 1
+    assert len(allocate.choose_factors(found, groups, head_width=True)) == 1
+    assert allocate.choose_factors(found, groups, heads=False) == []
+
+
+ATTENTION = """(float[N,5,8] x) => (float[N,5,3] y) <float[8,12] q, float[8,12] k, float[8,24] v, float[12] b,
+    int64[4] apart = {0,5,3,4}, int64[4] wide = {0,5,3,8}, int64[3] flat = {0,5,24}, float[24,8] o,
+    float[8,16] f, float[16,3] g, float[8,8] e> {
+    h = MatMul(x, e)
+    q0 = MatMul(h, q)
+    q1 = Add(q0, b)
+    q2 = Reshape(q1, apart)
+    q3 = Transpose<perm=[0,2,1,3]>(q2)
+    k0 = MatMul(h, k)
+    k2 = Reshape(k0, apart)
+    k3 = Transpose<perm=[0,2,3,1]>(k2)
+    v0 = MatMul(h, v)
+    v2 = Reshape(v0, wide)
+    v3 = Transpose<perm=[0,2,1,3]>(v2)
+    s = MatMul(q3, k3)
+    p = Softmax<axis=-1>(s)
+    z = MatMul(p, v3)
+    z1 = Transpose<perm=[0,2,1,3]>(z)
+    z2 = Reshape(z1, flat)
+    a = MatMul(z2, o)
+    r = Add(h, a)
+    u = MatMul(r, f)
+    t = Relu(u)
+    y = MatMul(t, g)
+}"""
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_width", "sizes", "weights"),
+    [
+        (True, False, [3, 8, 16], {"q": 8, "k": 8, "v": 16}),
+        (True, True, [4, 8, 8, 16], {"q": 6, "k": 6, "v": 12}),
+        (False, True, [4, 8, 8, 16], {"q": 6, "k": 6, "v": 12}),
+        (False, False, [8, 16], {"q": 12, "k": 12, "v": 24}),
+    ],
+)
+def test_heads_or_their_width_are_cut_exactly(
+    heads: bool, head_width: bool, sizes: list[int], weights: dict[str, int]
+) -> None:
+    """Three heads of 4 for queries and keys, of 8 for values; half of what is chosen goes, at random places."""
+    m = model(ATTENTION)
+    found, _ = graph(m)
+    groups = [g for g in found.groups if g.refusal is None]
+    chosen = allocate.choose_factors(found, groups, heads=heads, head_width=head_width)
+    assert sorted(g.size for g in chosen) == sizes
+    generator = np.random.default_rng(0)
+    kept = {g.id: np.sort(generator.permutation(g.size)[: round(g.size * 0.5)]) for g in chosen}
+    result = prune(m, kept)
+    assert max(result.differences.values()) <= TOLERANCE
+    assert {name: result.weights[name][1] for name in weights} == weights
+
+
+def test_a_head_whose_width_is_fixed_stays_without_heads() -> None:
+    m = model("""(float[N,T,4] x) => (float[N,T,4] y)
+        <float[4,12] q, float[4,12] k, float[4,12] u, float[12,4] o> {
+        a = MatMul(x, q)
+        c = MatMul(x, k)
+        d = MatMul(x, u)
+        z = com.microsoft.MultiHeadAttention<num_heads=3>(a, c, d)
+        y = MatMul(z, o)
+    }""")
+    found, _ = graph(m)
+    groups = [g for g in found.groups if g.refusal is None]
+    assert [g.size for g in allocate.choose_factors(found, groups, head_width=True)] == [3]
+    assert allocate.choose_factors(found, groups, heads=False) == []
+
+
+def test_channels_that_are_flattened_are_no_heads() -> None:
+    m = model("""(float[N,3,4,4] x) => (float[N,5] y) <float[8,3,1,1] w, float[128,5] v> {
+        h = Conv(x, w)
+        f = Flatten(h)
+        y = MatMul(f, v)
+    }""")
+    found, _ = graph(m)
+    groups = [g for g in found.groups if g.refusal is None]
+    assert allocate.choose_factors(found, groups, heads=False) == groups

@@ -37,7 +37,7 @@ net (float[n, 3, 8, 8] image) => (float[n, 4] logits) {
 SHAPES = {"w1": (16, 3, 3, 3), "b1": (16,), "w2": (24, 16, 3, 3), "w3": (4, 24), "b3": (4,)}
 SOURCE = Path(onnxprune.__file__).parents[1]
 REPORT_KEYS = {
-    "schema", "tool_version", "model", "output", "seed", "options", "before", "after",
+    "schema", "tool_version", "model", "output", "seed", "options", "before", "after", "reach",
     "groups", "refusals", "exactness", "quality", "latency", "seconds",
 }  # fmt: skip
 
@@ -128,10 +128,11 @@ def test_json_report(model: Path) -> None:
     assert set(data["before"]) == set(data["after"]) == {"nodes", "parameters", "bytes", "macs"}
     group = data["groups"][0]
     assert set(group) == {
-        "id", "size", "kept", "status", "reason", "renormalised", "occurrences", "macs_share", "parameters_share",
+        "id", "words", "size", "kept", "status", "reason", "renormalised", "occurrences", "macs_share",
+        "parameters_share",
     }  # fmt: skip
     assert set(group["occurrences"][0]) == {"tensor", "axis", "role"}
-    assert {"node", "op", "reason", "macs_share"} == set(data["refusals"][0])
+    assert {"node", "op", "reason", "groups", "macs_share", "parameters_share"} == set(data["refusals"][0])
     assert set(data["exactness"]) == {"max_abs", "max_rel", "passed"}
     quality = data["quality"]["outputs"]["logits"]
     assert set(quality) == {"cosine", "relative_error", "sqnr_db", "top1_agreement"}
@@ -176,9 +177,70 @@ def test_saved_plan_gives_the_same_bytes(model: Path) -> None:
 def test_inspect(model: Path) -> None:
     result = call("inspect", model)
     assert result.exit_code == 0, result.output
-    for word in ("2 prunable groups", "w1 axis 0 produced", "w2 axis 1 contracted", "MACs"):
-        assert word in result.stdout
+    for word in ("2 prunable groups", "Reachable: 99.", "24 channels of Conv(c)", "1 consumer: logits", "MACs"):
+        assert word.replace("logits", "Gemm(logits)") in result.stdout
+    full = call("inspect", model, "-v").stdout
+    for word in ("w1 axis 0 produced", "w2 axis 1 contracted", "w1:0"):
+        assert word in full
+        assert word not in result.stdout
     assert left_in(model.parent) == ["net.onnx"]
+
+
+@pytest.mark.parametrize(("name", "start"), [("net.mmd", "flowchart LR"), ("net.dot", "digraph coupling {")])
+def test_inspect_draws_the_coupling(model: Path, name: str, start: str) -> None:
+    drawing = model.with_name(name)
+    for _ in range(2):  # it may replace its own
+        result = call("inspect", model, "--graph", drawing)
+        assert result.exit_code == 0, result.output
+    text = drawing.read_text()
+    assert text.startswith(start)
+    assert "24 channels of Conv" in text
+
+
+def test_drawings_that_cannot_be_made(model: Path) -> None:
+    fails(call("inspect", model, "--graph", model.with_name("net.png")), 2, "net.png", ".mmd", ".dot")
+    other = model.with_name("other.dot")
+    other.write_text("my own notes")
+    fails(call("inspect", model, "--graph", other), 2, "other.dot", "not replaced")
+    assert other.read_text() == "my own notes"
+    fails(call("inspect", model, "--graph", model.with_name("no") / "net.dot"), 2, "does not exist")
+
+
+ATTENTION = """
+<ir_version: 8, opset_import: ["": 17]>
+net (float[n, 6, 8] x) => (float[n, 6, 5] y)
+    <int64[4] apart = {0, 6, 3, 4}, int64[3] flat = {0, 6, 12}> {
+    q0 = MatMul(x, q)
+    q1 = Reshape(q0, apart)
+    q2 = Transpose<perm = [0, 2, 1, 3]>(q1)
+    k0 = MatMul(x, k)
+    k1 = Reshape(k0, apart)
+    k2 = Transpose<perm = [0, 2, 3, 1]>(k1)
+    v0 = MatMul(x, v)
+    v1 = Reshape(v0, apart)
+    v2 = Transpose<perm = [0, 2, 1, 3]>(v1)
+    s = MatMul(q2, k2)
+    p = Softmax(s)
+    z = MatMul(p, v2)
+    z1 = Transpose<perm = [0, 2, 1, 3]>(z)
+    z2 = Reshape(z1, flat)
+    y = MatMul(z2, o)
+}
+"""
+
+
+@pytest.mark.parametrize(("flags", "width"), [([], 8), (["--head-width"], 6), (["--no-heads", "--head-width"], 6)])
+def test_heads_or_their_width(tmp_path: Path, flags: list[str], width: int) -> None:
+    path = build(tmp_path / "net.onnx", ATTENTION, {"q": (8, 12), "k": (8, 12), "v": (8, 12), "o": (12, 5)})
+    result = call(path, "--ratio", "0.4", "--round-to", "1", *flags)
+    assert result.exit_code == 0, result.output
+    pruned = onnx.load(tmp_path / "net_pruned.onnx")
+    assert {t.name: t.dims[1] for t in pruned.graph.initializer if t.name in "qkv"} == dict.fromkeys("qkv", width)
+
+
+def test_without_heads_a_model_of_heads_alone_has_nothing_to_prune(tmp_path: Path) -> None:
+    path = build(tmp_path / "net.onnx", ATTENTION, {"q": (8, 12), "k": (8, 12), "v": (8, 12), "o": (12, 5)})
+    fails(call(path, "--no-heads"), 4, "--no-heads leave none of the 3 prunable groups")
 
 
 def test_benchmark_command(model: Path) -> None:
@@ -427,7 +489,7 @@ def test_model_with_nothing_to_prune(tmp_path: Path) -> None:
 
 
 def test_patterns_that_leave_nothing(model: Path) -> None:
-    fails(call(model, "--keep", "*"), 4, "--keep and --only")
+    fails(call(model, "--keep", "*"), 4, "--keep, --only and --no-heads leave none")
     fails(call(model, "--ratio", "0.01"), 4, "--ratio", "--round-to")
 
 

@@ -65,6 +65,26 @@ def test_refusals_count_the_nodes_that_could_shrink_without_them() -> None:
     assert shares["graph output: the interface keeps its shape"] == pytest.approx(18 / 98)
 
 
+def test_parameters_that_a_refusal_freezes_and_what_is_reachable() -> None:
+    m = model("""(float[1,4] x) => (float[1,3] y) <float[4,8] w, float[8,6] u, float[6,3] v, float[8] s> {
+        h = MatMul(x, w)
+        a = Add(h, s)
+        p = Softmax(a)
+        k = MatMul(p, u)
+        y = MatMul(k, v)
+    }""")
+    found, _ = graph(m)
+    names = ["w", "u", "v", "s"]
+    total = 32 + 48 + 18 + 8
+    shares = {r.op: share for r, share in cost.refusal_parameter_shares(found, names).items()}
+    assert shares == pytest.approx({"Softmax": (32 + 48 + 8) / total, "graph output": 18 / total})
+    free = {g.dim for g in found.groups if g.refusal is None}
+    assert cost.reachable_parameters(found, names, free) == 48 + 18
+    assert cost.reachable_macs(found, free) == 48 + 18
+    assert cost.reachable_macs(found, free, dict.fromkeys(free, 3)) == 8 * 3 + 3 * 3
+    assert cost.reachable_macs(found, set()) == 0
+
+
 def test_a_model_without_work_costs_nothing() -> None:
     found, _ = graph(model("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }"))
     assert cost.macs(found) == 0

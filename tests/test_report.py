@@ -19,8 +19,11 @@ from onnxprune.records import (
     Occurrence,
     OutputQuality,
     Quality,
+    Reach,
     Refusal,
+    RefusalReport,
     Report,
+    Tie,
     Totals,
 )
 from onnxprune.report import console, numbers, plain_json
@@ -31,6 +34,11 @@ OCCURRENCES = (Occurrence("w [1]", 0, "produced"), *(Occurrence(f"b{i}", 0, "car
 REFUSAL = Refusal("top", "TopK", "TopK compares along this axis")
 FREE = Group("w [1]:0", 16, atom(16), OCCURRENCES, ("conv",), None, True)
 FROZEN = Group("v:0", 8, atom(8), OCCURRENCES, ("conv",), REFUSAL, False)
+TIES = (
+    *(Tie(f"n{i}", "Conv", f"w{i}", 0, "produced", f"body.{i}") for i in range(5)),
+    Tie("top", "Conv", "u", 1, "contracted", "head"),
+    Tie("bn", "BatchNormalization", "b0", 0, "carried", "bn"),
+)
 REPORT = Report(
     model="net.onnx",
     output="net_pruned.onnx",
@@ -39,15 +47,16 @@ REPORT = Report(
     before=Totals(12, 1_234_567, 4_940_000, 1_800_000_000),
     after=Totals(12, 600_000, 2_500_000, 900_000_000),
     groups=(
-        GroupReport(FREE, 8, "pruned", "", 0.75, 0.5),
+        GroupReport(FREE, 8, "pruned", "", 0.75, 0.5, "16 channels in [body]", TIES),
         GroupReport(FROZEN, 8, "frozen", "TopK top: TopK compares along this axis", 0.25, 0.1),
     ),
-    refusals=((REFUSAL, 0.25),),
+    refusals=(RefusalReport(REFUSAL, 1, 0.25, 0.1),),
     exactness=Exactness(1e-6, 2e-7, True, 2),
     quality=Quality({"y": OutputQuality(0.99, math.inf, math.nan, None)}, "synthetic", 3),
     latency=LATENCY,
     seconds={"load": 0.1},
     notes=("recovery is not built yet",),
+    reach=Reach(0.9, 0.8, 0.7, 0.6),
 )
 
 
@@ -110,16 +119,51 @@ def test_dry_run_shows_no_file_size() -> None:
 
 def test_page_of_an_inspection() -> None:
     text = console.inspect_text(REPORT)
-    for words in ("1 prunable groups, 1 frozen", "w [1] axis 0 produced", "3 more (-v lists all)", "75.0%"):
+    for words in (
+        "1 prunable groups, 1 frozen",
+        "Reachable: 90.0% of the parameters, 80.0% of the MACs",
+        "Half of every group removed: 70.0% of the parameters and 60.0% of the MACs go",
+        "16 channels in [body] (renormalised)",
+        "5 producers: body.0, body.1, body.2, ...",
+        "1 consumer: head",
+        "75.0%",
+    ):
         assert words in text
-    assert "b5 axis 0 carried" not in text
-    assert "b5 axis 0 carried" in console.inspect_text(REPORT, every=True)
-    assert "w [1]:0 (renormalised)" in text
+    row = next(line for line in text.splitlines() if line.startswith("top"))
+    assert row.split() == ["top", "TopK", "25.0%", "10.0%", "1", "TopK", "compares", "along", "this", "axis"]
+
+
+def test_every_place_of_every_group_is_listed_where_asked_for() -> None:
+    short, full = console.inspect_text(REPORT), console.inspect_text(REPORT, every=True)
+    for words in ("w [1] axis 0 produced", "b5 axis 0 carried", "w [1]:0", "v:0"):
+        assert words not in short
+        assert words in full
+
+
+def test_long_names_are_shortened_at_their_beginning() -> None:
+    names = [f"encoder.stages.{k}.layers.0.module.projection.linear" for k in range(3)]
+    ties = tuple(Tie(name, "MatMul", name, 0, "produced", name) for name in names)
+    text = console.inspect_text(replace(REPORT, groups=(replace(REPORT.groups[0], ties=ties),)), width=160)
+    assert "3 producers: ..s.0.layers.0.module.projection.linear, ..s.1.layers.0" not in text
+    assert "3 producers: .." in text and "projection.linear, ..." in text
+
+
+def test_an_inspection_of_many_groups_is_one_screen() -> None:
+    many = replace(
+        REPORT,
+        groups=tuple(replace(REPORT.groups[0], words=f"{k} channels", macs_share=k / 1000) for k in range(300)),
+        refusals=tuple(replace(REPORT.refusals[0], refusal=replace(REFUSAL, node=f"n{k}")) for k in range(300)),
+    )
+    text = console.inspect_text(many)
+    assert len(text.splitlines()) <= 45
+    assert text.count("... and 292 more (use --json, or `onnxprune inspect -v`, for all)") == 2
+    assert "299 channels" in text and "291 channels" not in text
+    assert "0 channels" in console.inspect_text(many, every=True)
 
 
 def test_long_lists_are_cut_and_say_so() -> None:
-    report = replace(REPORT, refusals=tuple((replace(REFUSAL, node=f"n{i}"), 0.01) for i in range(20)))
-    assert "... 12 more" in console.prune_text(report)
+    report = replace(REPORT, refusals=REPORT.refusals * 20)
+    assert "... and 12 more" in console.prune_text(report)
 
 
 def test_page_of_a_comparison() -> None:
@@ -139,8 +183,17 @@ def test_json_holds_what_json_can() -> None:
     }
     assert data["options"] == {"output": "net_pruned.onnx", "keep": ["a", "b"], "input_shapes": {"x": [1, 3]}}
     assert data["refusals"] == [
-        {"node": "top", "op": "TopK", "reason": "TopK compares along this axis", "macs_share": 0.25}
+        {
+            "node": "top",
+            "op": "TopK",
+            "reason": "TopK compares along this axis",
+            "groups": 1,
+            "macs_share": 0.25,
+            "parameters_share": 0.1,
+        }
     ]
+    assert data["reach"] == {"parameters": 0.9, "macs": 0.8, "parameters_at_half": 0.7, "macs_at_half": 0.6}
+    assert data["groups"][0]["words"] == "16 channels in [body]"
     assert data["latency"]["ci95"] == [1.4, 1.6]
     assert data["groups"][0]["occurrences"][0] == {"tensor": "w [1]", "axis": 0, "role": "produced"}
 

@@ -79,6 +79,7 @@ class Walk:
                 self.users.setdefault(name, set()).add(i)
         self.done: set[int] = set()
         self.live: set[str] = set()
+        self.given = set(feeds[0])
         for name in feeds[0]:
             self.live.add(name)
             self.stored.discard(name)
@@ -114,7 +115,7 @@ class Walk:
         self._tidy(set())
 
     def _tidy(self, pinned: set[str]) -> None:
-        for name in sorted(self.live - pinned):
+        for name in sorted(self.live - pinned - self.given):
             if not self.users.get(name, set()) - self.done:
                 self.live.discard(name)
                 for b in range(self.batches):

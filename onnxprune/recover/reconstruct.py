@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import numpy_helper
 
 from onnxprune import dims
+from onnxprune.criteria import obs
 from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Feed
 from onnxprune.recover import sites
@@ -42,6 +44,9 @@ LARGEST = 4608
 COLUMNS_PER_INPUT = 60
 LEAST_COLUMNS = 60_000
 """Columns gathered per layer: this many at least, and this many times the number of inputs; the rest is not looked at."""
+FEW_COLUMNS = 3
+"""With fewer columns than this many times the inputs, a mean over space is looked at before the mean is taken."""
+POSITIONS = 50_000
 BLOCK_BYTES = 1 << 29
 """Columns of one layer are kept in memory up to this, to look at them more than once."""
 HELD_OUT = 5
@@ -70,13 +75,14 @@ def reconstruct(
     threads: int = 1,
     memory_bytes: int = 2 << 30,
     compensate: bool = True,
+    relaxed: bool = True,
 ) -> list[LayerReport]:
     """Solve every linear operator of the pruned model in place (`weights`). `keep`: bool mask by cut atom."""
     found = list(find_sites(original, analysis))
     shelf = Shelf(memory_bytes)
     teacher = Walk(original, read_original, feeds, threads=threads, shelf=shelf)
     student = Walk(weights.proto, weights.get, feeds, threads=threads, shelf=shelf)
-    task = Task(teacher, student, weights, analysis, keep, np.random.default_rng(seed))
+    task = Task(teacher, student, weights, analysis, keep, np.random.default_rng(seed), relaxed)
     latest = _latest_site(original, found)
     first = _first_touched(original, found, analysis, keep)
     reports = []
@@ -143,6 +149,7 @@ class Task:
     analysis: Analysis
     keep: Keep
     random: np.random.Generator
+    relaxed: bool = False
 
     def __post_init__(self) -> None:
         self.flat = flat_regions(self.teacher.proto)
@@ -161,12 +168,43 @@ class Task:
         self.teacher.compute([target])
         self.student.compute([site.x, *([site.other] if compensated and site.other else [])])
         train, held, blocks = self.gather(site, node, weight.shape[2:], target, compensated)
+        if train.count + held.count < FEW_COLUMNS * effective.shape[2]:
+            effective = self.pooled_prior(site, effective, scale)
         solution = solve(train, held, effective, bias, fit_bias=site.bias is not None)
         if blocks is not None and solution.ridge:
             solution = relax(blocks, train, held, effective, solution)
         if solution.ridge is not None:
             self.weights.write(site, node, weight, solution.weight, solution.bias, scale)
         return solution
+
+    def pooled_prior(self, site: Site, plain: Float, scale: Float) -> Float:
+        """The weight to start from where x is a mean over space (squeeze and excitation): too few items to fit to, but
+        the positions before the mean tell how the removed channels follow from the kept ones."""
+        source = pooled_source(self.teacher.proto, site.x)
+        inputs = self.kept(site.x, site.axis)
+        if source is None or inputs is None or site.groups != 1:
+            return plain
+        gram = self.position_gram(source)
+        rows = self.kept(site.out, site.axis)
+        whole = sites.to_matrix(site, sites.value(self.teacher.proto, self.teacher.read, site.weight))[0]
+        if whole.shape[1] != len(gram):
+            return plain
+        whole = whole if rows is None else whole[rows]
+        return (obs.refit(whole, gram, inputs)[:, inputs] * scale[0][:, None])[None]
+
+    def position_gram(self, name: str) -> Float:
+        """Covariance of the channels of an image-like tensor of the original over positions: (channels, channels)."""
+        self.teacher.compute([name])
+        sums: Moments | None = None
+        for b in range(self.teacher.batches):
+            x = np.asarray(self.teacher.get(name, b), np.float32)
+            x = np.moveaxis(x, 1, 0).reshape(1, x.shape[1], -1)
+            x = x[:, :, :: max(1, x.shape[2] * self.teacher.batches // POSITIONS)]
+            sums = sums or Moments.about(x.mean(2, dtype=np.float64), np.zeros((1, 1)))
+            sums.add(x, np.zeros((1, 1, x.shape[2]), np.float32))
+        if sums is None:
+            raise ValueError("no batches")
+        return sums.covariance()[0][0]
 
     def kept(self, name: str, axis: int) -> npt.NDArray[np.int64] | None:
         """Kept indices of the channel axis of a tensor of the original, None for all."""
@@ -180,7 +218,7 @@ class Task:
         rows = self.kept(target, site.axis)
         sums: tuple[Moments, Moments] | None = None
         budget = self.budget(site, target)
-        flat = self.flat.get(target) if site.bias is not None else None
+        flat = self.flat.get(target) if site.bias is not None and self.relaxed else None
         blocks: list[Block] | None = [] if flat else None
         kept_bytes = item = 0
         for b in range(self.teacher.batches):
@@ -229,6 +267,21 @@ class Task:
         if share >= 1 or count == 1:
             return None
         return np.sort(self.random.choice(count, max(1, round(count * share)), replace=False))
+
+
+def pooled_source(proto: onnx.ModelProto, name: str) -> str | None:
+    """What `name` is the mean over space of, None where it is no such mean."""
+    node = next((n for n in proto.graph.node if name in n.output), None)
+    if node is None:
+        return None
+    axes = node_attributes(node).get("axes")
+    if node.op_type == "ReduceMean" and axes is None and len(node.input) > 1:
+        stored = stored_tensors(proto).get(node.input[1])
+        axes = None if stored is None else numpy_helper.to_array(stored).tolist()
+    mean = node.op_type == "GlobalAveragePool" or (
+        node.op_type == "ReduceMean" and sorted(axes or []) in ([2, 3], [-2, -1])
+    )
+    return node.input[0] if mean else None
 
 
 def held_out(first: int, items: int, positions: int, batches: int) -> npt.NDArray[np.bool_]:

@@ -9,6 +9,7 @@ What is kept is the state with the lowest loss on held-out inputs, the start inc
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,7 @@ class Trainer:
         for k, site in enumerate(found):
             node = graph.node[site.node]
             weight = np.asarray(constant(node.input[1]))
-            if weight.ndim < 2 or site.op == "ConvTranspose" and site.groups > 1:
+            if weight.ndim < 2 or site.op == "ConvTranspose":
                 continue
             matrix, bias, scale = effective(site, proto.graph.node[site.node], weight)
             has_bias = site.bias is not None
@@ -216,6 +217,16 @@ class Trainer:
                 gradients[layer.names[0]] = _grouped_gradient(layer, found[layer.site.x], gradients.pop(layer.gate))
         return float(found["loss"]), gradients
 
+    def held_loss(self, tests: Sequence[tuple[Feed, Sequence[Array]]]) -> float:
+        return float(np.mean([self.step(feed, wanted)[0] for feed, wanted in tests]))
+
+    def apply(self, adam: Adam, gradients: Mapping[str, Array], units: Mapping[str, float]) -> None:
+        for layer in self.layers:
+            name, bias = layer.names
+            layer.weight = adam.update(name, layer.weight, gradients[name], units[name])
+            if layer.bias is not None:
+                layer.bias = adam.update(bias, layer.bias, gradients[bias], units[bias])
+
 
 def _grouped_gradient(layer: Layer, x: Array, dy: Array) -> Array:
     """dL/dW of a grouped convolution from its input and dL/dy, tap by tap."""
@@ -245,13 +256,174 @@ def _grouped_gradient(layer: Layer, x: Array, dy: Array) -> Array:
 class Adam:
     """Adam with a step in units of each tensor's own root mean square, so that one rate fits every layer."""
 
-    def __init__(self, rate: float) -> None:
-        self.rate, self.count = rate, 0
+    def __init__(self, rate: float, steps: int) -> None:
+        self.rate, self.steps, self.count = rate, steps, 0
         self.first: dict[str, Array] = {}
         self.second: dict[str, Array] = {}
 
-    def update(self, name: str, value: Array, gradient: Array, unit: float, decay: float) -> Array:
-        m = self.first[name] = 0.9 * self.first.get(name, 0) + 0.1 * gradient
-        v = self.second[name] = 0.99 * self.second.get(name, 0) + 0.01 * gradient * gradient
+    def update(self, name: str, value: Array, gradient: Array, unit: float) -> Array:
+        m = self.first[name] = 0.9 * self.first.get(name, np.float32(0)) + 0.1 * gradient
+        v = self.second[name] = 0.99 * self.second.get(name, np.float32(0)) + 0.01 * gradient * gradient
         step = (m / (1 - 0.9**self.count)) / (np.sqrt(v / (1 - 0.99**self.count)) + 1e-12)
+        decay = 0.5 * (1 + math.cos(math.pi * min(self.count / self.steps, 1)))
         return np.asarray(value - self.rate * decay * unit * step, np.float32)
+
+
+# ---- The loop --------------------------------------------------------------------------------------------------------
+
+EPOCHS = 20
+RATE = 0.007
+BATCH = 50
+LARGEST_CROP = 320
+WORK_LIMIT = 3e12
+"""Multiply-accumulates of all forward runs: fewer epochs where they would be more, and no training below two."""
+
+
+def distil(
+    original: onnx.ModelProto,
+    folder: str,
+    weights: Weights,
+    feeds: Sequence[Feed],
+    *,
+    macs_per_item: float,
+    seed: int = 0,
+    threads: int = 1,
+) -> tuple[float, float] | None:
+    """Train the weights in place; held-out loss before and after, or None where there is too little data or time."""
+    names = probes(weights.proto)
+    pool = _pool(weights.proto, feeds)
+    items = len(next(iter(pool.values()))) if pool else 0
+    held = np.arange(items) % 5 == 4
+    fixed = _fixed_batch(weights.proto)
+    batch = fixed or min(BATCH, int((~held).sum()))
+    epochs = min(EPOCHS, int(WORK_LIMIT // max(1, items * macs_per_item)))
+    if held.sum() < 1 or items < 2 * batch and fixed is None and items < 8 or epochs < 2 or (fixed or 1) > held.sum():
+        return None
+    teacher = _teacher(original, names, folder, threads)
+    train = {n: a[~held] for n, a in pool.items()}
+    test = [{n: a[held][i : i + batch] for n, a in pool.items()} for i in range(0, int(held.sum()), batch)]
+    test = [_filled(f, batch) for f in test]
+    wanted = [teacher(f) for f in test]
+    factors = {n: 1 / max(w.size * float(w.var()), 1e-20) for n, w in zip(names, wanted[0], strict=True)}
+    trainer = Trainer(weights.proto, weights.constant, weights.effective, test[0], factors, threads)
+    return _train(trainer, weights, train, list(zip(test, wanted, strict=True)), teacher, batch, epochs, seed)
+
+
+def _train(trainer, weights, train, tests, teacher, batch, epochs, seed):  # type: ignore[no-untyped-def]
+    random = np.random.default_rng(seed)
+    count = len(next(iter(train.values())))
+    adam = Adam(RATE, epochs * max(1, count // batch))
+    units = {layer.names[0]: _size(layer.weight) for layer in trainer.layers}
+    units.update({layer.names[1]: _size(layer.bias) + 1e-3 for layer in trainer.layers if layer.bias is not None})
+    start = best = trainer.held_loss(tests)
+    state = None
+    for epoch in range(epochs):
+        order = random.permutation(count)
+        for i in range(0, count - batch + 1, batch):
+            chosen = order[i : i + batch]
+            feed = augment({n: a[chosen] for n, a in train.items()}, random)
+            _, gradients = trainer.step(feed, teacher(feed))
+            adam.count += 1
+            trainer.apply(adam, gradients, units)
+        found = trainer.held_loss(tests)
+        log.info("distillation %d/%d: held-out loss %.5f -> %.5f", epoch + 1, epochs, start, found)
+        if found < best:
+            best, state = found, [(layer.weight, layer.bias) for layer in trainer.layers]
+    if state is not None:
+        for layer, (weight, bias) in zip(trainer.layers, state, strict=True):
+            layer.weight, layer.bias = weight, bias
+            _store(weights, layer)
+    return start, best
+
+
+def _size(array: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
+
+
+def _store(weights: Weights, layer: Layer) -> None:
+    node = weights.proto.graph.node[layer.site.node]
+    stored = weights.constant(node.input[1])
+    bias = np.zeros(layer.scale.size) if layer.bias is None else layer.bias.astype(np.float64)
+    weights.write(
+        layer.site,
+        node,
+        stored,
+        sites.to_matrix(layer.site, layer.weight),
+        bias.reshape(layer.scale.shape),
+        layer.scale,
+    )
+
+
+def _teacher(proto: onnx.ModelProto, names: Sequence[str], folder: str, threads: int) -> Callable[[Feed], list[Array]]:
+    model = onnx.ModelProto()
+    model.CopyFrom(proto)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names)
+    session = runtime.session(model.SerializeToString(), threads=threads, folder=folder)
+    return lambda feed: list(session.run(list(names), feed))
+
+
+def _fixed_batch(proto: onnx.ModelProto) -> int | None:
+    stored = {t.name for t in proto.graph.initializer}
+    for value in proto.graph.input:
+        axes = value.type.tensor_type.shape.dim
+        if value.name not in stored and len(axes) and axes[0].dim_value:
+            return int(axes[0].dim_value)
+    return None
+
+
+def _pool(proto: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, Array]:
+    """All items of all feeds by input, cropped to common sizes; {} where the inputs have no common axis of items."""
+    if any(a.ndim < 1 or len(a) != len(next(iter(f.values()))) for f in feeds for a in f.values()):
+        return {}
+    pool = {}
+    for name in feeds[0]:
+        shapes = {f[name].shape[1:] for f in feeds}
+        if len({len(s) for s in shapes}) > 1:
+            return {}
+        least = [min(axis) for axis in zip(*shapes, strict=True)]
+        axes = next(v for v in proto.graph.input if v.name == name).type.tensor_type.shape.dim
+        free = [len(axes) > k + 1 and not axes[k + 1].dim_value for k in range(len(least))]
+        if len(least) == 3 and _is_image(feeds[0][name]):
+            least = [min(n, LARGEST_CROP) if f and k else n for k, (n, f) in enumerate(zip(least, free, strict=True))]
+        pool[name] = np.concatenate([crop for f in feeds for crop in _crops(f[name], least, len(feeds[0]) == 1)])
+    return pool
+
+
+def _crops(array: Array, sizes: Sequence[int], many: bool) -> list[Array]:
+    """`array` (n, ...) cut to `sizes`: the first corner, or, of images and with `many`, a grid of crops."""
+    if not many or not _is_image(array):
+        return [array[(slice(None), *(slice(0, n) for n in sizes))]]
+    grid = [
+        np.unique(np.linspace(0, full - n, -(-full // n)).astype(int))
+        for full, n in zip(array.shape[2:], sizes[1:], strict=True)
+    ]
+    return [array[:, :, y : y + sizes[1], x : x + sizes[2]] for y in grid[0] for x in grid[1]]
+
+
+def _filled(feed: Feed, batch: int) -> Feed:
+    """The feed with its items repeated up to `batch`."""
+    return {n: np.resize(a, (batch, *a.shape[1:])) if len(a) < batch else a for n, a in feed.items()}
+
+
+def _is_image(array: Array) -> bool:
+    return array.ndim == 4 and array.shape[1] in (1, 3) and array.dtype.kind == "f"
+
+
+def augment(feed: Feed, random: np.random.Generator) -> Feed:
+    """Images (n, 1 or 3, h, w) shifted by up to a tenth, contrast and brightness moved per channel; all else as it is."""
+    result = {}
+    for name, array in feed.items():
+        result[name] = _augmented(array, random) if _is_image(array) else array
+    return result
+
+
+def _augmented(images: Array, random: np.random.Generator) -> Array:
+    n, channels, height, width = images.shape
+    reach = (min(height // 10, 16), min(width // 10, 16))
+    padded = np.pad(images, [(0, 0), (0, 0), (reach[0],) * 2, (reach[1],) * 2], mode="edge")
+    at = random.integers(0, [2 * reach[0] + 1, 2 * reach[1] + 1], (n, 2))
+    moved = np.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, at, strict=True)])
+    gain = random.uniform(0.7, 1.3, (n, channels, 1, 1))
+    offset = random.uniform(-0.4, 0.4, (n, channels, 1, 1)) * float(images.std())
+    return np.asarray(moved * gain + offset, images.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxprune.records import GroupReport, Latency, LatencySide, Occurrence, Report, Totals
+from onnxprune.records import GroupReport, Latency, LatencySide, Occurrence, Report, Tie, Totals
 from onnxprune.report import numbers
 
 WIDTH = 100
 """Columns where the output is no terminal."""
 _ROWS = 8
-_TENSORS = 4
+_NAMES = 3
+_LABEL = 34
 _LINES = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _ROLES = {"produced": 0, "carried": 2, "contracted": 1}
 
@@ -79,7 +80,10 @@ def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> s
 
 
 def inspect_text(report: Report, *, width: int = WIDTH, colour: bool = False, every: bool = False) -> str:
-    """The groups of a model, what each couples, their shares, and what is refused; `every` shortens no list."""
+    """What can be pruned of a model, its groups in words with their shares, and what is refused.
+
+    One screen; `every` shortens no list, and gives every place of every group.
+    """
     page = _Page(width, colour)
     totals = report.before
     page.line(f"[bold]{escape(report.model)}[/bold]")
@@ -87,14 +91,13 @@ def inspect_text(report: Report, *, width: int = WIDTH, colour: bool = False, ev
         f"{totals.nodes} nodes, {numbers.count(totals.parameters)} parameters, {numbers.size(totals.bytes)}, "
         f"{numbers.count(totals.macs)} MACs"
     )
-    frozen = [entry for entry in report.groups if entry.status == "frozen"]
-    free = [entry for entry in report.groups if entry.status != "frozen"]
-    page.line(f"{len(free)} prunable groups, {len(frozen)} frozen")
+    _reach_lines(page, report)
+    free = _by_share(entry for entry in report.groups if entry.status != "frozen")
     if free:
-        page.table("Prunable groups", _groups_table(free, every))
-    if frozen:
-        page.table("Frozen groups", _frozen_table(frozen if every else frozen[:_ROWS]))
-        _more(page, 0 if every else len(frozen) - _ROWS)
+        page.table("Prunable groups", _groups_table(free if every else free[:_ROWS], every))
+        _more(page, 0 if every else len(free) - _ROWS)
+    if every:
+        _frozen_groups(page, report)
     _refusals(page, report, len(report.refusals) if every else _ROWS)
     return page.text()
 
@@ -216,47 +219,88 @@ def _quality_table(report: Report) -> Table:
     return table
 
 
-def _groups_table(groups: Sequence[GroupReport], every: bool) -> Table:
-    table = _table("group", "size", "MACs", "params", "couples", wide=("couples",))
-    for entry in sorted(groups, key=lambda g: -g.macs_share):
-        mark = " (renormalised)" if entry.group.renormalised else ""
-        shares = numbers.share(entry.macs_share), numbers.share(entry.parameters_share)
-        coupled = _coupled(entry.group.occurrences, every)
-        table.add_row(escape(entry.group.id) + mark, str(entry.group.size), *shares, escape(coupled))
-    return table
-
-
-def _coupled(occurrences: Sequence[Occurrence], every: bool) -> str:
-    ordered = sorted(occurrences, key=lambda o: (_ROLES[o.role], o.tensor, o.axis))
-    shown = ordered if every else ordered[:_TENSORS]
-    names = [f"{o.tensor} axis {o.axis} {o.role}" for o in shown]
-    if len(shown) < len(ordered):
-        names.append(f"... {len(ordered) - len(shown)} more (-v lists all)")
-    return "\n".join(names)
-
-
-def _frozen_table(groups: Sequence[GroupReport]) -> Table:
-    table = _table("group", "size", "MACs", "reason", wide=("reason",))
-    for entry in groups:
-        table.add_row(
-            escape(entry.group.id), str(entry.group.size), numbers.share(entry.macs_share), escape(entry.reason)
+def _reach_lines(page: _Page, report: Report) -> None:
+    frozen = sum(entry.status == "frozen" for entry in report.groups)
+    page.line(f"{len(report.groups) - frozen} prunable groups, {frozen} frozen")
+    reach = report.reach
+    if reach:
+        page.line(
+            f"Reachable: [bold]{numbers.share(reach.parameters)}[/bold] of the parameters, "
+            f"[bold]{numbers.share(reach.macs)}[/bold] of the MACs"
         )
+        page.line(
+            f"Half of every group removed: {numbers.share(reach.parameters_at_half)} of the parameters and "
+            f"{numbers.share(reach.macs_at_half)} of the MACs go (before rounding)"
+        )
+
+
+def _by_share(groups: Iterable[GroupReport]) -> list[GroupReport]:
+    return sorted(groups, key=lambda g: (-g.macs_share, -g.parameters_share))
+
+
+def _groups_table(groups: Sequence[GroupReport], every: bool) -> Table:
+    table = _table("group", "MACs", "params", "tied with", wide=("tied with",))
+    for entry in groups:
+        shares = numbers.share(entry.macs_share), numbers.share(entry.parameters_share)
+        tied = _coupled(entry.group.occurrences) if every else _tied(entry.ties)
+        table.add_row(_group_cell(entry, every), *shares, escape(tied))
     return table
+
+
+def _group_cell(entry: GroupReport, named: bool) -> str:
+    mark = " (renormalised)" if entry.group.renormalised else ""
+    name = f"\n[dim]{escape(entry.group.id)}[/dim]" if named or not entry.words else ""
+    return f"{escape(entry.words or str(entry.group.size))}{mark}{name}"
+
+
+def _tied(ties: Sequence[Tie]) -> str:
+    """How many operators produce the group and how many consume it, with the first names of each."""
+    lines = []
+    for role, noun in (("produced", "producer"), ("contracted", "consumer")):
+        found = list({t.operator or t.tensor: t.label for t in ties if t.role == role}.values())
+        if found:
+            lines.append(f"{len(found)} {noun}{'s' * (len(found) > 1)}: {_first(list(dict.fromkeys(found)))}")
+    return "\n".join(lines)
+
+
+def _first(labels: Sequence[str]) -> str:
+    """The first names, fewer of them where they are long, their beginnings left out where they do not fit a line."""
+    names = [label if len(label) <= _LABEL else f"..{label[2 - _LABEL :]}" for label in labels[:_NAMES]]
+    while len(names) > 1 and sum(map(len, names)) > 2 * _LABEL:
+        names.pop()
+    return ", ".join(names) + (", ..." if len(names) < len(labels) else "")
+
+
+def _coupled(occurrences: Sequence[Occurrence]) -> str:
+    ordered = sorted(occurrences, key=lambda o: (_ROLES[o.role], o.tensor, o.axis))
+    return "\n".join(f"{o.tensor} axis {o.axis} {o.role}" for o in ordered)
+
+
+def _frozen_groups(page: _Page, report: Report) -> None:
+    frozen = _by_share(entry for entry in report.groups if entry.status == "frozen")
+    table = _table("group", "MACs", "params", "reason", wide=("reason",))
+    for entry in frozen:
+        shares = numbers.share(entry.macs_share), numbers.share(entry.parameters_share)
+        table.add_row(_group_cell(entry, True), *shares, escape(entry.reason))
+    if frozen:
+        page.table("Frozen groups", table)
 
 
 def _refusals(page: _Page, report: Report, rows: int) -> None:
     if not report.refusals:
         return
-    table = _table("node", "MACs", "reason", wide=("reason",))
-    for refusal, share in report.refusals[:rows]:
-        table.add_row(escape(refusal.node), numbers.share(share), escape(refusal.reason))
+    table = _table("node", "operator", "MACs", "params", "groups", "reason", wide=("operator", "reason"))
+    for entry in report.refusals[:rows]:
+        shares = numbers.share(entry.macs_share), numbers.share(entry.parameters_share)
+        found = entry.refusal
+        table.add_row(escape(found.node), escape(found.op), *shares, str(entry.groups), escape(found.reason))
     page.table("What cannot be pruned, by share of the MACs it freezes", table)
     _more(page, len(report.refusals) - rows)
 
 
 def _more(page: _Page, count: int) -> None:
     if count > 0:
-        page.line(f"... {count} more (`onnxprune inspect -v`, or --json, lists all)")
+        page.line(f"... and {count} more (use --json, or `onnxprune inspect -v`, for all)")
 
 
 def _notes(page: _Page, report: Report) -> None:

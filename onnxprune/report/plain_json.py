@@ -33,10 +33,16 @@ def report_data(report: Report) -> dict[str, Any]:
         "options": report.options,
         "before": _totals(report.before, has_file=True),
         "after": _totals(report.after, has_file=report.output is not None) if report.after else None,
+        "reach": dataclasses.asdict(report.reach) if report.reach else None,
         "groups": [_group(group) for group in report.groups],
         "refusals": [
-            {"node": refusal.node, "op": refusal.op, "reason": refusal.reason, "macs_share": share}
-            for refusal, share in report.refusals
+            {
+                **dataclasses.asdict(entry.refusal),
+                "groups": entry.groups,
+                "macs_share": entry.macs_share,
+                "parameters_share": entry.parameters_share,
+            }
+            for entry in report.refusals
         ],
         "exactness": _exactness(report),
         "quality": _quality(report),
@@ -89,6 +95,7 @@ def _totals(totals: Totals, *, has_file: bool) -> dict[str, Any]:
 def _group(entry: GroupReport) -> dict[str, Any]:
     return {
         "id": entry.group.id,
+        "words": entry.words,
         "size": entry.group.size,
         "kept": entry.kept,
         "status": entry.status,

@@ -23,6 +23,36 @@ def _heads(op: Operator, projection: Dim, heads: Dim) -> None:
     op.freeze(width, f"{op.kind} derives its scale from the width of a head")
 
 
+def _grouped_heads(op: Operator, heads: int, groups: int) -> tuple[Dim, Dim]:
+    """Tie q: b t (kv r d), k: b s (kv d), v: b s (kv e). Returns (kv, all query heads)."""
+    kv = dims.atom(groups)
+    (b, _, q), (b_k, s, k), (b_v, s_v, v) = op.dims(0), op.dims(1), op.dims(2)
+    found, repeats, width = op.factor(q, [groups, heads // groups, q.size // heads])
+    op.unify(found, kv)
+    op.freeze(repeats, "query heads go with their key-value head")
+    op.freeze(width, f"{op.kind} derives its scale from the width of a head")
+    for projection in (k, v):
+        _heads(op, projection, kv)
+    _same_keys(op, (b, b_k, b_v), (s, s_v))
+    return kv, dims.prod([kv, repeats])
+
+
+def _same_keys(op: Operator, batches: Sequence[Dim], keys: Sequence[Dim]) -> None:
+    for d in batches[1:]:
+        op.unify(batches[0], d)
+    op.unify(keys[0], keys[1])
+    op.freeze(keys[0], f"{op.kind} compares along the keys")
+
+
+def _mask(op: Operator, operand: int, heads: Dim) -> None:
+    """A mask or bias stays, except that its third axis from the right, if it has one, is the heads."""
+    for back, d in enumerate(reversed(op.inputs[operand] or () if op.has(operand) else ()), start=1):
+        if back == 3 and d.size == heads.size != 1:
+            op.unify(d, heads)
+        else:
+            op.freeze(d, f"the mask of {op.kind}")
+
+
 def _attention_macs(op: Operator, out: Sequence[Dim], keys: Dim, width: Dim) -> None:
     """Scores and weighted sum: queries x keys x projection, twice."""
     op.macs(*out[:-1], keys, width)
@@ -36,6 +66,7 @@ def packed_attention(op: Operator) -> None:
         raise ValueError("Attention with a cache")
     b, t, e = op.dims(0)
     op.unify(op.dims(1)[0], e)
+    op.freeze(t, "Attention compares along the keys")
     total = op.dims(1)[1].size
     sizes = op.attribute("qkv_hidden_sizes") or [total // 3] * 3
     heads = dims.atom(op.attribute("num_heads"))
@@ -44,9 +75,7 @@ def packed_attention(op: Operator) -> None:
         _heads(op, part, heads)
     if op.has(2):
         op.unify(op.dims(2)[0], dims.cat(parts))
-    if op.has(3):
-        for d in op.dims(3):
-            op.freeze(d, "the mask of Attention")
+    _mask(op, 3, heads)
     op.outputs[0] = (b, t, parts[2])
     op.contract(0, [2])
     op.role(1, 0, "contracted")
@@ -62,20 +91,16 @@ def packed_attention(op: Operator) -> None:
 def multi_head_attention(op: Operator) -> None:
     """q: b t (h d), k: b s (h d), v: b s (h e), bias: the three end to end -> b t (h e)."""
     plain = op.has(1) and op.has(2) and len(op.dims(0)) == len(op.dims(1)) == len(op.dims(2)) == 3
-    if not plain or len(op.outputs) > 1 or op.has(6) or op.has(7):
+    if not plain or len(op.outputs) > 1 or any(op.has(i) for i in range(6, len(op.inputs))):
         raise ValueError("MultiHeadAttention with packed operands or a cache")
-    heads = dims.atom(op.attribute("num_heads"))
+    count = op.attribute("num_heads")
+    heads, _ = _grouped_heads(op, count, count)
     (b, t, q), (_, s, k), (_, _, v) = op.dims(0), op.dims(1), op.dims(2)
-    for projection in (q, k, v):
-        _heads(op, projection, heads)
-    op.unify(s, op.dims(2)[1])
     if op.has(3):
         op.unify(op.dims(3)[0], dims.cat([q, k, v]))
-    for operand in (4, 5):
-        for d in op.dims(operand) if op.has(operand) else ():
-            op.freeze(d, "the mask or bias of MultiHeadAttention")
-    if op.has(5) and op.dims(5)[1].size == heads.size != 1:
-        op.freeze(heads, "a bias by head")
+    for d in op.dims(4) if op.has(4) else ():
+        op.freeze(d, "the mask of MultiHeadAttention")
+    _mask(op, 5, heads)
     op.outputs[0] = (b, t, v)
     op.sizes("num_heads", [heads])
     _attention_macs(op, op.outputs[0], s, q)
@@ -84,79 +109,58 @@ def multi_head_attention(op: Operator) -> None:
 @rule("GroupQueryAttention", domain=CONTRIB)
 def group_query_attention(op: Operator) -> None:
     """q: b t (kv r d), k, v: b s (kv d), caches: b kv p d -> b t (kv r d), caches."""
-    groups, heads = op.attribute("kv_num_heads"), op.attribute("num_heads")
-    if not (op.has(1) and op.has(2)):
-        raise ValueError("GroupQueryAttention with packed operands")
-    kv = dims.atom(groups)
-    q, k, v = (op.dims(i)[2] for i in range(3))
-    found, repeats, width = op.factor(q, [groups, heads // groups, q.size // heads])
-    op.unify(found, kv)
-    op.freeze(repeats, "query heads go with their key-value head")
-    op.freeze(width, "GroupQueryAttention derives its scale from the width of a head")
-    for projection in (k, v):
-        _heads(op, projection, kv)
+    if not (op.has(1) and op.has(2)) or len(op.outputs) > 3 or any(op.has(i) for i in range(11, len(op.inputs))):
+        raise ValueError("GroupQueryAttention with packed operands, sinks or quantized caches")
+    kv, heads = _grouped_heads(op, op.attribute("num_heads"), op.attribute("kv_num_heads"))
     for cache in (*(op.inputs[i] for i in (3, 4) if op.has(i)), *op.outputs[1:3]):
         for axis, d in enumerate(cache or ()):
             if axis == 1:
                 op.unify(d, kv)
             else:
                 op.freeze(d, "the cache of GroupQueryAttention")
-    for operand in range(5, len(op.inputs)):
+    for operand in range(5, min(len(op.inputs), 10)):
         for d in op.inputs[operand] or ():
             op.freeze(d, "an operand of GroupQueryAttention")
+    _mask(op, 10, heads)
+    q = op.dims(0)[2]
     op.outputs[0] = (*op.dims(0)[:2], q)
     op.sizes("kv_num_heads", [kv])
-    op.sizes("num_heads", [dims.prod([kv, repeats])])
+    op.sizes("num_heads", [heads])
     _attention_macs(op, op.outputs[0], op.dims(1)[1], q)
 
 
 @rule("Attention", since=23)
 def attention(op: Operator) -> None:
-    """q: b t (kv r d) or b (kv r) t d; k, v alike with kv heads. Masks stay; caches are not covered."""
-    if op.has(4) or op.has(5) or len(op.outputs) > 1:
+    """q: b t (kv r d) or b (kv r) t d; k, v alike with kv heads; the mask ends in heads, t, s. No caches."""
+    if any(op.has(i) for i in range(4, len(op.inputs))) or len(op.outputs) > 1:
         raise ValueError("Attention with a cache")
     if len(op.dims(0)) == 4:
         _attention_by_head(op)
-    else:
-        _attention_by_projection(op)
-
-
-def _attention_by_projection(op: Operator) -> None:
-    q_heads, kv_heads = op.attribute("q_num_heads"), op.attribute("kv_num_heads")
-    kv = dims.atom(kv_heads)
-    q, k, v = (op.dims(i)[2] for i in range(3))
-    found, repeats, width = op.factor(q, [kv_heads, q_heads // kv_heads, q.size // q_heads])
-    op.unify(found, kv)
-    op.freeze(repeats, "query heads go with their key-value head")
-    op.freeze(width, "Attention derives its scale from the width of a head")
-    for projection in (k, v):
-        _heads(op, projection, kv)
-    value_width = op.factor(v, [kv_heads, v.size // kv_heads])[1]
-    _freeze_mask(op)
-    op.outputs[0] = (*op.dims(0)[:2], dims.prod([kv, repeats, value_width]))
+        return
+    kv, heads = _grouped_heads(op, op.attribute("q_num_heads"), op.attribute("kv_num_heads"))
+    v = op.dims(2)[2]
+    value_width = op.factor(v, [kv.size, v.size // kv.size])[1]
+    _mask(op, 3, heads)
+    op.outputs[0] = (*op.dims(0)[:2], dims.prod([heads, value_width]))
     op.sizes("kv_num_heads", [kv])
-    op.sizes("q_num_heads", [dims.prod([kv, repeats])])
-    _attention_macs(op, op.outputs[0], op.dims(1)[1], q)
+    op.sizes("q_num_heads", [heads])
+    _attention_macs(op, op.outputs[0], op.dims(1)[1], op.dims(0)[2])
 
 
 def _attention_by_head(op: Operator) -> None:
-    (b, heads, t, d), (_, kv, s, _), (*_, e) = op.dims(0), op.dims(1), op.dims(2)
+    """q: b (kv r) t d, k: b kv s d, v: b kv s e -> b (kv r) t e; d, the repeats r and the keys s stay."""
+    (b, heads, t, d), (b_k, kv, s, d_k), (b_v, kv_v, s_v, e) = op.dims(0), op.dims(1), op.dims(2)
     found, repeats = op.factor(heads, [kv.size, heads.size // kv.size])
     op.unify(found, kv)
-    op.unify(kv, op.dims(2)[1])
+    op.unify(kv, kv_v)
     op.freeze(repeats, "query heads go with their key-value head")
     op.freeze(d, "Attention derives its scale from the width of a head")
-    op.unify(d, op.dims(1)[3])
-    op.unify(s, op.dims(2)[2])
-    _freeze_mask(op)
+    op.unify(d, d_k)
+    _same_keys(op, (b, b_k, b_v), (s, s_v))
+    _mask(op, 3, heads)
     op.outputs[0] = (b, heads, t, e)
     op.macs(b, heads, t, s, d)
     op.macs(b, heads, t, s, e)
-
-
-def _freeze_mask(op: Operator) -> None:
-    for d in op.dims(3) if op.has(3) else ():
-        op.freeze(d, "the mask of Attention")
 
 
 @rule("RotaryEmbedding", domain=CONTRIB)
@@ -203,8 +207,6 @@ def embed_layer_normalization(op: Operator) -> None:
         op.outputs[2] = (b, t, e)
 
 
-@rule("BiasGelu", "FastGelu", "QuickGelu", "Gelu", "BiasAdd", "BiasSplitGelu", domain=CONTRIB)
+@rule("BiasGelu", "FastGelu", "QuickGelu", "Gelu", "BiasAdd", domain=CONTRIB)
 def activation(op: Operator) -> None:
-    if op.kind == "BiasSplitGelu":
-        raise ValueError("BiasSplitGelu halves its operand")
     op.broadcast([i for i in range(len(op.inputs)) if op.has(i)])

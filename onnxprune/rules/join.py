@@ -111,7 +111,9 @@ def pad(op: Operator) -> None:
     x = op.dims(0)
     amounts = _bounds(op, 1, "pads") or op.attribute("paddings")
     axes = _bounds(op, 3, "axes") if op.has(3) else list(range(len(x)))
-    if amounts is None or axes is None:
+    if axes is None or (amounts is None and op.has(3)):
+        raise ValueError("Pad along computed axes")
+    if amounts is None:
         _pad_computed(op)
         return
     result = list(x)
@@ -133,10 +135,13 @@ def _pad_axis(op: Operator, d: Dim, head: int, tail: int, out: Dim) -> Dim:
 
 
 def _pad_computed(op: Operator) -> None:
-    """Amounts that depend on the input: an axis that keeps its size at every size tried passes through."""
+    """Amounts that depend on the input: an axis whose own amounts are always 0 passes through."""
+    rank = len(op.dims(0))
+    amounts, moving = op.values[1], op.moving[1]
     result = list(op.outputs[0])
     for k, (d, out) in enumerate(zip(op.dims(0), result, strict=True)):
-        if d.size == out.size:
+        known = amounts is not None and moving is not None and amounts.size == 2 * rank
+        if known and not any(amounts[j] or moving[j] for j in (k, k + rank)):
             result[k] = d
         else:
             op.freeze(d, "Pad with a computed amount")

@@ -19,11 +19,15 @@ def reshape(op: Operator) -> None:
 
 
 def _stated(op: Operator, where: int | str) -> list[Dim | None]:
-    """The result dimensions, None where the target says 0 (as it was) or -1 (what is left)."""
+    """The result dimensions, None where the target says -1 (what is left) or 0 (as it was, and it is the same)."""
     target = op.values[where] if isinstance(where, int) else op.attribute(where)
     if target is None:
         return list(op.outputs[0])
-    return [None if int(t) in (0, -1) else d for t, d in zip(target, op.outputs[0], strict=True)]
+    stated: list[Dim | None] = []
+    for axis, (t, d) in enumerate(zip(target, op.outputs[0], strict=True)):
+        copied = int(t) == 0 and d.size > 0 and dims.resolve(op.dims(0)[axis]) is dims.resolve(d)
+        stated.append(None if int(t) == -1 or copied else d)
+    return stated
 
 
 def _regroup(op: Operator, before: Sequence[Dim], after: Sequence[Dim]) -> bool:
@@ -63,6 +67,9 @@ def squeeze(op: Operator) -> None:
     if [d.size for d in op.dims(0) if d.size != 1] != [d.size for d in op.outputs[0] if d.size != 1]:
         op.freeze_all("the result does not have the axes of the operand")
         return
+    if op.kind == "Squeeze" and not op.has(1) and op.attribute("axes") is None:
+        for d in op.dims(0):
+            op.freeze(d, "Squeeze without axes would drop it at size 1")
     others = iter([d for d in op.dims(0) if d.size != 1])
     op.outputs[0] = tuple(d if d.size == 1 else next(others) for d in op.outputs[0])
 
@@ -76,7 +83,7 @@ def expand(op: Operator) -> None:
     op.sizes(1, [None if ones and ones[k] == 1 else d for k, d in enumerate(stated)])
 
 
-@rule("Tile")
+@rule("Tile", since=6)
 def tile(op: Operator) -> None:
     """Repeating an axis n times is the product (n, axis)."""
     repeats: list[Dim | None] = []
@@ -125,15 +132,28 @@ def resize(op: Operator) -> None:
         op.freeze_all("Resize with a region of interest")
         return
     result = []
-    for d, out in zip(op.dims(0), op.outputs[0], strict=True):
-        if d.size != out.size:
+    scales = _scales(op)
+    for axis, (d, out) in enumerate(zip(op.dims(0), op.outputs[0], strict=True)):
+        if d.size != out.size or scales.get(axis, 1.0) != 1.0:
             op.freeze(d, f"{op.kind} works along this axis")
             op.freeze(out, f"{op.kind} works along this axis")
-        result.append(d if d.size == out.size else out)
+        result.append(d if d.size == out.size and scales.get(axis, 1.0) == 1.0 else out)
     op.outputs[0] = tuple(result)
     if op.has(3):
         axes = op.attribute("axes", range(len(result)))
         op.sizes(3, [result[a] for a in axes])
+
+
+def _scales(op: Operator) -> dict[int, float]:
+    """The known scale of each axis: operand 2 (1 before opset 11) or the attribute."""
+    given = op.attribute("scales")
+    operand = 2 if op.opset >= 11 else 1
+    if given is None and op.has(operand) and op.values[operand] is not None:
+        given = op.values[operand]
+    if given is None or not len(given):
+        return {}
+    axes = op.attribute("axes") or range(len(op.dims(0)))
+    return {a % len(op.dims(0)): float(s) for a, s in zip(axes, given, strict=True)}
 
 
 @rule("Shape", "Size")

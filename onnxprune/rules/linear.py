@@ -15,14 +15,11 @@ def gemm(op: Operator) -> None:
     b = "n k" if op.attribute("transB", 0) else "k n"
     letters = op.apply(f"{a}, {b} -> m n")
     if op.has(2):
-        _add_bias(op)
+        product = op.outputs[0]
+        op.broadcast([2])
+        op.unify_all(product, op.outputs[0])
+        op.outputs[0] = product
     op.macs(letters["m"], letters["k"], letters["n"])
-
-
-def _add_bias(op: Operator) -> None:
-    for back, d in enumerate(reversed(op.dims(2)), start=1):
-        if d.size == op.outputs[0][-back].size != 1:
-            op.unify(d, op.outputs[0][-back])
 
 
 @rule("MatMul")

@@ -15,9 +15,8 @@ from onnxprune.rules.registry import Operator, rule
 
 @rule("BatchNormalization")
 def batch_normalization(op: Operator) -> None:
-    if op.attribute("training_mode", 0) or len(op.outputs) > 1:
-        op.freeze_all("BatchNormalization in training mode")
-        return
+    if op.attribute("training_mode", 0) or len(op.outputs) > 1 or not op.attribute("spatial", 1):
+        raise ValueError("in training mode, or by position")
     op.apply("n c ..., c, c, c, c -> n c ...")
 
 
@@ -58,7 +57,7 @@ def group_normalization(op: Operator) -> None:
     op.broadcast([0])
 
 
-@rule("MeanVarianceNormalization")
+@rule("MeanVarianceNormalization", since=9)
 def mean_variance_normalization(op: Operator) -> None:
     op.contract(0, op.attribute("axes", [0, 2, 3]), average=True)
     op.broadcast([0])

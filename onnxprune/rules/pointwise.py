@@ -79,6 +79,7 @@ BINARY = (
 )
 
 
+@rule("PRelu", since=7)
 @rule(*UNARY, *BINARY)
 def pointwise(op: Operator) -> None:
     if op.attribute("axis") is not None and op.opset < 7:

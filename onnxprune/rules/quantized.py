@@ -68,6 +68,7 @@ def matmul_integer(op: Operator) -> None:
     a, b = operand_terms(op)
     letters = op.apply(f"{a}, {b} -> {result_terms(op)}", quantized=True)
     _along(op, op.outputs[0][-1], [3])
+    _along(op, letters.get("m", op.outputs[0][-1]), [2])
     op.macs(*op.outputs[0], letters["k"])
 
 
@@ -106,13 +107,9 @@ def _product(op: Operator, second: int, *, transposed: bool) -> dict[str, Dim]:
     return op.apply(f"... m k, {', '.join(ignored)}, {b} -> {result_terms(op, second)}", quantized=True)
 
 
-@rule(
-    "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearWhere", domain=CONTRIB
-)
+@rule("QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", domain=CONTRIB)
 def qlinear_pointwise(op: Operator) -> None:
     """a, its scale and zero point, b, its scale and zero point, those of the result: all of those scalars."""
-    if op.kind in ("QLinearSoftmax", "QLinearWhere"):
-        raise ValueError(f"{op.kind} is not covered")
     op.broadcast([0, 3] if op.kind in ("QLinearAdd", "QLinearMul") else [0])
 
 
@@ -134,17 +131,27 @@ def qlinear_concat(op: Operator) -> None:
 def matmul_n_bits(op: Operator) -> None:
     """b is packed as n x blocks x bytes: whole rows n can go, the blocks of k stay."""
     x, b = op.dims(0), op.dims(1)
-    op.freeze(x[-1], "MatMulNBits packs this axis in blocks")
-    for d in b[1:]:
-        op.freeze(d, "MatMulNBits packs this axis in blocks")
     n = b[0]
+    for d in (x[-1], *b[1:], *(op.dims(4) if op.has(4) else ())):
+        op.freeze(d, "MatMulNBits packs this axis in blocks")
+    for operand in (2, 3):
+        _by_row(op, operand, n)
+    if op.has(5):
+        op.unify(op.dims(5)[0], n)
     op.role(1, 0, "produced")
-    for operand in range(2, len(op.inputs)):
-        for d in op.inputs[operand] or ():
-            if d.size == n.size and len(op.dims(operand)) > 1:
-                op.unify(d, n)
-            else:
-                op.freeze(d, "an operand of MatMulNBits")
     op.outputs[0] = (*x[:-1], n)
     op.sizes("N", [n])
     op.macs(*op.outputs[0], x[-1])
+
+
+def _by_row(op: Operator, operand: int, n: Dim) -> None:
+    """Scales or zero points: n x blocks, or the two as one axis."""
+    if not op.has(operand):
+        return
+    first, *rest = op.dims(operand)
+    if not rest:
+        first, blocks = op.factor(first, [n.size, first.size // n.size])
+        rest = [blocks]
+    op.unify(first, n)
+    for d in rest:
+        op.freeze(d, "MatMulNBits packs this axis in blocks")

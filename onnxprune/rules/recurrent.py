@@ -22,8 +22,7 @@ def recurrent(op: Operator) -> None:
     operands = [x, f"d ({gates} h) i", f"d ({gates} h) h", f"d ({2 * gates} h)?", "b?", f"{state}?"]
     if op.kind == "LSTM":
         operands += [f"{state}?", "d (3 h)?"]
-    letters = op.apply(f"{', '.join(operands)} -> {y}, {state}, {state}", h=op.attribute("hidden_size"))
-    op.roles = [entry for entry in op.roles if entry[:2] != (2, 2)]
+    letters = op.apply(f"{', '.join(operands)} -> {y}, {state}, {state}", h=op.dims(2)[2].size)
     op.role(2, 1, "produced")
     op.role(2, 2, "contracted")
     op.contract(2, [2])

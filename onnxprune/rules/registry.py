@@ -186,6 +186,7 @@ class Operator:
         result = list(self.outputs[output])
         for back in range(1, len(result) + 1):
             axes = [self.dims(i)[-back] for i in operands if back <= len(self.dims(i))]
+            _require_fitting(axes, result[-back])
             full = [d for d in axes if d.size == result[-back].size != 1]
             for d in full[1:]:
                 self.unify(full[0], d)
@@ -243,6 +244,8 @@ class Operator:
 def _match(op: Operator, found: Dims, terms: Sequence[Term], letters: dict[str, Dim]) -> Dims:
     """Unify the axes of one operand with the terms of its signature; returns the axes of its `...` run."""
     run = len(found) - len(terms) + 1
+    if run < 0 or (run != 1 and not any(term[0] in ("*", "...") for term in terms)):
+        raise ValueError(f"an operand of {len(found)} axes where {len(terms)} are expected")
     position = 0
     passing: Dims = ()
     for term in terms:
@@ -293,9 +296,16 @@ def _match_output(
     op.outputs[output] = tuple(result)
 
 
+def _require_fitting(axes: Sequence[Dim], result: Dim) -> None:
+    for d in axes:
+        if d.size not in (1, result.size):
+            raise SizeMismatchError(f"{d.size} indices broadcast to {result.size}")
+
+
 def _broadcast_run(op: Operator, fresh: Dims, runs: Sequence[Dims]) -> list[Dim]:
     result = list(fresh)
     for back in range(1, len(fresh) + 1):
+        _require_fitting([r[-back] for r in runs if back <= len(r)], fresh[-back])
         full = [r[-back] for r in runs if back <= len(r) and r[-back].size == fresh[-back].size != 1]
         for d in full[1:]:
             op.unify(full[0], d)

@@ -1,0 +1,48 @@
+"""Cheaper criteria from the second moments of what consumers read.
+
+variance   sum over inputs of the channel of Var(x)
+wanda      sum of |w| * sqrt(E x^2)  (Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", 2023)
+pca        share of the channel in the leading components: leverage x' (H + lambda I)^-1 x, as in column subset selection
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.criteria.obs import Consumer, Path
+
+Float = npt.NDArray[np.float64]
+
+
+def variance(consumer: Consumer) -> Float:
+    """Variance of the inputs, float64 (n,)."""
+    return np.asarray(np.diagonal(consumer.gram)[consumer.positions].sum(1))
+
+
+def wanda(consumer: Consumer) -> Float:
+    """Weight magnitude times input deviation, float64 (n,)."""
+    deviation = np.sqrt(np.maximum(np.diagonal(consumer.gram), 0))
+    return np.asarray((np.abs(consumer.weight).sum(0) * deviation)[consumer.positions].sum(1))
+
+
+def pca(consumer: Consumer) -> Float:
+    """Leverage of the inputs at a tenth of the mean variance, float64 (n,)."""
+    h = consumer.gram
+    system = h + np.eye(len(h)) * max(0.1 * float(np.trace(h)) / len(h), 1e-12)
+    return np.asarray(np.diagonal(np.linalg.solve(system, h))[consumer.positions].sum(1))
+
+
+CRITERIA: dict[str, Callable[[Consumer], Float]] = {"variance": variance, "wanda": wanda, "pca": pca}
+
+
+def path(consumers: Sequence[Consumer], size: int, criterion: str) -> Path:
+    """Removal by rising score; each consumer's scores count as shares of its total."""
+    total = np.zeros(size)
+    for consumer in consumers:
+        found = CRITERIA[criterion](consumer)
+        total += found / max(float(found.sum()), 1e-30)
+    order = np.argsort(total, kind="stable")[: size - 1]
+    return Path(order, np.concatenate([[0.0], np.cumsum(total[order])]))

@@ -1,0 +1,353 @@
+"""Choosing by damage and recovering, in the order the steps come; both run in a child process that opens the model itself.
+
+choose    statistics -> order of removal (obs) -> damage curves -> allocation
+recover   cut -> reconstruction -> distillation
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import numpy_helper
+
+from onnxprune import allocate, analysis, cost, sensitivity, shapes
+from onnxprune import target as targets
+from onnxprune.criteria import activation, obs
+from onnxprune.cut import Cut, cut
+from onnxprune.dims import Dim
+from onnxprune.errors import UsageError
+from onnxprune.modelfile import ModelFile
+from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
+from onnxprune.recover import tune
+from onnxprune.recover.execution import Read, reader, stored_tensors
+from onnxprune.recover.layers import Weights, weights_of
+from onnxprune.recover.reconstruct import LayerReport, reconstruct
+from onnxprune.target import Cost, Damage
+
+log = logging.getLogger(__name__)
+Array = npt.NDArray[Any]
+
+CURVE_ITEMS = 128
+"""Items that damage curves are measured on."""
+CURVE_WORK = 1e12
+"""Multiply-accumulates spent on damage curves, about."""
+MIXES = (0.0, 0.01, 1.0)
+"""Weights of removed / kept tried beside the measured damage; the one whose whole model errs least is taken."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What both steps start from. `feeds`: calibration batches."""
+
+    model: str
+    input_shapes: Mapping[str, tuple[int, ...]]
+    feeds: Sequence[Feed]
+    seed: int
+    threads: int
+    memory_bytes: int
+    skeleton: bytes | None = None
+    """The model to start from where it is not the file's any more (residual blocks removed)."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """`groups`: ids of those that may shrink. `target`: (macs | params | bytes, share kept) or None for `ratio` of every
+    group. `steps`: what counts are multiples of, by group id."""
+
+    groups: Sequence[str]
+    allocation: str
+    target: tuple[str, float] | None
+    ratio: float
+    steps: Mapping[str, int]
+    criterion: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`kept` indices by group id; `curves`: (removed, damage) by group id where damage was measured."""
+
+    kept: Mapping[str, IndexArray]
+    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """`values`: new weights by name. `rewired`: (output of a node, operand) -> name of a weight the cut did not have.
+    `layers`: held-out errors. `distilled`: held-out loss before and after, None where there was no distillation."""
+
+    values: Mapping[str, Array]
+    rewired: Mapping[tuple[str, int], str]
+    layers: Sequence[LayerReport]
+    distilled: tuple[float, float] | None
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Model:
+    file: ModelFile
+    shapes: shapes.Shapes
+    analysis: Analysis
+    stored: Callable[[str], Array | None]
+    read: Read
+
+
+def _open(source: Source) -> _Model:
+    file = ModelFile.load(Path(source.model))
+    if source.skeleton is not None:
+        file = dataclasses.replace(file, proto=onnx.ModelProto.FromString(source.skeleton))
+    found = shapes.infer(file.proto, source.input_shapes, file.base_dir)
+    tensors = file.tensors()
+
+    def stored(name: str) -> Array | None:
+        return file.read(tensors[name]) if name in tensors else None
+
+    return _Model(file, found, analysis.analyse(file.proto, found), stored, reader(file.proto, stored, {}))
+
+
+# ---- Choosing --------------------------------------------------------------------------------------------------------
+
+
+def choose(source: Source, wanted: Wanted) -> Choice:
+    """Which indices stay. Run in a child process."""
+    model = _open(source)
+    names = set(wanted.groups)
+    groups = [g for g in model.analysis.groups if g.id in names]
+    found = sensitivity.collect(
+        model.file.proto, model.read, model.analysis, groups, source.feeds,
+        seed=source.seed, threads=source.threads, memory_bytes=source.memory_bytes,
+    )  # fmt: skip
+    order = sensitivity.orders(model.analysis, groups, found, wanted.criterion)
+    measured: dict[str, sensitivity.Curve] = {}
+    if wanted.allocation == "sensitivity" and wanted.target is not None:
+        few, levels = _effort(source, model, len(order))
+        measured = sensitivity.curves(
+            model.file.proto, model.read, model.analysis, groups, found, order, few,
+            threads=source.threads, levels=levels,
+        )  # fmt: skip
+    counts = _allocate(source, model, groups, wanted, order, measured)
+    kept = {}
+    for group in groups:
+        removed = group.size - counts.counts[group.id]
+        if removed and group.id in order:
+            kept[group.id] = np.setdiff1d(np.arange(group.size), order[group.id].order[:removed])
+    return Choice(kept, {name: (c.removed, c.damage) for name, c in measured.items()})
+
+
+def macs_per_item(source: Source, model: _Model) -> float:
+    """Multiply-accumulates of one item of the calibration inputs: those of the representative sizes, scaled by area."""
+    feed = source.feeds[0]
+    name = max(feed, key=lambda n: feed[n].size)
+    return cost.macs(model.analysis) * feed[name][0].size / max(1, math.prod(model.shapes.inputs[name]))
+
+
+def _effort(source: Source, model: _Model, groups: int) -> tuple[list[Feed], Sequence[float]]:
+    """Inputs and levels for the damage curves: as many as `CURVE_WORK` allows."""
+    runs = CURVE_WORK / max(1.0, macs_per_item(source, model) * groups)
+    levels = sensitivity.LEVELS if runs >= CURVE_ITEMS * len(sensitivity.LEVELS) / 4 else sensitivity.FEW_LEVELS
+    items = int(max(1, min(CURVE_ITEMS, runs / len(levels))))
+    return limited(source.feeds, items), levels
+
+
+def limited(feeds: Sequence[Feed], items: int) -> list[Feed]:
+    """The first feeds that hold so many items together, at least one."""
+    chosen: list[Feed] = []
+    count = 0
+    for feed in feeds:
+        if count >= items:
+            break
+        chosen.append(feed)
+        count += len(next(iter(feed.values())))
+    return chosen
+
+
+def terms_of(model: ModelFile, found: Analysis, kind: str) -> tuple[list[Cost], int]:
+    """The terms of a total (macs, params, bytes), and what of it does not depend on any group."""
+    if kind == "macs":
+        return [(w.dims, 1) for w in found.work], 0
+    tensors = {n: t for n, t in stored_tensors(model.proto).items() if n in found.weights}
+    floats = {n: t for n, t in tensors.items() if onnx.helper.tensor_dtype_to_np_dtype(t.data_type).kind in "fV"}
+    if kind == "params":
+        return [(found.weights[n], 1) for n in floats], 0
+    sizes = {n: onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for n, t in floats.items()}
+    terms = [(found.weights[n], size) for n, size in sizes.items()]
+    return terms, model.bytes - sum(cost.product(d, {}) * size for d, size in terms)
+
+
+def _allocate(
+    source: Source, model: _Model, groups: Sequence[Group], wanted: Wanted,
+    order: Mapping[str, obs.Path], measured: Mapping[str, sensitivity.Curve],
+) -> Allocation:  # fmt: skip
+    able = [g for g in groups if g.id in order]
+    if wanted.target is None:
+        return _uniform(groups, wanted, order, wanted.ratio)
+    terms, rest = terms_of(model.file, model.analysis, wanted.target[0])
+    whole = sum(cost.product(d, {}) * unit for d, unit in terms) + rest
+    limit = wanted.target[1]
+    target = (limit * whole if limit <= 1 else limit) - rest
+    by_id = {g.id: g for g in groups}
+
+    def price(allocation: Allocation) -> float:
+        kept = {by_id[name].dim: n for name, n in allocation.counts.items()}
+        return sum(cost.product(d, kept) * unit for d, unit in terms)
+
+    if wanted.allocation == "uniform":
+        found = targets.ratio_for(lambda r: _uniform(groups, wanted, order, r), price, target)
+        if price(found) > target:
+            raise UsageError("the target cannot be reached: too little of the model may shrink")
+        return found
+    if wanted.allocation in ("global", "isomorphic"):
+        own: dict[str, Damage] = {g.id: _path_damage(order[g.id], wanted.allocation == "isomorphic") for g in able}
+        return targets.by_damage(groups, own, terms, target, wanted.steps)
+    candidates = []
+    for mix in MIXES:
+        mixed: dict[str, Damage] = {g.id: _mixed(measured[g.id], g.size, mix) for g in able if g.id in measured}
+        candidates.append(targets.by_damage(groups, mixed, terms, target, wanted.steps))
+    return _best(source, model, groups, order, candidates)
+
+
+def _uniform(groups: Sequence[Group], wanted: Wanted, order: Mapping[str, obs.Path], ratio: float) -> Allocation:
+    counts = {}
+    for g in groups:
+        count = max(1, round(g.size * (1 - ratio)))
+        counts[g.id] = allocate.round_count(count, g.size, wanted.steps[g.id]) if g.id in order else g.size
+    return Allocation(counts)
+
+
+def _path_damage(path: obs.Path, share: bool) -> Damage:
+    costs = path.cost / max(float(path.cost[-1]), 1e-30) if share else path.cost
+    return lambda removed: float(costs[min(removed, len(costs) - 1)])
+
+
+def _mixed(curve: sensitivity.Curve, size: int, mix: float) -> Damage:
+    return lambda removed: curve.at(removed) + mix * removed / max(size - removed, 0.5)
+
+
+def _best(
+    source: Source,
+    model: _Model,
+    groups: Sequence[Group],
+    order: Mapping[str, obs.Path],
+    candidates: Sequence[Allocation],
+) -> Allocation:
+    """Of several allocations the one whose quickly reconstructed model errs least on inputs it was not fitted to."""
+    feeds = limited(source.feeds, 4 * CURVE_ITEMS)
+    held = max(1, len(feeds) // 4)
+    work = len(candidates) * macs_per_item(source, model) * sum(len(next(iter(f.values()))) for f in feeds)
+    if len(feeds) < 2 or work > CURVE_WORK:
+        return candidates[0]
+    reference = sensitivity.outputs_of(model.file.proto, model.read, feeds[-held:], source.threads)
+    errors = []
+    for candidate in candidates:
+        kept = {
+            g.id: np.setdiff1d(np.arange(g.size), order[g.id].order[:removed])
+            for g in groups
+            if (removed := g.size - candidate.counts[g.id])
+        }
+        weights = _cut(model, kept)
+        _reconstruct(source, model, weights, kept, feeds[:-held], relaxed=False)
+        result = sensitivity.outputs_of(weights.proto, weights.get, feeds[-held:], source.threads)
+        errors.append(sensitivity.relative_error(reference, result))
+        log.info("allocation %d: held-out error %.5f", len(errors), errors[-1])
+    return candidates[int(np.argmin(errors))]
+
+
+# ---- Recovering ------------------------------------------------------------------------------------------------------
+
+
+def recover(source: Source, kept: Mapping[str, IndexArray], *, tuned: bool) -> Recovered:
+    """New weights for the model cut by the plan `kept`. Run in a child process."""
+    model = _open(source)
+    weights = _cut(model, kept)
+    layers = _reconstruct(source, model, weights, kept, source.feeds, relaxed=True)
+    distilled, notes = None, []
+    if tuned:
+        distilled, notes = _distil(source, model, weights, kept)
+    return Recovered(weights.values, weights.rewired, layers, distilled, notes)
+
+
+def _cut(model: _Model, kept: Mapping[str, IndexArray]) -> Weights:
+    done = cut(model.file.proto, model.analysis, model.shapes, kept)
+    return weights_of(done.proto, model.stored, done.edits)
+
+
+def _reconstruct(
+    source: Source,
+    model: _Model,
+    weights: Weights,
+    kept: Mapping[str, IndexArray],
+    feeds: Sequence[Feed],
+    *,
+    relaxed: bool,
+) -> list[LayerReport]:
+    return reconstruct(
+        model.file.proto, model.read, weights, model.analysis, masks(model.analysis, kept), feeds,
+        seed=source.seed, threads=source.threads, memory_bytes=source.memory_bytes, relaxed=relaxed,
+    )  # fmt: skip
+
+
+def masks(found: Analysis, kept: Mapping[str, IndexArray]) -> dict[Dim, npt.NDArray[np.bool_]]:
+    """The plan as a bool mask by atom."""
+    return {g.dim: np.isin(np.arange(g.size), kept[g.id]) for g in found.groups if g.id in kept}
+
+
+def _distil(
+    source: Source, model: _Model, weights: Weights, kept: Mapping[str, IndexArray]
+) -> tuple[tuple[float, float] | None, list[str]]:
+    counts = {g.dim: len(kept[g.id]) for g in model.analysis.groups if g.id in kept}
+    share = cost.macs(model.analysis, counts) / max(1, cost.macs(model.analysis))
+    per_item = macs_per_item(source, model) * share
+    try:
+        result = tune.distil(
+            model.file.proto, str(model.file.base_dir), weights, source.feeds,
+            macs_per_item=per_item, seed=source.seed, threads=source.threads,
+        )  # fmt: skip
+    except UsageError:
+        raise
+    except Exception as error:  # noqa: BLE001 - onnx-ad refuses what it does not cover in many ways
+        log.info("no distillation: %s", error)
+        return None, [f"no distillation: the gradients of this model cannot be made ({type(error).__name__}: {error})"]
+    return result, [] if result else ["no distillation: too few inputs, or too large a model"]
+
+
+# ---- For the parent process ------------------------------------------------------------------------------------------
+
+MEASURED = ("obs", *activation.CRITERIA)
+"""Criteria that need calibration inputs."""
+
+
+def split(feeds: Sequence[Feed]) -> tuple[list[Feed], list[Feed]]:
+    """Batches to fit to, and those held out to measure on: every eighth; the same ones where there are fewer than four."""
+    if len(feeds) < 4:
+        return list(feeds), list(feeds)
+    every = min(8, len(feeds))
+    return [f for i, f in enumerate(feeds) if i % every != every - 1], [
+        f for i, f in enumerate(feeds) if i % every == every - 1
+    ]
+
+
+def install(done: Cut, recovered: Recovered) -> Cut:
+    """The cut with the recovered weights in place of the sliced ones."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(done.proto)
+    nodes = {o: n for n in proto.graph.node for o in n.output}
+    for (output, operand), name in recovered.rewired.items():
+        node = nodes[output]
+        node.input.extend([""] * (operand + 1 - len(node.input)))
+        node.input[operand] = name
+    added = set(recovered.rewired.values())
+    proto.graph.initializer.extend(numpy_helper.from_array(recovered.values[n], n) for n in sorted(added))
+    edits = {n: _constant(a) for n, a in recovered.values.items() if n not in added}
+    return dataclasses.replace(done, proto=proto, edits={**done.edits, **edits})
+
+
+def _constant(array: Array) -> Callable[[Array], Array]:
+    return lambda _: array
