@@ -325,10 +325,10 @@ MEASURED = ("obs", *activation.CRITERIA)
 
 
 def split(feeds: Sequence[Feed]) -> tuple[list[Feed], list[Feed]]:
-    """Batches to fit to, and those held out to measure on: every eighth; the same ones where there are fewer than four."""
+    """Batches to fit to, and those held out to measure on: every tenth; the same ones where there are fewer than four."""
     if len(feeds) < 4:
         return list(feeds), list(feeds)
-    every = min(8, len(feeds))
+    every = min(10, len(feeds))
     return [f for i, f in enumerate(feeds) if i % every != every - 1], [
         f for i, f in enumerate(feeds) if i % every == every - 1
     ]

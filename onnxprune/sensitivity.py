@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,9 +51,14 @@ def collect(
     """Statistics of every ungrouped site that sums over one of the groups `wanted`."""
     atoms = {g.dim for g in wanted}
     weights = Weights(proto, read)
-    walk = Walk(proto, read, feeds, threads=threads, shelf=Shelf(memory_bytes))
+    with contextlib.closing(Shelf(memory_bytes)) as shelf:
+        walk = Walk(proto, read, feeds, threads=threads, shelf=shelf)
+        return list(_collect(walk, weights, analysis, atoms, seed))
+
+
+def _collect(walk: Walk, weights: Weights, analysis: Analysis, atoms: set[dims.Dim], seed: int) -> Iterator[Statistics]:
+    proto = walk.proto
     task = Task(walk, walk, weights, analysis, {}, np.random.default_rng(seed))
-    found = []
     for site in find_sites(proto, analysis):
         if site.groups != 1 or not any(a in atoms for a in dims.atoms(_axis(analysis, proto, site))):
             continue
@@ -67,9 +73,8 @@ def collect(
         source = pooled_source(proto, site.x)
         if source is not None and moments.count < FEW_COLUMNS * len(gram):
             gram = task.position_gram(source)
-        found.append(Statistics(site, gram, moments.mean_x[0], matrix[0]))
+        yield Statistics(site, gram, moments.mean_x[0], matrix[0])
         log.info("statistics of %s", analysis.nodes[site.node])
-    return found
 
 
 def _axis(analysis: Analysis, proto: onnx.ModelProto, site: Site) -> dims.Dim:
@@ -138,10 +143,11 @@ class Curve:
 def outputs_of(
     proto: onnx.ModelProto, read: Callable[[str], Array], feeds: Sequence[Feed], threads: int
 ) -> list[list[Array]]:
-    walk = Walk(proto, read, feeds, threads=threads)
     names = [o.name for o in proto.graph.output]
-    walk.compute(names)
-    return [[np.asarray(walk.get(n, b)) for n in names] for b in range(walk.batches)]
+    with contextlib.closing(Shelf(2 << 30)) as shelf:
+        walk = Walk(proto, read, feeds, threads=threads, shelf=shelf)
+        walk.compute(names)
+        return [[np.array(walk.get(n, b)) for n in names] for b in range(walk.batches)]
 
 
 def relative_error(reference: Sequence[Sequence[Array]], result: Sequence[Sequence[Array]]) -> float:

@@ -389,7 +389,7 @@ def test_unusable_places_are_refused(opened: ModelFile, tmp_path: Path, monkeypa
     with pytest.raises(OutputError, match=r"the folder .*missing does not exist\. Create it"):
         preflight(opened, tmp_path / "missing" / "o.onnx")
     (tmp_path / "folder.onnx").mkdir()
-    with pytest.raises(OutputError, match="not a regular file"):
+    with pytest.raises(OutputError, match="this is a folder"):
         preflight(opened, tmp_path / "folder.onnx", force=True)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(OutputError, match="no permission to write to the folder"):

@@ -104,7 +104,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ({"groups": [{"id": "w:0", "size": 8, "kept": [8]}]}, r"must rise within"),
         ({"groups": [{"id": "w:0", "kept": [1]}]}, r"not a plan \(KeyError"),
         ({"groups": 3}, r"not a plan \(TypeError"),
-        ({"groups": [{"id": "w:0", "size": 8, "kept": ["x"]}]}, r"not a plan \(ValueError"),
+        ({"groups": [{"id": "w:0", "size": 8, "kept": ["x"]}]}, r"not a plan \(TypeError"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_with_the_entry(

@@ -58,8 +58,10 @@ def test_infinities_of_another_kind_differ(other: float) -> None:
 def test_exactness_is_the_worst_of_all_runs_over_the_range_of_the_output() -> None:
     expected = [{"y": _array(1, 2)}, {"y": _array(0, -8)}]
     found = [{"y": _array(1, 2.5)}, {"y": _array(0.25, -8)}]
-    result = exactness_of(expected, found, expected, (), 0.1)
-    assert result == Exactness(max_abs=0.5, max_rel=0.0625, passed=True, runs=2)
+    original = [{"y": _array(1, 5)}, {"y": _array(0, -8)}]
+    result = exactness_of(expected, found, original, (), 0.1)
+    assert result == Exactness(max_abs=0.5, max_rel=0.0625, passed=True, runs=2, shown=True)
+    assert not exactness_of(expected, found, expected, (), 0.1).shown
     assert not exactness_of(expected, found, expected, (), 0.05).passed
 
 
@@ -103,11 +105,20 @@ def test_what_is_not_exact_is_refused_with_both_numbers() -> None:
     verify.require_exact(Exactness(0.0, 0.0, True, 2), 1e-4)
 
 
-def test_half_precision_is_compared_with_its_own_tolerance() -> None:
-    kinds = onnx.TensorProto
-    assert verify.tolerance_for({"x": kinds.FLOAT, "i": kinds.INT64}) == verify.TOLERANCE == 1e-4
-    assert verify.tolerance_for({"x": kinds.FLOAT, "h": kinds.FLOAT16}) == verify.HALF_TOLERANCE
-    assert verify.tolerance_for({"h": kinds.BFLOAT16}) == verify.HALF_TOLERANCE
+def test_half_precision_is_proved_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "half.onnx"
+    m = model("(float16[2,4] x) => (float16[2,3] y) <float16[4,3] w> { y = MatMul(x, w) }")
+    onnx.save(m, path)
+    assert verify.tolerance_for(path) == verify.TOLERANCE == 1e-4
+    feed = {"x": np.ones((2, 4), np.float32)}
+    assert verify.all_outputs(str(path), [feed], wide=True)[0]["y"].dtype == np.float32
+    monkeypatch.setattr(verify, "LARGEST_WIDENED", 1)
+    assert verify.tolerance_for(path) == verify.HALF_TOLERANCE
+
+
+def test_outputs_without_a_number_prove_nothing() -> None:
+    with pytest.raises(VerificationError, match="every output of the model is NaN or infinite"):
+        exactness_of([{"y": _array(NAN)}], [{"y": _array(NAN)}], [{"y": _array(NAN)}], (), 1e-4)
 
 
 # ---- Quality ---------------------------------------------------------------------------------------------------------

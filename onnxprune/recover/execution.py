@@ -50,6 +50,13 @@ class Shelf:
     def get(self, owner: object, name: str, batch: int) -> Array:
         return self._arrays[owner, name, batch]
 
+    def close(self) -> None:
+        """Forget everything and remove the folder."""
+        self._arrays.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
     def drop(self, owner: object, name: str, batch: int) -> None:
         array = self._arrays.pop((owner, name, batch), None)
         if isinstance(array, np.memmap):

@@ -10,8 +10,9 @@ target is (original sum) - T, so that the error of the other branch is made good
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,31 +80,27 @@ def reconstruct(
 ) -> list[LayerReport]:
     """Solve every linear operator of the pruned model in place (`weights`). `keep`: bool mask by cut atom."""
     found = list(find_sites(original, analysis))
-    shelf = Shelf(memory_bytes)
-    teacher = Walk(original, read_original, feeds, threads=threads, shelf=shelf)
-    student = Walk(weights.proto, weights.get, feeds, threads=threads, shelf=shelf)
-    task = Task(teacher, student, weights, analysis, keep, np.random.default_rng(seed), relaxed)
+    with contextlib.closing(Shelf(memory_bytes)) as shelf:
+        teacher = Walk(original, read_original, feeds, threads=threads, shelf=shelf)
+        student = Walk(weights.proto, weights.get, feeds, threads=threads, shelf=shelf)
+        task = Task(teacher, student, weights, analysis, keep, np.random.default_rng(seed), relaxed)
+        return list(_solve_all(task, found, compensate))
+
+
+def _solve_all(task: Task, found: Sequence[Site], compensate: bool) -> Iterator[LayerReport]:
+    original, analysis = task.teacher.proto, task.analysis
     latest = _latest_site(original, found)
-    first = _first_touched(original, found, analysis, keep)
-    reports = []
+    touched = _touched(original, found, analysis, task.keep)
     for index, site in enumerate(found):
-        if index not in first:
+        if index not in touched:
             continue
         ready = compensate and site.other is not None and latest.get(site.other, -1) < index
         solution = task.solve(site, ready)
-        if solution is not None:
-            name = analysis.nodes[site.node]
-            reports.append(LayerReport(name, solution.before, solution.after, solution.ridge))
-            log.info(
-                "%d/%d %s: error %.4f -> %.4f (ridge %s)",
-                index + 1,
-                len(found),
-                name,
-                solution.before,
-                solution.after,
-                solution.ridge,
-            )
-    return reports
+        if solution is None:
+            continue
+        report = LayerReport(analysis.nodes[site.node], solution.before, solution.after, solution.ridge)
+        log.info("%d/%d %s: error %.4f -> %.4f", index + 1, len(found), report.node, report.before, report.after)
+        yield report
 
 
 def find_sites(proto: onnx.ModelProto, analysis: Analysis) -> Iterable[Site]:
@@ -127,7 +124,7 @@ def _latest_site(proto: onnx.ModelProto, found: Sequence[Site]) -> dict[str, int
     return latest
 
 
-def _first_touched(proto: onnx.ModelProto, found: Sequence[Site], analysis: Analysis, keep: Keep) -> set[int]:
+def _touched(proto: onnx.ModelProto, found: Sequence[Site], analysis: Analysis, keep: Keep) -> set[int]:
     """The sites whose input is cut or comes, somewhere above, from an operator that sums over a cut axis."""
     number = {s.node: i for i, s in enumerate(found)}
     cutting = {c.node for c in analysis.contractions if any(a in keep for d in c.dims for a in dims.atoms(d))}

@@ -1,0 +1,137 @@
+"""Least squares and optimal brain surgeon against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.criteria import activation, obs
+from onnxprune.recover.moments import Moments
+from onnxprune.recover.relax import Block, loss, relax
+from onnxprune.recover.solve import solve
+
+RNG = np.random.default_rng
+
+
+def moments_of(x: np.ndarray, y: np.ndarray) -> Moments:
+    sums = Moments.about(x[:, :5].mean(1)[None], y[:, :5].mean(1)[None])
+    for part in np.array_split(np.arange(x.shape[1]), 3):
+        sums.add(x[None][:, :, part].astype(np.float32), y[None][:, :, part].astype(np.float32))
+    return sums
+
+
+def test_moments_equal_numpy_covariances() -> None:
+    x, y = RNG(0).normal(3, 2, (4, 500)), RNG(1).normal(-1, 1, (2, 500))
+    xx, yx, yy = moments_of(x, y).covariance()
+    both = np.cov(np.vstack([x, y]), bias=True)
+    np.testing.assert_allclose(xx[0], both[:4, :4], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(yx[0], both[4:, :4], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(yy[0], np.diag(both)[4:], rtol=1e-5)
+
+
+def test_moments_uncentred_are_about_zero() -> None:
+    x, y = RNG(0).normal(3, 2, (4, 500)), RNG(1).normal(-1, 1, (2, 500))
+    xx, yx, yy = moments_of(x, y).covariance(centred=False)
+    np.testing.assert_allclose(xx[0], x @ x.T / 500, rtol=1e-5)
+    np.testing.assert_allclose(yx[0], y @ x.T / 500, rtol=1e-5)
+    np.testing.assert_allclose(yy[0], np.square(y).mean(1), rtol=1e-5)
+
+
+def test_error_from_moments_equals_the_mean_squared_error() -> None:
+    x, y = RNG(0).normal(1, 1, (4, 400)), RNG(1).normal(size=(2, 400))
+    w, b = RNG(2).normal(size=(2, 4)), RNG(3).normal(size=2)
+    expected = np.square(w @ x + b[:, None] - y).sum(0).mean()
+    assert moments_of(x, y).error(w[None], b[None]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_solve_finds_the_planted_weight_and_bias() -> None:
+    w, b = RNG(2).normal(size=(3, 5)), RNG(3).normal(size=3)
+    x = RNG(0).normal(2, 1, (5, 2000))
+    y = w @ x + b[:, None]
+    shift = x[:, :5].mean(1)[None], y[:, :5].mean(1)[None]
+    train, held = Moments.about(*shift), Moments.about(*shift)
+    for sums, part in ((train, slice(0, 1500)), (held, slice(1500, None))):
+        sums.add(x[None, :, part].astype(np.float32), y[None, :, part].astype(np.float32))
+    found = solve(train, held, np.zeros((1, 3, 5)), np.zeros((1, 3)))
+    np.testing.assert_allclose(found.weight[0], w, atol=1e-3)
+    np.testing.assert_allclose(found.bias[0], b, atol=5e-3)
+    assert found.after < 1e-6 < found.before
+
+
+def test_solve_is_never_worse_than_the_plain_cut_on_held_out_columns() -> None:
+    """Too few, noisy training columns: a fit would be worse than what was there."""
+    random = RNG(5)
+    w = random.normal(size=(4, 30))
+    x, held = random.normal(size=(30, 8)), random.normal(size=(30, 4000))
+    shift = np.zeros((1, 30)), np.zeros((1, 4))
+    train, test = Moments.about(*shift), Moments.about(*shift)
+    train.add(x[None].astype(np.float32), (w @ x + random.normal(0, 9, (4, 8)))[None].astype(np.float32))
+    test.add(held[None].astype(np.float32), (w @ held)[None].astype(np.float32))
+    found = solve(train, test, w[None], np.zeros((1, 4)))
+    assert found.after <= found.before
+    assert found.ridge is None
+    np.testing.assert_array_equal(found.weight[0], w)
+
+
+def test_relax_lowers_the_loss_behind_a_relu() -> None:
+    random = RNG(6)
+    x = random.normal(size=(1, 6, 3000)).astype(np.float32)
+    full = np.concatenate([x, x[:, :3] * x[:, 3:]], 1)
+    y = (random.normal(size=(1, 4, 9)).astype(np.float32) @ full).astype(np.float32)
+    low, high = np.float32(0), np.float32(np.inf)
+    blocks = [Block(x[..., :2000], y[..., :2000], low, high, False), Block(x[..., 2000:], y[..., 2000:], low, high, True)]
+    shift = np.zeros((1, 6)), np.zeros((1, 4))
+    train, held = Moments.about(*shift), Moments.about(*shift)
+    train.add(blocks[0].x, blocks[0].y)
+    held.add(blocks[1].x, blocks[1].y)
+    prior = np.zeros((1, 4, 6))
+    start = solve(train, held, prior, np.zeros((1, 4)))
+    better = relax(blocks, train, held, prior, start)
+    assert loss(blocks, better.weight, better.bias) < 0.95 * loss(blocks, start.weight, start.bias)
+
+
+def consumer(size: int = 6, taps: int = 2) -> obs.Consumer:
+    random = RNG(1)
+    a = random.normal(size=(size * taps, 40))
+    gram = a @ a.T / 40
+    return obs.Consumer(random.normal(size=(3, size * taps)), gram, np.arange(size * taps).reshape(size, taps), 1.0)
+
+
+def test_obs_price_of_each_removal_is_the_least_squares_error() -> None:
+    c = consumer()
+    path = obs.removal_path([c], 6)
+    gram = c.gram + np.eye(12) * obs.RIDGE * np.trace(c.gram) / 12
+    for removed in range(1, 6):
+        kept = np.setdiff1d(np.arange(12), c.positions[path.order[:removed]].reshape(-1))
+        w = c.weight @ gram[:, kept] @ np.linalg.inv(gram[np.ix_(kept, kept)])
+        rest = c.weight.copy()
+        rest[:, kept] -= w
+        assert path.cost[removed] == pytest.approx(np.trace(rest @ gram @ rest.T), rel=1e-6)
+
+
+def test_obs_removes_first_what_another_channel_can_replace() -> None:
+    c = consumer(taps=1)
+    gram = c.gram.copy()
+    copied = np.eye(6)
+    copied[5] = 0
+    copied[5, 4] = 1
+    gram = copied @ gram @ copied.T
+    path = obs.removal_path([obs.Consumer(c.weight, gram, c.positions, 1.0)], 6)
+    assert path.order[0] in (4, 5)
+    assert path.cost[1] < 0.01 * path.cost[2]
+
+
+def test_refit_of_a_redundant_input_is_exact() -> None:
+    x = RNG(0).normal(size=(3, 100))
+    x = np.vstack([x, x[0] + x[1]])
+    w = RNG(1).normal(size=(2, 4))
+    found = obs.refit(w, x @ x.T / 100, np.arange(3), 1e-9)
+    np.testing.assert_allclose(found @ x, w @ x, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(activation.CRITERIA))
+def test_activation_criteria_remove_the_dead_channel_first(name: str) -> None:
+    c = consumer()
+    dead = c.gram.copy()
+    dead[4:6] = dead[:, 4:6] = 0
+    assert activation.path([obs.Consumer(c.weight, dead, c.positions, 1.0)], 6, name).order[0] == 2
