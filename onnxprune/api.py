@@ -346,7 +346,7 @@ def _write_recovered(  # noqa: PLR0913 - the parts of one write
             timeout_s=RECOVERY_LIMIT_S,
         )
     final = recovery.install(done, recovered)
-    original = opened.original.path if opened.removed else opened.model.path
+    original = opened.original.model.path if opened.original else opened.model.path
 
     def measure(path: Path) -> None:
         verify.check_file(path, opened.model.path)

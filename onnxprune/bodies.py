@@ -110,26 +110,20 @@ def entering(node: onnx.NodeProto, body: onnx.GraphProto) -> list[Link]:
     if node.op_type == "Loop":
         return [Link(outer, inner) for outer, inner in zip(node.input[2:], names[2:], strict=True)]
     if node.op_type == "Scan":
-        axes, states = _scan(node, "scan_input_axes", len(names))
-        return [
-            Link(outer, inner, axis)
-            for outer, inner, axis in zip(node.input, names, [None] * states + axes, strict=True)
-        ]
+        axes = _scan_axes(node, "scan_input_axes", len(names), _states(node, body))
+        return [Link(*tie) for tie in zip(node.input, names, axes, strict=True)]
     return []
 
 
 def leaving(node: onnx.NodeProto, body: onnx.GraphProto) -> list[Link]:
     """How the results of a node are tied to the outputs of its body."""
     names = [o.name for o in body.output]
+    axes: list[int | None] = [None] * len(names)
     if node.op_type == "Loop":
-        names = names[1:]
-        states = len(node.input) - 2
-        axes: list[int | None] = [None] * states + [0] * (len(names) - states)
+        names, states = names[1:], len(node.input) - 2
+        axes = [None if k < states else 0 for k in range(len(names))]
     elif node.op_type == "Scan":
-        scanned, states = _scan(node, "scan_output_axes", len(names), len(body.input))
-        axes = [None] * states + scanned
-    else:
-        axes = [None] * len(names)
+        axes = _scan_axes(node, "scan_output_axes", len(names), _states(node, body))
     ties = zip(node.output, names, axes, strict=False)
     return [Link(outer, inner, axis) for outer, inner, axis in ties if outer]
 
@@ -140,14 +134,17 @@ def returning(node: onnx.NodeProto, body: onnx.GraphProto) -> list[tuple[str, st
     if node.op_type == "Loop":
         return list(zip(inputs[2:], outputs[1:], strict=False))
     if node.op_type == "Scan":
-        _, states = _scan(node, "scan_input_axes", len(inputs))
+        states = _states(node, body)
         return list(zip(inputs[:states], outputs[:states], strict=True))
     return []
 
 
-def _scan(node: onnx.NodeProto, name: str, count: int, inputs: int | None = None) -> tuple[list[int | None], int]:
-    """The scanned axes of the inputs (or outputs) of a Scan, 0 where not given, and how many states precede them."""
-    given = {a.name: a for a in node.attribute}
-    states = (count if inputs is None else inputs) - given["num_scan_inputs"].i
-    axes: list[int | None] = list(given[name].ints) if name in given else [0] * (count - states)
-    return axes, states
+def _states(node: onnx.NodeProto, body: onnx.GraphProto) -> int:
+    """How many inputs of the body of a Scan are states; the others are scanned."""
+    return len(body.input) - int(next(a.i for a in node.attribute if a.name == "num_scan_inputs"))
+
+
+def _scan_axes(node: onnx.NodeProto, name: str, count: int, states: int) -> list[int | None]:
+    """None for the states, then the scanned axes: attribute `name`, 0 where it is absent."""
+    given = next((a.ints for a in node.attribute if a.name == name), [0] * (count - states))
+    return [*([None] * states), *given]

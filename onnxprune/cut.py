@@ -296,10 +296,10 @@ def _refold(surgery: _Surgery, node: onnx.NodeProto) -> None:
     elif any(n in surgery.values for n in node.input):
         inputs = [surgery.values.get(n, surgery.shapes.values.get(n)) if n else None for n in node.input]
         results = evaluate(node.op_type, inputs, node_attributes(node), len(node.output))
-        if results is None:
-            raise ModelError(f"node {node.name!r} cannot be computed for the new sizes; exclude the group with --keep")
     else:
         return
+    if results is None:
+        raise ModelError(f"node {node.name!r} cannot be computed for the new sizes; exclude the group with --keep")
     for name, value in zip(node.output, results, strict=False):
         if not np.array_equal(value, surgery.shapes.values[name]):
             surgery.values[name] = value

@@ -69,9 +69,8 @@ ANALYSIS_SIZES = (
     Sizes(1, (64, 64), 8),
     Sizes(2, (64, 64), 8),
 )
-"""Tried in this order; the first two that fit are compared to tell dynamic from fixed, so their sums and products differ
-as well. Heights of 48 and 32 are those
-of text line recognisers; odd batches meet no width by chance."""
+"""Tried in this order; the first two that fit are compared to tell dynamic from fixed, so their sums and products
+differ as well. Heights of 48 and 32 are those of text line recognisers; odd batches meet no width by chance."""
 RUN_SIZES = (
     Sizes(2, (64, 96), 12),
     Sizes(1, (128, 64), 20),

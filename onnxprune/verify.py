@@ -347,7 +347,8 @@ def _bytes(proto: onnx.ModelProto, folder: str, wide: bool) -> bytes:
     if wide:
         onnx.external_data_helper.load_external_data_for_model(proto, folder)
         widen(proto)
-    return proto.SerializeToString()
+    serialized: bytes = proto.SerializeToString()
+    return serialized
 
 
 def _run_pruned(session: Any, feed: Feed) -> Outputs:

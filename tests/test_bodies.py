@@ -34,7 +34,8 @@ SCAN = """(float[T,N,4] x) => (float[N,3] y, float[T,N,3] z) <float[8,8] r, floa
     one = Gather(x, first)
     flat = Squeeze(one, first)
     start = MatMul(flat, w)
-    last, steps = Scan<num_scan_inputs=1, body = f (float[N,8] state, float[N,4] now) => (float[N,8] new, float[N,8] out) {
+    last, steps = Scan<num_scan_inputs=1,
+                       body = f (float[N,8] state, float[N,4] now) => (float[N,8] new, float[N,8] out) {
         a = MatMul(now, w)
         b = MatMul(state, r)
         c = Add(a, b)

@@ -18,7 +18,19 @@ ROOT = Path(onnxprune.__file__).parent
 FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted(ROOT.rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
-STAGES = {"depth", "analysis", "score", "allocate", "select", "cut", "masking", "verify", "recover", "latency", "search"}
+STAGES = {
+    "depth",
+    "analysis",
+    "score",
+    "allocate",
+    "select",
+    "cut",
+    "masking",
+    "verify",
+    "recover",
+    "latency",
+    "search",
+}
 DRIVERS = {"api", "comparison", "cli"}
 LEAVES = {"errors", "dims", "signature", "records", "rules", "criteria", "folding", "modelfile", "worker", "processor"}
 

@@ -169,7 +169,7 @@ def test_saved_plan_gives_the_same_bytes(model: Path) -> None:
     assert call(model, "-o", second, "--plan", plan, "-q").exit_code == 0
     assert first.read_bytes() == second.read_bytes()
     data = json.loads(plan.read_text())
-    assert set(data) == {"schema", "model", "tensors", "groups"}
+    assert set(data) == {"schema", "model", "tensors", "groups", "blocks"}
     assert data["model"] == {"name": "net.onnx", "sha256": digest(model)}
     assert set(data["tensors"][0]) == {"name", "axis", "size", "kept", "role"}
 

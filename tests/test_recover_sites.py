@@ -41,9 +41,15 @@ CASES = {
         CONV.replace("Conv", "ConvTranspose") % "strides=[3,2], pads=[1,0,1,1], output_padding=[1,0]",
         {"w": (4, 5, 4, 3), "b": (5,)},
     ),
-    "transposed, grouped": (CONV.replace("Conv", "ConvTranspose") % "group=2, strides=[2,1]", {"w": (4, 3, 3, 3), "b": (6,)}),
+    "transposed, grouped": (
+        CONV.replace("Conv", "ConvTranspose") % "group=2, strides=[2,1]",
+        {"w": (4, 3, 3, 3), "b": (6,)},
+    ),
     "gemm": ("g (float[5,4] x) => (float[5,n] y) { y = Gemm(x, w, b) }", {"w": (4, 6), "b": (6,)}),
-    "gemm, transposed": ("g (float[5,4] x) => (float[5,n] y) { y = Gemm<transB=1>(x, w, b) }", {"w": (6, 4), "b": (6,)}),
+    "gemm, transposed": (
+        "g (float[5,4] x) => (float[5,n] y) { y = Gemm<transB=1>(x, w, b) }",
+        {"w": (6, 4), "b": (6,)},
+    ),
     "matmul and bias": (
         "g (float[2,5,4] x) => (float[2,5,n] y) { p = MatMul(x, w)  y = Add(b, p) }",
         {"w": (4, 6), "b": (6,)},
@@ -147,11 +153,15 @@ def test_a_walk_over_its_memory_limit_uses_files_and_gives_the_same() -> None:
 
 
 def test_flat_regions_are_found_where_only_the_activation_reads() -> None:
-    proto = model_of("g (float[2] x) => (float[2] y, float[2] z) { a = Neg(x)  y = Relu(a)  c = Neg(x)  d = Relu(c)  z = Add(c, d) }")
+    proto = model_of(
+        "g (float[2] x) => (float[2] y, float[2] z) { a = Neg(x)  y = Relu(a)  c = Neg(x)  d = Relu(c)  z = Add(c, d) }"
+    )
     assert flat_regions(proto) == {"a": (np.float32(0), np.float32(np.inf))}
 
 
 def test_the_mean_over_space_is_recognised() -> None:
-    proto = model_of("g (float[1,2,3,3] x) => (float[1,2,1,1] y, float[1,2] z) { y = GlobalAveragePool(x)  z = ReduceMean<axes=[2,3], keepdims=0>(x) }")
+    proto = model_of(
+        "g (float[1,2,3,3] x) => (float[1,2,1,1] y, float[1,2] z) { y = GlobalAveragePool(x)  z = ReduceMean<axes=[2,3], keepdims=0>(x) }"
+    )
     assert pooled_source(proto, "y") == pooled_source(proto, "z") == "x"
     assert pooled_source(proto, "x") is None

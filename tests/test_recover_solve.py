@@ -79,7 +79,10 @@ def test_relax_lowers_the_loss_behind_a_relu() -> None:
     full = np.concatenate([x, x[:, :3] * x[:, 3:]], 1)
     y = (random.normal(size=(1, 4, 9)).astype(np.float32) @ full).astype(np.float32)
     low, high = np.float32(0), np.float32(np.inf)
-    blocks = [Block(x[..., :2000], y[..., :2000], low, high, False), Block(x[..., 2000:], y[..., 2000:], low, high, True)]
+    blocks = [
+        Block(x[..., :2000], y[..., :2000], low, high, False),
+        Block(x[..., 2000:], y[..., 2000:], low, high, True),
+    ]
     shift = np.zeros((1, 6)), np.zeros((1, 4))
     train, held = Moments.about(*shift), Moments.about(*shift)
     train.add(blocks[0].x, blocks[0].y)

@@ -140,8 +140,7 @@ def _pad_computed(op: Operator) -> None:
     amounts, moving = op.values[1], op.moving[1]
     result = list(op.outputs[0])
     for k, (d, out) in enumerate(zip(op.dims(0), result, strict=True)):
-        known = amounts is not None and moving is not None and amounts.size == 2 * rank
-        if known and not any(amounts[j] or moving[j] for j in (k, k + rank)):
+        if amounts is not None and moving is not None and not any(amounts[j] or moving[j] for j in (k, k + rank)):
             result[k] = d
         else:
             op.freeze(d, "Pad with a computed amount")

@@ -44,7 +44,7 @@ def test_batch_normalization_in_training_mode_is_left_alone() -> None:
         n, a, b = BatchNormalization<training_mode=1>(h, scale, shift, mean, var)
         y = Conv(n, v)
     }""")
-    assert reasons(m)["w:0"] == "BatchNormalization: a form of BatchNormalization that is not covered (in training mode, or by position)"
+    assert reasons(m)["w:0"].endswith("BatchNormalization that is not covered (in training mode, or by position)")
 
 
 def test_instance_normalization_averages_over_space_alone() -> None:

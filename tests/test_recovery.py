@@ -1,0 +1,160 @@
+"""Choosing and recovering on small models, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+from onnxprune import api, calibration, config, recovery, target
+from onnxprune.config import Config
+from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.records import Feed
+
+TEXT = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[n,3,8,8] x) => (float[n,5] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w1, b1)
+    r = Relu(a)
+    c = Conv<pads=[1,1,1,1]>(r, w2, b2)
+    q = Relu(c)
+    p = GlobalAveragePool(q)
+    f = Flatten(p)
+    y = Gemm<transB=1>(f, w3, b3)
+}
+"""
+
+
+def save(folder: Path, *, copies: bool) -> Path:
+    """A small network; with `copies` the second half of the channels of `r` repeats the first."""
+    random = np.random.default_rng(0)
+    sizes = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (12, 8, 3, 3), "b2": (12,), "w3": (5, 12), "b3": (5,)}
+    values = {name: random.normal(0, 0.4, shape).astype(np.float32) for name, shape in sizes.items()}
+    if copies:
+        values["w1"][4:], values["b1"][4:] = values["w1"][:4], values["b1"][:4]
+    proto = parser.parse_model(TEXT)
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in values.items())
+    path = folder / "small.onnx"
+    onnx.save(proto, path)
+    return path
+
+
+def feeds(count: int = 8) -> list[Feed]:
+    random = np.random.default_rng(1)
+    return [{"x": random.normal(size=(16, 3, 8, 8)).astype(np.float32)} for _ in range(count)]
+
+
+def source(path: Path) -> recovery.Source:
+    return recovery.Source(str(path), {}, feeds(), 0, 1, 1 << 30)
+
+
+def wanted(**changes: object) -> recovery.Wanted:
+    options: dict[str, object] = {
+        "groups": ["w1:0", "w2:0"],
+        "allocation": "sensitivity",
+        "target": ("macs", 0.5),
+        "ratio": 0.5,
+        "steps": {"w1:0": 1, "w2:0": 1},
+        "criterion": "obs",
+    }
+    return recovery.Wanted(**{**options, **changes})  # type: ignore[arg-type]
+
+
+def test_channels_that_repeat_others_are_chosen_and_cost_nothing(tmp_path: Path) -> None:
+    start = source(save(tmp_path, copies=True))
+    choice = recovery.choose(start, wanted())
+    kept = choice.kept["w1:0"]
+    assert len(kept) == 4
+    assert sorted(kept % 4) == [0, 1, 2, 3]
+    removed, damage = choice.curves["w1:0"]
+    assert max(damage[: removed.index(4) + 1]) < 1e-4
+    found = recovery.recover(start, {"w1:0": kept}, tuned=False)
+    assert all(layer.after < 1e-3 for layer in found.layers)
+
+
+@pytest.mark.parametrize("allocation", config.ALLOCATIONS)
+@pytest.mark.parametrize("kind", ["macs", "params"])
+def test_every_allocation_reaches_the_target_and_never_exceeds_it(tmp_path: Path, allocation: str, kind: str) -> None:
+    start = source(save(tmp_path, copies=False))
+    choice = recovery.choose(start, wanted(allocation=allocation, target=(kind, 0.5)))
+    a, b = (len(choice.kept.get(f"w{i}:0", range(n))) for i, n in ((1, 8), (2, 12)))
+    macs = 64 * (27 * a + 9 * a * b) + 5 * b
+    parameters = 27 * a + a + 9 * a * b + b + 5 * b + 5
+    share = macs / (64 * (27 * 8 + 9 * 96) + 60) if kind == "macs" else parameters / (27 * 8 + 8 + 9 * 96 + 12 + 60 + 5)
+    assert 0.35 < share <= 0.5
+
+
+def test_reconstruction_is_never_worse_than_the_cut_on_held_out_items(tmp_path: Path) -> None:
+    start = source(save(tmp_path, copies=False))
+    found = recovery.recover(start, {"w1:0": np.arange(5), "w2:0": np.arange(4, 12)}, tuned=False)
+    assert len(found.layers) == 2
+    assert all(layer.after <= layer.before for layer in found.layers)
+    assert any(layer.after < 0.7 * layer.before for layer in found.layers)
+
+
+def test_the_same_seed_and_inputs_give_the_same_bytes(tmp_path: Path) -> None:
+    start = source(save(tmp_path, copies=False))
+    kept = {"w1:0": np.arange(5)}
+    one, two = (recovery.recover(start, kept, tuned=False).values for _ in range(2))
+    assert {n: a.tobytes() for n, a in one.items()} == {n: a.tobytes() for n, a in two.items()}
+
+
+def test_prune_with_a_target_writes_a_recovered_model(tmp_path: Path) -> None:
+    path = save(tmp_path, copies=True)
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.concatenate([f["x"] for f in feeds()]))
+    options = Config(output=tmp_path / "out.onnx", calibration=data, target="macs=0.5", criterion="obs", round_to=1)
+    report = api.prune(path, options)
+    assert report.after is not None and report.after.macs <= 0.5 * report.before.macs
+    assert report.quality is not None and report.quality.data == "calibration"
+    assert report.quality.outputs["y"].relative_error < 0.02
+
+
+def test_distillation_lowers_the_held_out_loss(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ad", reason="extra 'gradients' is not installed")
+    start = source(save(tmp_path, copies=False))
+    found = recovery.recover(start, {"w1:0": np.arange(3), "w2:0": np.arange(6)}, tuned=True)
+    assert found.distilled is not None, found.notes
+    before, after = found.distilled
+    assert after < before
+
+
+def test_a_target_out_of_reach_says_so() -> None:
+    with pytest.raises(NothingToPruneError, match="the groups that may shrink allow 1.000 at least"):
+        target.by_damage([], {}, [((), 10)], 5, {})
+
+
+@pytest.mark.parametrize("text", ["macs", "macs=2", "flops=0.5", "params=10MB", "macs=0", "size=x"])
+def test_a_target_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="write macs=0.5, params=0.5 or size=10MB"):
+        config.parse_target(text)
+
+
+def test_targets_are_read() -> None:
+    assert config.parse_target("macs=0.5") == ("macs", 0.5)
+    assert config.parse_target("size=2MB") == ("bytes", 2 << 20)
+
+
+def test_measured_criteria_need_calibration() -> None:
+    with pytest.raises(UsageError, match="--criterion obs needs --calibration"):
+        Config(criterion="obs").validate()
+
+
+def test_batches_hold_whole_rows_up_to_the_limit() -> None:
+    data = [{"x": np.zeros((70, 2)), "m": np.zeros((70,))}, {"x": np.zeros((9, 2)), "m": np.zeros((9,))}]
+    assert [len(f["x"]) for f in calibration.batches(data, None, 100)] == [32, 32, 6, 9]
+    assert [len(f["m"]) for f in calibration.batches(data, None, 40)] == [32, 8]
+    assert [len(f["x"]) for f in calibration.batches(data, 8, 100)] == [8] * 9
+    with pytest.raises(UsageError, match="too few rows for the batch of 80"):
+        calibration.batches(data, 80, 100)
+
+
+def test_items_are_split_into_those_fitted_to_and_those_held_out() -> None:
+    fitted, held = recovery.split(feeds(8))
+    assert (len(fitted), len(held)) == (7, 1)
+    assert not {id(f) for f in fitted} & {id(f) for f in held}
+    same, also = recovery.split(feeds(2))
+    assert len(same) == len(also) == 2
