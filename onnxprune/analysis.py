@@ -23,7 +23,7 @@ from onnxprune.bodies import (
 )
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
-from onnxprune.records import Analysis, Contraction, Group, Occurrence, Refusal, Role, SizeUse, Work
+from onnxprune.records import Analysis, Contraction, Group, Occurrence, Pick, Refusal, Role, SizeUse, Work
 from onnxprune.rules import Operator
 from onnxprune.rules.registry import FIXED_FACTOR, SizeMismatchError
 from onnxprune.shapes import Shapes, graph_inputs, node_attributes
@@ -50,6 +50,7 @@ class _State:
     users: dict[str, list[str]] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
     uses: list[SizeUse] = field(default_factory=list)
+    picks: list[Pick] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     """Names of the visited nodes, in the order of `bodies.flat_nodes`."""
@@ -77,6 +78,7 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
         tensors=state.tensors,
         contractions=tuple(state.contractions),
         uses=tuple(state.uses),
+        picks=tuple(state.picks),
         work=tuple(state.work),
         nodes=tuple(state.names),
     )
@@ -136,7 +138,7 @@ def _visit(state: _State, node: onnx.NodeProto, walkable: bool) -> None:
         op.freeze_all(reason)
         for captured in captured_names(node):
             _freeze(state.tensors.get(captured, ()), op.refusal(reason))
-        op.contractions, op.roles, op.uses, op.work = [], [], [], []
+        op.contractions, op.roles, op.uses, op.picks, op.work = [], [], [], [], []
     _record(state, node, op)
 
 
@@ -263,6 +265,7 @@ def _record(state: _State, node: onnx.NodeProto, op: Operator) -> None:
             state.users.setdefault(weight, []).append(op.name)
     state.contractions += op.contractions
     state.uses += op.uses
+    state.picks += op.picks
     state.work += op.work
 
 

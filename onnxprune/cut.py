@@ -52,6 +52,7 @@ class _Surgery:
     proto: onnx.ModelProto
     analysis: Analysis
     shapes: Shapes
+    keep: Keep
     counts: dict[Dim, int]
     nodes: list[onnx.NodeProto]
     """Every walked node, as `bodies.flat_nodes` numbers them."""
@@ -73,10 +74,12 @@ def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mappin
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     nodes = [node for _, node in flat_nodes(copy)]
-    surgery = _Surgery(copy, analysis, shapes, {a: int(m.sum()) for a, m in keep.items()}, nodes)
+    counts = {a: int(m.sum()) for a, m in keep.items()}
+    surgery = _Surgery(copy, analysis, shapes, keep, counts, nodes)
     surgery.readers, surgery.stored = _count_readers(copy), frozenset(stored_names(proto))
     slices = {name: found for name in stored_names(proto) if (found := _slices(analysis.weights.get(name, ()), keep))}
     surgery.edits.update({name: _slicer(found) for name, found in slices.items()})
+    _renumber(surgery)
     _restate_sizes(surgery)
     _restate_value_info(surgery)
     _insert_nodes(surgery)
@@ -116,6 +119,17 @@ def _slicer(slices: Mapping[int, IndexArray]) -> Edit:
         return array
 
     return edit
+
+
+def _renumber(surgery: _Surgery) -> None:
+    """Constant indices of a dimension that shrinks get the new numbers of what they picked and still pick."""
+    for pick in surgery.analysis.picks:
+        source, result = dims.mask(pick.source, surgery.keep), dims.mask(pick.result, surgery.keep)
+        if source.all():
+            continue
+        old = surgery.shapes.values[surgery.nodes[pick.node].input[pick.operand]]
+        left = old[result] % len(source)
+        _replace_operand(surgery, pick.node, pick.operand, (np.cumsum(source) - 1)[left].astype(old.dtype))
 
 
 def _restate_sizes(surgery: _Surgery) -> None:

@@ -83,6 +83,16 @@ class SizeUse:
 
 
 @dataclass(frozen=True)
+class Pick:
+    """Operand `operand` of node `node` lists indices of the dimension `source`; what they pick is `result`."""
+
+    node: int
+    operand: int
+    source: Dim
+    result: Dim
+
+
+@dataclass(frozen=True)
 class Work:
     """Multiply-accumulates of one node: the product of the sizes of `dims`."""
 
@@ -128,7 +138,7 @@ class Analysis:
     """What must go together. `groups` are in graph order, frozen ones included.
 
     `weights`: the dimensions of every stored weight, by name (a Constant node is named by its output); `tensors`:
-    those of every tensor of the main graph; `contractions`, `uses` and `work` index `nodes`, the names of the nodes.
+    those of every tensor of the main graph; `contractions`, `uses`, `picks` and `work` index `nodes`, the names of the nodes.
     """
 
     groups: tuple[Group, ...]
@@ -136,6 +146,7 @@ class Analysis:
     tensors: Mapping[str, tuple[Dim, ...]]
     contractions: tuple[Contraction, ...]
     uses: tuple[SizeUse, ...]
+    picks: tuple[Pick, ...]
     work: tuple[Work, ...]
     nodes: tuple[str, ...]
 

@@ -31,7 +31,7 @@ STAGES = {
     "latency",
     "search",
 }
-DRIVERS = {"api", "comparison", "cli"}
+DRIVERS = {"api", "comparison", "cli", "recovery"}
 LEAVES = {"errors", "dims", "signature", "records", "rules", "criteria", "folding", "modelfile", "worker", "processor"}
 
 

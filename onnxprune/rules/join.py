@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from onnxprune import dims
 from onnxprune.dims import Dim
 from onnxprune.rules.registry import Operator, rule
@@ -95,14 +97,44 @@ def _slice_axis(op: Operator, d: Dim, bounds: tuple[int, int, int], out: Dim) ->
 
 @rule("Gather")
 def gather(op: Operator) -> None:
-    """The indexed axis must stay whole. A lookup in a weight produces the other axes."""
+    """Constant indices that are a run, a stride or a shuffle of the axis cut and reorder it; any others need it whole.
+
+    A lookup in a weight produces the other axes.
+    """
     data, index = op.dims(0), op.dims(1)
     axis = op.attribute("axis", 0) % len(data)
-    op.freeze(data[axis], "Gather picks from this axis")
-    for k in range(len(data)):
-        if k != axis:
-            op.role(0, k, "produced")
-    op.outputs[0] = (*data[:axis], *index, *data[axis + 1 :])
+    picked = _picked(op, data[axis])
+    if picked is None:
+        op.freeze(data[axis], "Gather picks from this axis")
+        for k in range(len(data)):
+            if k != axis:
+                op.role(0, k, "produced")
+    else:
+        op.pick(1, data[axis], picked)
+        if dims.resolve(index[0]).frozen is None:
+            op.unify(index[0], picked)
+    op.outputs[0] = (*data[:axis], *(index if picked is None else (picked,)), *data[axis + 1 :])
+
+
+def _picked(op: Operator, d: Dim) -> Dim | None:
+    """What constant indices pick from `d`, where the algebra can say it."""
+    index = op.fixed(1)
+    if index is None or index.ndim != 1 or index.size < 2:
+        return None
+    index = index % d.size
+    step = int(index[1] - index[0])
+    if step > 0 and np.array_equal(index, index[0] + step * np.arange(index.size)):
+        if step == 1:
+            return op.split(d, [int(index[0]), index.size, d.size - int(index[0]) - index.size])[1]
+        if d.size == step * index.size:
+            outer, inner = op.factor(d, [index.size, step])
+            op.freeze(inner, "Gather with a stride")
+            return outer
+    if step > 1 and index.size == d.size and d.size % step == 0:
+        if np.array_equal(index, np.arange(d.size).reshape(-1, step).T.reshape(-1)):
+            outer, inner = op.factor(d, [d.size // step, step])
+            return dims.prod([inner, outer])
+    return None
 
 
 @rule("Pad")

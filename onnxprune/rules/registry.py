@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnxprune import dims
 from onnxprune.dims import Dim
-from onnxprune.records import Contraction, Refusal, Role, SizeUse, Work
+from onnxprune.records import Contraction, Pick, Refusal, Role, SizeUse, Work
 from onnxprune.signature import Signature, Term, parse
 
 Dims = tuple[Dim, ...]
@@ -95,6 +95,7 @@ class Operator:
         self.contractions: list[Contraction] = []
         self.roles: list[tuple[int, int, Role]] = []
         self.uses: list[SizeUse] = []
+        self.picks: list[Pick] = []
         self.work: list[Work] = []
 
     def has(self, operand: int) -> bool:
@@ -176,6 +177,10 @@ class Operator:
     def sizes(self, where: str | int, found: Sequence[Dim | None]) -> None:
         """Attribute (str) or operand (int) `where` states these sizes, element by element; None is left alone."""
         self.uses.append(SizeUse(self.index, where, tuple(found)))
+
+    def pick(self, operand: int, source: Dim, result: Dim) -> None:
+        """The constant operand lists indices of `source`; what they pick is `result`."""
+        self.picks.append(Pick(self.index, operand, source, result))
 
     def macs(self, *factors: Dim) -> None:
         """The node does product(sizes of `factors`) multiply-accumulates."""

@@ -332,3 +332,29 @@ def test_pad_by_amounts_computed_from_the_input_size() -> None:
     }""")
     assert prunable(m) == {"w:0": 8}
     prune_and_compare(m)
+
+
+@pytest.mark.parametrize(
+    ("indices", "groups"),
+    [
+        ("0,1,2,3,4,5,6,7", {"w:1": 8}),
+        ("2,3,4,5", {"w:1": 2, "w:1#2": 4, "w:1#3": 2}),
+        ("0,2,4,6", {"w:1": 4}),
+        ("0,4,1,5,2,6,3,7", {"w:1": 2, "w:1#2": 4}),
+        ("3,1,2", {}),
+    ],
+    ids=["all", "run", "stride", "shuffle", "any"],
+)
+def test_gather_by_constant_indices(indices: str, groups: dict[str, int]) -> None:
+    count = len(indices.split(","))
+    m = model(f"""(float[N,4] x) => (float[N,3] y) <float[4,8] w, float[{count},3] v, float[8,3] u> {{
+        h = MatMul(x, w)
+        i = Constant<value_ints=[{indices}]>()
+        g = Gather<axis=1>(h, i)
+        a = MatMul(g, v)
+        b = MatMul(h, u)
+        y = Add(a, b)
+    }}""")
+    assert prunable(m) == groups
+    if groups:
+        prune_and_compare(m, ratio=0.5)
