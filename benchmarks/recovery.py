@@ -12,10 +12,13 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import os
 import platform
 import tempfile
 import time
 from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import onnxruntime
@@ -89,7 +92,12 @@ class Bench:
             recovered = recovery.recover(self.source, plan.kept, tuned=step == "distilled")
             solve.GRID = grid
         seconds = round(time.perf_counter() - start, 1)
-        return {"step": step, "macs": round(self.share(plan), 4), "accuracy": self.accuracy(plan, recovered), "seconds": seconds}
+        return {
+            "step": step,
+            "macs": round(self.share(plan), 4),
+            "accuracy": self.accuracy(plan, recovered),
+            "seconds": seconds,
+        }
 
 
 def main() -> None:

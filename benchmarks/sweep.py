@@ -2,7 +2,6 @@
 
     python benchmarks/sweep.py FOLDER [--ratio 0.5] [--round-to 1] [--match TEXT] [--with-weights]
         [--in-process] [--compact] [--output TABLE.json]
-    python benchmarks/sweep.py FOLDER --write-node-tests    writes the node tests of the onnx package to FOLDER
 
 For every file: `onnxprune FILE --ratio R` through the command line, once with every group and once without the
 renormalised groups (those an operator averages over). The second result must equal the original with every
@@ -17,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -41,13 +41,10 @@ def main() -> int:
     parser.add_argument("--round-to", default="1")
     parser.add_argument("--match", default="")
     parser.add_argument("--with-weights", action="store_true", help="only files with a float weight of 2 elements")
-    parser.add_argument("--write-node-tests", action="store_true")
     parser.add_argument("--in-process", action="store_true", help="no process for each file: for many tiny ones")
-    parser.add_argument("--compact", action="store_true", help="one line per file in the table")
+    parser.add_argument("--compact", action="store_true", help="a short table: refusals by reason")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    if arguments.write_node_tests:
-        return write_node_tests(arguments.folder)
     files = [f for f in sorted(arguments.folder.glob("**/*.onnx")) if arguments.match in f.name]
     files = [f for f in files if not arguments.with_weights or has_weights(onnx.load(f, load_external_data=False))]
     rows = []
@@ -57,10 +54,9 @@ def main() -> int:
     summary = _summary(rows)
     print(json.dumps(summary))
     if arguments.output:
-        text = json.dumps({"summary": summary, "rows": rows}, indent=1)
-        if arguments.compact:
-            lines = ",\n".join("  " + json.dumps(row) for row in rows)
-            text = f'{{"summary": {json.dumps(summary)},\n "rows": [\n{lines}\n ]}}'
+        text = (
+            _compact(summary, rows) if arguments.compact else json.dumps({"summary": summary, "rows": rows}, indent=1)
+        )
         arguments.output.write_text(text + "\n")
     return 1 if summary["wrong"] else 0
 
@@ -125,32 +121,6 @@ def has_weights(model: onnx.ModelProto) -> bool:
     listed = any(a.name == "value_floats" for n in constants for a in n.attribute)
     made = any(n.op_type == "ConstantOfShape" for n in model.graph.node)
     return listed or made or any(t.data_type in floats and np.prod(t.dims) >= 2 for t in tensors)
-
-
-def write_node_tests(folder: Path) -> int:
-    """Write every node test of the onnx package as TEST/model.onnx, and, where it has more than one float input,
-    TEST.stored/model.onnx, in which all of them but the first are initializers.
-    """
-    from onnx.backend.test.case.node import collect_testcases
-
-    for case in collect_testcases(None):
-        for suffix, model in (("", case.model), (".stored", _with_operands(case.model, case.data_sets[0][0]))):
-            if model is not None:
-                target = folder / f"{case.name}{suffix}"
-                target.mkdir(parents=True, exist_ok=True)
-                (target / "model.onnx").write_bytes(model.SerializeToString())
-    return 0
-
-
-def _with_operands(model: onnx.ModelProto, arrays: list[Any]) -> onnx.ModelProto | None:
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    pairs = list(zip(model.graph.input, arrays, strict=False))[1:]
-    for value, array in pairs:
-        if isinstance(array, np.ndarray) and value.type.HasField("tensor_type") and array.dtype.kind == "f":
-            result.graph.initializer.append(numpy_helper.from_array(array, value.name))
-            result.graph.input.remove(value)
-    return result if len(result.graph.initializer) > len(model.graph.initializer) else None
 
 
 def _prune(file: Path, base: Path, options: list[str]) -> dict[str, Any]:
@@ -283,6 +253,18 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['file']:45s} parameters -{row['parameters_removed']:.3f} MACs -{row['macs_removed']:.3f} "
         f"own {row['own_exactness']:.1e} oracle {oracle.get('max_rel')} interface {row['interface_kept']}"
     )
+
+
+def _compact(summary: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The table with one line for each file, and one for all files that are refused for one reason."""
+    refused: dict[str, list[str]] = {}
+    for row in rows:
+        if row["status"] == "refused":
+            reason = re.sub(r"'[^']*'", "...", row["reason"].removeprefix("error: "))
+            refused.setdefault(reason, []).append(row["file"])
+    lines = [json.dumps(row) for row in rows if row["status"] != "refused"]
+    table = "[\n  " + ",\n  ".join(lines) + "\n ]"
+    return f'{{"summary": {json.dumps(summary)},\n "rows": {table},\n "refused": {json.dumps(refused)}}}'
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
