@@ -324,7 +324,7 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
     return Plan(dict(choice.kept))
 
 
-def _write_recovered(  # noqa: PLR0913 - the parts of one write
+def _write_recovered(
     opened: Opened,
     config: Config,
     plan: Plan,
@@ -345,6 +345,8 @@ def _write_recovered(  # noqa: PLR0913 - the parts of one write
             {"source": source, "kept": plan.kept, "tuned": config.tune},
             timeout_s=RECOVERY_LIMIT_S,
         )
+    for note in recovered.notes:
+        log.warning("%s", note)
     final = recovery.install(done, recovered)
     original = opened.original.model.path if opened.original else opened.model.path
 

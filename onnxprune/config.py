@@ -24,7 +24,8 @@ class Config:
     `ratio`: share of the indices removed from every group, in (0, 1), or 0 to remove `depth` residual blocks alone.
     `depth`: how many residual blocks to remove before. `input_shapes`: sizes of inputs by name.
     `round_to`: "auto" for widths the runtime is fast at, or a multiple kept counts are rounded up to.
-    `calibration_size`: rows of the calibration data used, at most. `target`: "macs=0.5", "params=0.5" or "size=10MB" (a number of at most 1 is the share kept) in place of `ratio`.
+    `calibration_size`: rows of the calibration data used, at most.
+    `target`: "macs=0.5", "params=0.5" or "size=10MB" (a number below 1 is the share kept) in place of `ratio`.
     `allocation`: how it is split over the groups, of recovery.ALLOCATIONS. `tune`: distil after the reconstruction
     (extra `gradients`). `threads` and `memory_bytes`: of recovery.
     `keep` / `only`: shell-style patterns over group, tensor and node names. `heads`: whether outer factors of products

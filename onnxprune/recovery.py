@@ -1,4 +1,4 @@
-"""Choosing by damage and recovering, in the order the steps come; both run in a child process that opens the model itself.
+"""Choosing by damage and recovering, in the order of the steps; both run in a child process that opens the model.
 
 choose    statistics -> order of removal (obs) -> damage curves -> allocation
 recover   cut -> reconstruction -> distillation
@@ -268,7 +268,8 @@ def recover(source: Source, kept: Mapping[str, IndexArray], *, tuned: bool) -> R
     model = _open(source)
     weights = _cut(model, kept)
     layers = _reconstruct(source, model, weights, kept, source.feeds, relaxed=True)
-    distilled, notes = None, []
+    distilled: tuple[float, float] | None = None
+    notes: list[str] = []
     if tuned:
         distilled, notes = _distil(source, model, weights, kept)
     return Recovered(weights.values, weights.rewired, layers, distilled, notes)

@@ -1,4 +1,4 @@
-"""What each group costs: Gram matrices of its consumers, order of removal, and measured damage at the model's outputs."""
+"""What each group costs: Gram matrices of its consumers, order of removal, measured damage at the outputs."""
 
 from __future__ import annotations
 
@@ -143,6 +143,7 @@ class Curve:
 def outputs_of(
     proto: onnx.ModelProto, read: Callable[[str], Array], feeds: Sequence[Feed], threads: int
 ) -> list[list[Array]]:
+    """The outputs of a model for every batch, with its weights as `read` gives them."""
     names = [o.name for o in proto.graph.output]
     with contextlib.closing(Shelf(2 << 30)) as shelf:
         walk = Walk(proto, read, feeds, threads=threads, shelf=shelf)

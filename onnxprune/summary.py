@@ -166,8 +166,8 @@ def _notes(opened: Opened, config: Config, plan: Plan, proof: Proof | None) -> I
         damage = "" if entry.damage is None else f", damage {entry.damage:.2g} of the outputs"
         size = f"{len(entry.block.nodes)} nodes and {entry.block.parameters} parameters"
         yield f"removed the residual block {entry.block.name!r}: {size}{damage}"
-    if config.recover and plan.kept:
-        yield "recovery is not built yet: the accuracy is that of the cut alone"
+    if config.recover and plan.kept and config.calibration is None:
+        yield "no --calibration inputs, so nothing was recovered: the accuracy is that of the cut alone"
     if opened.model.inlined:
         yield "the local functions of the model were inlined"
     if proof and not proof.exactness.shown:

@@ -1,4 +1,4 @@
-"""The split of a target over the groups: least damage under a limit on MACs, parameters or bytes, by exact arithmetic."""
+"""The split of a target over the groups: least damage under a limit on MACs, parameters or bytes, exactly."""
 
 from __future__ import annotations
 

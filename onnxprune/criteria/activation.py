@@ -1,8 +1,10 @@
 """Cheaper criteria from the second moments of what consumers read.
 
 variance   sum over inputs of the channel of Var(x)
-wanda      sum of |w| * sqrt(E x^2)  (Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", 2023)
-pca        share of the channel in the leading components: leverage x' (H + lambda I)^-1 x, as in column subset selection
+wanda      sum of |w| * sqrt(E x^2)  (Sun et al., "A Simple and Effective Pruning Approach for
+               Large Language Models", 2023)
+pca        share of the channel in the leading components: its leverage diag((H + lambda I)^-1 H),
+               as in column subset selection
 """
 
 from __future__ import annotations

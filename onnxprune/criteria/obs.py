@@ -4,8 +4,7 @@ For a consumer y = W x with Gram matrix H = E[x x^T], removing the inputs S and 
 
     tr( W_S [(H^-1)_SS]^-1 W_S^T )
 
-in squared error (LeCun et al., "Optimal Brain Damage"; Hassibi and Stork, "Optimal Brain Surgeon"; structured as in Kurtic et al.,
-"ZipLM", 2023). After each removal W and H^-1 are updated by their Schur complements, so the next costs are exact.
+in squared error (Hassibi and Stork, "Optimal Brain Surgeon", 1993; structured as in Kurtic et al., "ZipLM", 2023). After each removal W and H^-1 are updated by their Schur complements, so the next costs are exact.
 """
 
 from __future__ import annotations

@@ -104,6 +104,7 @@ def _solve_all(task: Task, found: Sequence[Site], compensate: bool) -> Iterator[
 
 
 def find_sites(proto: onnx.ModelProto, analysis: Analysis) -> Iterable[Site]:
+    """The linear operators of the main graph that the analysis knows, in graph order."""
     tensors = stored_tensors(proto)
     types = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
     known = {n for n, t in tensors.items() if t.data_type in types}
@@ -140,6 +141,11 @@ def _touched(proto: onnx.ModelProto, found: Sequence[Site], analysis: Analysis, 
 
 @dataclass
 class Task:
+    """One pass: the original (`teacher`) and the pruned model so far (`student`) side by side, and what is solved.
+
+    `relaxed`: look at the columns again for what the activation behind hides (`relax`).
+    """
+
     teacher: Walk
     student: Walk
     weights: Weights

@@ -1,7 +1,7 @@
 """Distillation: gradient steps on all weights of the pruned model at once, towards what the original gives.
 
-No labels. The gradients come from `onnx-ad` (extra `gradients`), which turns the model into a model of its gradient; both run in ONNX
-Runtime. Every linear operator takes part with its weight and bias, a BatchNormalization behind it folded into them
+No labels. The gradients come from `onnx-ad` (extra `gradients`), which turns the model into a model of its
+gradient; both run in ONNX Runtime. Every linear operator takes part with its weight and bias, a BatchNormalization behind it folded into them
 while it is trained. Loss: squared error of the outputs (before a last Softmax or Sigmoid), over their variance.
 What is kept is the state with the lowest loss on held-out inputs, the start included.
 """
@@ -23,6 +23,7 @@ from onnxprune import runtime
 from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
+from onnxprune.recover.layers import Weights
 from onnxprune.recover.execution import operands, stored_tensors
 from onnxprune.recover.sites import Site
 
@@ -297,7 +298,7 @@ def distil(
     fixed = _fixed_batch(weights.proto)
     batch = fixed or min(BATCH, int((~held).sum()))
     epochs = min(EPOCHS, int(WORK_LIMIT // max(1, items * macs_per_item)))
-    if held.sum() < 1 or items < 2 * batch and fixed is None and items < 8 or epochs < 2 or (fixed or 1) > held.sum():
+    if held.sum() < 1 or (items < 2 * batch and fixed is None and items < 8) or epochs < 2 or (fixed or 1) > held.sum():
         return None
     teacher = _teacher(original, names, folder, threads)
     train = {n: a[~held] for n, a in pool.items()}

@@ -274,13 +274,20 @@ def _match_axis(op: Operator, axis: Dim, term: Term, letters: dict[str, Dim]) ->
     sizes = [known.get(x, axis.size // max(rest, 1)) for x in term]
     if math.prod(sizes) != axis.size:
         raise SizeMismatchError(f"an axis of {axis.size} where {' x '.join(map(str, sizes))} is needed")
-    for x, d in zip(term, op.factor(axis, sizes) if len(term) > 1 else [axis], strict=True):
+    for x, d in zip(term, _factors(op, axis, sizes), strict=True):
         if x.isdigit():
             op.freeze(d, FIXED_FACTOR)
         elif x in letters:
             op.unify(letters[x], d)
         else:
             letters[x] = d
+
+
+def _factors(op: Operator, axis: Dim, sizes: Sequence[int]) -> list[Dim]:
+    """The factors of an axis; where all but one are of size 1, that one is the axis itself."""
+    if sum(s != 1 for s in sizes) == 1:
+        return [axis if s != 1 else dims.atom(1) for s in sizes]
+    return op.factor(axis, sizes) if len(sizes) > 1 else [axis]
 
 
 def _match_output(
