@@ -1,9 +1,10 @@
 """What each step of recovery adds, on the models of the evaluation folder (peer/), by share of the MACs kept.
 
-    python benchmarks/recovery.py EVAL_FOLDER OUT.json [--models resnet20,vgg] [--exports ts] [--shares 0.5,0.25] [--steps full]
+    python benchmarks/recovery.py EVAL_FOLDER OUT.json [--models resnet20,vgg] [--exports ts] [--shares 0.5,0.25]
+                                  [--steps cut,obs]
 
-Calibration: the images of calib.npz without labels. Accuracy: the 5,000 test images. Rows: `cut` (weight norm, uniform), `statistics`
-(biases refitted), `reconstruction`, `obs` (uniform widths), `allocation`, `distilled`.
+Calibration: the images of calib.npz without labels. Accuracy: the 5,000 test images. Rows: `cut` (weight norm,
+uniform), `statistics` (biases refitted), `reconstruction`, `obs` (uniform widths), `allocation`, `distilled`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import platform
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
@@ -24,14 +26,18 @@ import numpy as np
 import onnxruntime
 
 from onnxprune import allocate, analysis, api, cost, cut, modelfile, recovery, score, select, shapes
-from onnxprune.recover import solve
 from onnxprune.records import Feed, Plan
+from onnxprune.recover import solve
 
 STEPS = ("cut", "statistics", "reconstruction", "obs", "allocation", "distilled")
 
 
-def load_score(folder: Path):
-    spec = importlib.util.spec_from_file_location("peer_score", folder / "peer" / "score.py")
+def load_score(folder: Path) -> Any:
+    """The module peer/score.py of the evaluation folder."""
+    path = folder / "peer" / "score.py"
+    spec = importlib.util.spec_from_file_location("peer_score", path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -39,7 +45,9 @@ def load_score(folder: Path):
 
 @dataclasses.dataclass
 class Bench:
-    scorer: object
+    """One export of one model of the evaluation folder, opened, and the inputs to calibrate on."""
+
+    scorer: Any
     path: Path
     task: str
     feeds: list[Feed]
@@ -53,10 +61,12 @@ class Bench:
         self.source = recovery.Source(str(self.path), {}, self.feeds, 0, 1, 2 << 30)
 
     def share(self, plan: Plan) -> float:
+        """The share of the MACs that a plan keeps."""
         kept = {g.dim: len(plan.kept[g.id]) for g in self.groups if g.id in plan.kept}
         return cost.macs(self.analysis, kept) / cost.macs(self.analysis)
 
     def by_norm(self, share: float) -> Plan:
+        """The uniform plan by weight norm that keeps at most `share` of the MACs."""
         scores = score.score(self.analysis, self.groups, api.reader(self.model), criterion="l2", seed=0)
 
         def at(ratio: float) -> Plan:
@@ -70,19 +80,22 @@ class Bench:
         return at(high)
 
     def by_damage(self, share: float, allocation: str) -> Plan:
+        """The plan by damage (obs) that keeps at most `share` of the MACs."""
         steps = {g.id: 1 for g in self.groups}
         wanted = recovery.Wanted([g.id for g in self.groups], allocation, ("macs", share), 0.5, steps, "obs")
         return Plan(dict(recovery.choose(self.source, wanted).kept))
 
     def accuracy(self, plan: Plan, recovered: recovery.Recovered | None) -> float:
+        """Accuracy of the model cut by a plan, with the recovered weights where there are any."""
         done = cut.cut(self.model.proto, self.analysis, self.shapes, plan.kept)
         done = recovery.install(done, recovered) if recovered else done
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out.onnx"
             modelfile.write(self.model, done.proto, done.edits, out)
-            return self.scorer.accuracy(self.task, str(out))
+            return float(self.scorer.accuracy(self.task, str(out)))
 
     def row(self, step: str, share: float) -> dict[str, object]:
+        """What one step gives at one share of the MACs."""
         start = time.perf_counter()
         allocation = {"obs": "uniform", "allocation": "sensitivity", "distilled": "sensitivity"}.get(step)
         plan = self.by_damage(share, allocation) if allocation else self.by_norm(share)
@@ -101,6 +114,7 @@ class Bench:
 
 
 def main() -> None:
+    """Write one row per model, export, share and step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
@@ -111,7 +125,8 @@ def main() -> None:
     arguments = parser.parse_args()
     scorer = load_score(arguments.folder)
     versions = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "machine": platform.machine()}
-    result = {"versions": versions, "options": {k: str(v) for k, v in vars(arguments).items()}, "rows": []}
+    rows: list[dict[str, object]] = []
+    result = {"versions": versions, "options": {k: str(v) for k, v in vars(arguments).items()}, "rows": rows}
     for task in arguments.models.split(","):
         images = scorer.prep(np.load(arguments.folder / "peer" / "data" / "calib.npz")["images"], task)
         feeds = [{"input": images[i : i + 50]} for i in range(0, len(images), 50)]
@@ -121,7 +136,7 @@ def main() -> None:
                 for step in arguments.steps.split(","):
                     row = {"model": task, "export": export, "share": share, **bench.row(step, share)}
                     print(json.dumps(row), flush=True)
-                    result["rows"].append(row)
+                    rows.append(row)
                     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

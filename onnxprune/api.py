@@ -79,10 +79,10 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
         worker.call("onnxprune.runtime:require_provider", {"provider": config.provider}, timeout_s=PROBE_LIMIT_S)
     with clock("calibrate"):
         feeds = calibration.load(config.calibration) if config.calibration else []
+    fitting, feeds = recovery.split(_batches(opened, config, feeds)) if feeds else ([], [])
     if config.depth or config.plan:
         with clock("depth"):
-            opened = _without_blocks(opened, config, feeds)
-    fitting, feeds = recovery.split(_batches(opened, config, feeds)) if feeds else ([], [])
+            opened = _without_blocks(opened, config, fitting)
     source = _source(opened, config, fitting) if fitting else None
     with clock("score"):
         plan = dataclasses.replace(_plan(opened, config, source), blocks=tuple(r.block.name for r in opened.removed))
@@ -205,24 +205,27 @@ def _plan(opened: Opened, config: Config, source: recovery.Source | None) -> Pla
     chosen = allocate.choose_factors(opened.analysis, chosen, heads=config.heads, head_width=config.head_width)
     if not chosen:
         raise NothingToPruneError(_why_nothing(opened, prunable))
-    if config.target or config.criterion in recovery.MEASURED:
-        if source is None:
-            raise UsageError("--target needs --calibration: the damage of each group is measured on it")
+    if config.measure in recovery.MEASURED and source is not None:
         plan = _measured_plan(opened, config, chosen, source)
-        if not plan.kept:
-            raise NothingToPruneError("the target is met already: nothing is removed; give a smaller --target")
+    else:
+        plan = _norm_plan(opened, config, chosen, config.measure)
+    if plan.kept:
         return plan
+    if config.target:
+        raise NothingToPruneError("the target is met already: nothing is removed; give a smaller --target")
+    raise NothingToPruneError(
+        f"at ratio {config.ratio} every one of the {len(chosen)} groups keeps its width after rounding; "
+        "give a higher --ratio, or --round-to 1 (which can make the model slower)"
+    )
+
+
+def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterion: str) -> Plan:
+    """The plan by a criterion over the weights alone."""
     round_to = None if config.round_to == "auto" else int(config.round_to)
     block = processor.convolution_block(config.provider)
     counts = allocate.uniform(opened.analysis, chosen, ratio=config.ratio, round_to=round_to, block=block)
-    found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=config.criterion, seed=config.seed)
-    plan = select.select(found, counts)
-    if not plan.kept:
-        raise NothingToPruneError(
-            f"at ratio {config.ratio} every one of the {len(chosen)} groups keeps its width after rounding; "
-            "give a higher --ratio, or --round-to 1 (which can make the model slower)"
-        )
-    return plan
+    found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=criterion, seed=config.seed)
+    return select.select(found, counts)
 
 
 def choose(groups: Sequence[Group], keep: Sequence[str], only: Sequence[str]) -> list[Group]:
@@ -316,12 +319,15 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
     steps = {g.id: step or allocate.fast_step(opened.analysis, g, block) for g in chosen}
     target = parse_target(config.target) if config.target else None
     names = [g.id for g in chosen]
-    criterion = config.criterion if config.criterion in recovery.MEASURED else "obs"
-    wanted = recovery.Wanted(names, config.allocation, target, config.ratio, steps, criterion)
+    wanted = recovery.Wanted(names, config.allocation, target, config.ratio, steps, config.measure)
     choice: recovery.Choice = worker.call(
         "onnxprune.recovery:choose", {"source": source, "wanted": wanted}, timeout_s=RECOVERY_LIMIT_S
     )
-    return Plan(dict(choice.kept))
+    if config.target:
+        return Plan(dict(choice.kept))
+    # Groups that no layer to be refitted reads (the hidden units of a recurrent cell) go by their weights.
+    others = [g for g in chosen if g.id not in choice.kept]
+    return Plan({**_norm_plan(opened, config, others, "l2").kept, **choice.kept})
 
 
 def _write_recovered(

@@ -40,7 +40,7 @@ BATCH = 32
 
 
 def batches(feeds: Sequence[Feed], fixed: int | None, limit: int) -> list[Feed]:
-    """At most `limit` rows of all feeds, in batches of `fixed` rows (a last part batch is left out) or of at most `BATCH`.
+    """At most `limit` rows of all feeds, in batches of `fixed` rows (a last part batch is left out) or up to `BATCH`.
 
     Feeds whose inputs have no common first axis stay as they are. Raises UsageError where nothing is left.
     """

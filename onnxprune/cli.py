@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 import click
 
 from onnxprune import __version__
-from onnxprune.config import PROVIDERS, Config, RoundTo, check_paths, check_report_path
+from onnxprune.config import ALLOCATIONS, PROVIDERS, Config, RoundTo, check_paths, check_report_path
 from onnxprune.errors import OnnxPruneError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -211,11 +211,22 @@ def command() -> None:
     help="Remove the N residual blocks that matter least first; alone with --ratio 0.",
 )
 @click.option(
-    "--criterion",
-    default="l2",
+    "--target",
+    metavar="WHAT=X",
+    help="In place of --ratio: macs=0.5 or params=0.5 (the share kept), or size=10MB. Needs --calibration.",
+)
+@click.option(
+    "--allocation",
+    type=click.Choice(ALLOCATIONS),
+    default="sensitivity",
     show_default=True,
+    help="How a --target is split over the groups.",
+)
+@click.option(
+    "--criterion",
     metavar="NAME",
-    help="What a channel is worth: l1, l2, linf or random.",
+    help="What a channel is worth: l1, l2, linf or random; with --calibration also obs, variance, wanda or pca.  "
+    "[default: obs with --calibration, else l2]",
 )
 @_calibration
 @_input_shape
@@ -236,7 +247,32 @@ def command() -> None:
     help="Whether attention heads and groups of channels may go; without, such products stay whole.",
 )
 @click.option("--head-width", is_flag=True, help="Of heads times width, cut the width of every head, not the heads.")
-@click.option("--recover/--no-recover", default=True, show_default=True, help="Repair what was lost (not built yet).")
+@click.option(
+    "--recover/--no-recover",
+    default=True,
+    show_default=True,
+    help="Refit what is left to the original's outputs on the --calibration inputs.",
+)
+@click.option("--tune", is_flag=True, help="Distil from the original after that (needs the extra 'gradients').")
+@click.option(
+    "--calibration-size",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Rows of the calibration data to use, at most.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Threads for the recovery."
+)
+@click.option(
+    "--memory",
+    type=click.IntRange(1),
+    default=2048,
+    show_default=True,
+    metavar="MB",
+    help="Activations the recovery holds in memory, at most; beyond that in temporary files.",
+)
 @_provider
 @click.option("--benchmark", is_flag=True, help="Measure the latency of both models, interleaved.")
 @click.option("--dry-run", is_flag=True, help="Decide and report, but write no model.")
@@ -254,7 +290,9 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     output: Path | None,
     ratio: float,
     depth: int,
-    criterion: str,
+    target: str | None,
+    allocation: str,
+    criterion: str | None,
     calibration: Path | None,
     input_shapes: dict[str, tuple[int, ...]],
     round_to: RoundTo,
@@ -263,6 +301,10 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     heads: bool,
     head_width: bool,
     recover: bool,
+    tune: bool,
+    calibration_size: int,
+    threads: int,
+    memory: int,
     provider: Literal["cpu", "cuda"],
     benchmark: bool,
     dry_run: bool,
@@ -282,6 +324,8 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
             output=output,
             ratio=ratio,
             depth=depth,
+            target=target,
+            allocation=allocation,
             criterion=criterion,
             calibration=calibration,
             input_shapes=input_shapes,
@@ -291,6 +335,10 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
             heads=heads,
             head_width=head_width,
             recover=recover,
+            tune=tune,
+            calibration_size=calibration_size,
+            threads=threads,
+            memory_bytes=memory << 20,
             provider=provider,
             benchmark=benchmark,
             dry_run=dry_run,

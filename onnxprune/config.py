@@ -35,7 +35,7 @@ class Config:
     output: Path | None = None
     ratio: float = 0.5
     depth: int = 0
-    criterion: str = "l2"
+    criterion: str | None = None
     calibration: Path | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     round_to: RoundTo = "auto"
@@ -68,6 +68,11 @@ class Config:
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
 
+    @property
+    def measure(self) -> str:
+        """The importance criterion: the one asked for, else what the inputs show if there are any, else the norm."""
+        return self.criterion or ("obs" if self.calibration else "l2")
+
     def output_for(self, model: Path) -> Path:
         """Where the pruned model goes: `output`, or MODEL_pruned.onnx beside the input."""
         if model.is_dir():
@@ -76,41 +81,62 @@ class Config:
 
     def validate(self, model: Path | None = None) -> None:
         """Raise UsageError for the first option that makes no sense, alone or with the input file `model`."""
-        from onnxprune import criteria
+        self._check_amount()
+        self._check_target()
+        self._check_numbers()
+        self._check_choices()
+        self._check_files(model)
 
+    def _check_amount(self) -> None:
         if self.depth < 0:
             raise UsageError(f"--depth must not be negative, got {self.depth}")
         if self.depth and self.plan:
             raise UsageError("--plan says which residual blocks go: leave --depth out")
-        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)):
-            raise UsageError(f"--ratio must be a number, got {self.ratio!r}")
         if self.plan and (self.keep or self.only):
             raise UsageError("--plan says which groups are cut: leave --keep and --only out")
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, (int, float)):
+            raise UsageError(f"--ratio must be a number, got {self.ratio!r}")
         if not 0 < self.ratio < 1 and not (self.ratio == 0 and self.depth):
             alone = " (or be 0, with --depth)" if self.ratio == 0 else ""
             raise UsageError(f"--ratio must lie between 0 and 1{alone}, got {self.ratio}")
-        if self.target is not None:
-            parse_target(self.target)
-        if self.allocation not in ALLOCATIONS:
-            raise UsageError(f"--allocation must be one of {', '.join(ALLOCATIONS)}, got {self.allocation!r}")
+
+    def _check_target(self) -> None:
+        if self.target is None:
+            return
+        parse_target(self.target)
+        if self.calibration is None:
+            raise UsageError("--target needs --calibration: the damage of each group is measured on it")
+        if self.measure not in MEASURED_CRITERIA:
+            raise UsageError(f"--target needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {self.measure}")
+
+    def _check_numbers(self) -> None:
+        if self.calibration_size < 1 or self.threads < 1 or self.memory_bytes < 1 << 20:
+            raise UsageError("--calibration-size and --threads must be at least 1, --memory at least 1 MB")
         if self.round_to != "auto" and self.round_to < 1:
             raise UsageError(f"--round-to must be 'auto' or at least 1, got {self.round_to}")
         if self.seed < 0:
             raise UsageError(f"--seed must not be negative, got {self.seed}")
+
+    def _check_choices(self) -> None:
+        from onnxprune import criteria
+
+        if self.allocation not in ALLOCATIONS:
+            raise UsageError(f"--allocation must be one of {', '.join(ALLOCATIONS)}, got {self.allocation!r}")
         if self.provider not in PROVIDERS:
             raise UsageError(f"--provider must be one of {', '.join(PROVIDERS)}, got {self.provider!r}")
         if self.benchmark and self.dry_run:
             raise UsageError("--benchmark needs the pruned model, and --dry-run writes none: leave one of them out")
-        if self.criterion not in MEASURED_CRITERIA:
-            criteria.find(self.criterion)
+        if self.measure not in MEASURED_CRITERIA:
+            criteria.find(self.measure)
         elif self.calibration is None:
             raise UsageError(f"--criterion {self.criterion} needs --calibration: it measures what the layers read")
+
+    def _check_files(self, model: Path | None) -> None:
         check_input_shapes(self.input_shapes)
-        read = {"the input model": model, "--calibration": self.calibration, "--plan": self.plan}
-        for name in ("--calibration", "--plan"):
-            path = read[name]
+        for name, path in (("--calibration", self.calibration), ("--plan", self.plan)):
             if path is not None and not path.exists():
                 raise UsageError(f"{name}: {path} does not exist")
+        read = {"the input model": model, "--calibration": self.calibration, "--plan": self.plan}
         output = self.output_for(model) if model else self.output
         check_paths(read, {"--output": output, "--save-plan": self.save_plan})
         check_report_path("--save-plan", self.save_plan, "{")

@@ -138,7 +138,7 @@ class Analysis:
     """What must go together. `groups` are in graph order, frozen ones included.
 
     `weights`: the dimensions of every stored weight, by name (a Constant node is named by its output); `tensors`:
-    those of every tensor of the main graph; `contractions`, `uses`, `picks` and `work` index `nodes`, the names of the nodes.
+    those of every tensor; `contractions`, `uses`, `picks` and `work` index `nodes`, the names of the walked nodes.
     """
 
     groups: tuple[Group, ...]

@@ -60,7 +60,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Wanted:
-    """`groups`: ids of those that may shrink. `target`: (macs | params | bytes, share kept) or None for `ratio` of every
+    """`groups`: ids of those that may shrink. `target`: (macs | params | bytes, share kept) or None for `ratio` of each
     group. `steps`: what counts are multiples of, by group id."""
 
     groups: Sequence[str]
@@ -146,7 +146,8 @@ def macs_per_item(source: Source, model: _Model) -> float:
     """Multiply-accumulates of one item of the calibration inputs: those of the representative sizes, scaled by area."""
     feed = source.feeds[0]
     name = max(feed, key=lambda n: feed[n].size)
-    return cost.macs(model.analysis) * feed[name][0].size / max(1, math.prod(model.shapes.inputs[name]))
+    size: int = feed[name][0].size
+    return cost.macs(model.analysis) * size / max(1, math.prod(model.shapes.inputs[name]))
 
 
 def _effort(source: Source, model: _Model, groups: int) -> tuple[list[Feed], Sequence[float]]:
@@ -326,7 +327,7 @@ MEASURED = ("obs", *activation.CRITERIA)
 
 
 def split(feeds: Sequence[Feed]) -> tuple[list[Feed], list[Feed]]:
-    """Batches to fit to, and those held out to measure on: every tenth; the same ones where there are fewer than four."""
+    """Batches to fit to, and those held out to measure on: every tenth; the same ones where there are fewer than 4."""
     if len(feeds) < 4:
         return list(feeds), list(feeds)
     every = min(10, len(feeds))

@@ -137,6 +137,7 @@ class Curve:
     damage: list[float] = field(default_factory=list)
 
     def at(self, count: float) -> float:
+        """The damage of removing `count`, between the measured ones by straight lines."""
         return float(np.interp(count, self.removed, self.damage))
 
 
@@ -194,7 +195,8 @@ def curves(
             removed = round(group.size * level)
             if removed <= curve.removed[-1] or removed >= group.size:
                 continue
-            damage = _damage(proto, read, analysis, own, order[group.id].order[:removed], feeds, reference, threads)
+            without = _without(proto, read, own, order[group.id].order[:removed])
+            damage = relative_error(reference, outputs_of(without.proto, without.get, feeds, threads))
             curve.removed.append(removed)
             curve.damage.append(max(damage, curve.damage[-1]))
         result[group.id] = curve
@@ -202,7 +204,13 @@ def curves(
     return result
 
 
-def _damage(proto, read, analysis, own, removed, feeds, reference, threads) -> float:  # type: ignore[no-untyped-def]
+def _without(
+    proto: onnx.ModelProto,
+    read: Callable[[str], Array],
+    own: Sequence[tuple[Statistics, obs.Consumer]],
+    removed: obs.Index,
+) -> Weights:
+    """The model whose consumers `own` of a group do without the indices `removed`, refitted."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     weights = Weights(copy, read)
@@ -215,4 +223,4 @@ def _damage(proto, read, analysis, own, removed, feeds, reference, threads) -> f
         fitted = obs.refit(s.weight, s.gram, kept)
         shifted = bias + ((s.weight - fitted) @ s.mean)[None] if s.site.bias is not None else bias
         weights.write(s.site, node, weight, fitted[None], shifted, scale)
-    return relative_error(reference, outputs_of(copy, weights.get, feeds, threads))
+    return weights

@@ -79,7 +79,12 @@ def _before(original: Opened) -> Totals:
 def _options(opened: Opened, config: Config, plan: Plan) -> dict[str, object]:
     """The options of the run, and what they led to."""
     blocks = {"removed_blocks": list(plan.blocks)} if plan.blocks else {}
-    return {**dataclasses.asdict(config), **blocks, "macs_input_shapes": _macs_shapes(opened)}
+    return {
+        **dataclasses.asdict(config),
+        "criterion": config.measure,
+        **blocks,
+        "macs_input_shapes": _macs_shapes(opened),
+    }
 
 
 def _left(opened: Opened) -> float:

@@ -40,8 +40,9 @@ def by_damage(
         moves = [m for g in able if (m := split.move(g, damage[g.id], steps[g.id])) is not None]
         if not moves:
             raise NothingToPruneError(
-                f"the target is {target / max(split.whole, 1):.3f} of the original, and the groups that may shrink allow "
-                f"{split.total / max(split.whole, 1):.3f} at least; give a larger target, or free groups kept by --keep"
+                f"the target is {target / max(split.whole, 1):.3f} of the original, and the groups that may shrink "
+                f"allow {split.total / max(split.whole, 1):.3f} at least; give a larger target, or free groups kept "
+                "by --keep"
             )
         _, name, count = min(moves)
         split.set(name, count)

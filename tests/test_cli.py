@@ -268,9 +268,9 @@ def test_quiet_says_nothing(model: Path) -> None:
     assert (result.exit_code, result.output) == (0, "")
 
 
-def test_recovery_is_accepted_and_says_that_it_is_missing(model: Path) -> None:
-    assert "recovery is not built yet" in call(model, "--recover").stdout
-    assert "recovery is not built yet" not in call(model, "--no-recover", "--force").stdout
+def test_recovery_without_inputs_says_that_nothing_was_recovered(model: Path) -> None:
+    assert "nothing was recovered" in call(model, "--recover").stdout
+    assert "nothing was recovered" not in call(model, "--no-recover", "--force").stdout
 
 
 def test_reader_that_closes_early_is_no_error(model: Path) -> None:

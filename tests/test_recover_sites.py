@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxprune import runtime
+from onnxprune.records import Feed
 from onnxprune.recover import sites
 from onnxprune.recover.execution import Shelf, Walk, reader, stored_tensors
 from onnxprune.recover.layers import Weights
@@ -59,14 +60,17 @@ CASES = {
         {"w": (6, 4), "b": (6,)},
     ),
     "normalised": (
-        "g (float[2,4,9,8] x) => (float[2,c,h,k] y) { p = Conv(x, w)  y = BatchNormalization(p, scale, beta, mean, var) }",
+        (
+            "g (float[2,4,9,8] x) => (float[2,c,h,k] y) "
+            "{ p = Conv(x, w)  y = BatchNormalization(p, scale, beta, mean, var) }"
+        ),
         {"w": (6, 4, 3, 3), "scale": (6,), "beta": (6,), "mean": (6,), "var": (6,)},
     ),
 }
 
 
 def outputs(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    return runtime.session(proto.SerializeToString(), threads=1).run(None, {"x": x})[0]
+    return np.asarray(runtime.session(proto.SerializeToString(), threads=1).run(None, {"x": x})[0])
 
 
 def opened(name: str) -> tuple[onnx.ModelProto, Weights, sites.Site, np.ndarray]:
@@ -85,7 +89,7 @@ def test_matrix_times_columns_is_what_the_runtime_computes(name: str) -> None:
     weight = weights.constant(node.input[1])
     matrix, bias, _ = weights.effective(site, node, weight)
     columns = sites.columns(site, x, weight.shape[2:], None)
-    g, d, items, count = columns.shape
+    g, d, _, count = columns.shape
     result = matrix @ columns.reshape(g, d, -1) + bias[:, :, None]
     expected = sites.targets(site, outputs(proto, x), None)
     np.testing.assert_allclose(result.reshape(expected.shape), expected, atol=2e-5)
@@ -129,7 +133,7 @@ def test_a_walk_runs_each_part_once_with_the_weights_of_the_moment() -> None:
     text = "g (float[n,4] x) => (float[n,4] y) { h = Gemm(x, w, b)  r = Relu(h)  y = Gemm(r, v, b) }"
     proto = model_of(text, w=(4, 4), v=(4, 4), b=(4,))
     weights = Weights(proto, reader(proto, lambda _: None, {}))
-    feeds = [{"x": np.random.default_rng(k).normal(size=(3, 4)).astype(np.float32)} for k in range(2)]
+    feeds: list[Feed] = [{"x": np.random.default_rng(k).normal(size=(3, 4)).astype(np.float32)} for k in range(2)]
     walk = Walk(proto, weights.get, feeds)
     walk.compute(["r"])
     before = walk.get("r", 1).copy()
@@ -143,7 +147,7 @@ def test_a_walk_runs_each_part_once_with_the_weights_of_the_moment() -> None:
 def test_a_walk_over_its_memory_limit_uses_files_and_gives_the_same() -> None:
     proto = model_of("g (float[n,64] x) => (float[n,64] y) { h = Gemm(x, w, b)  y = Relu(h) }", w=(64, 64), b=(64,))
     read = reader(proto, lambda _: None, {})
-    feeds = [{"x": np.random.default_rng(k).normal(size=(50, 64)).astype(np.float32)} for k in range(3)]
+    feeds: list[Feed] = [{"x": np.random.default_rng(k).normal(size=(50, 64)).astype(np.float32)} for k in range(3)]
     with contextlib.closing(Shelf(0)) as shelf:
         walk = Walk(proto, read, feeds, shelf=shelf)
         walk.compute(["h"])
@@ -161,7 +165,8 @@ def test_flat_regions_are_found_where_only_the_activation_reads() -> None:
 
 def test_the_mean_over_space_is_recognised() -> None:
     proto = model_of(
-        "g (float[1,2,3,3] x) => (float[1,2,1,1] y, float[1,2] z) { y = GlobalAveragePool(x)  z = ReduceMean<axes=[2,3], keepdims=0>(x) }"
+        "g (float[1,2,3,3] x) => (float[1,2,1,1] y, float[1,2] z) "
+        "{ y = GlobalAveragePool(x)  z = ReduceMean<axes=[2,3], keepdims=0>(x) }"
     )
     assert pooled_source(proto, "y") == pooled_source(proto, "z") == "x"
     assert pooled_source(proto, "x") is None

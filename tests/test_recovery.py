@@ -144,7 +144,7 @@ def test_measured_criteria_need_calibration() -> None:
 
 
 def test_batches_hold_whole_rows_up_to_the_limit() -> None:
-    data = [{"x": np.zeros((70, 2)), "m": np.zeros((70,))}, {"x": np.zeros((9, 2)), "m": np.zeros((9,))}]
+    data: list[Feed] = [{"x": np.zeros((70, 2)), "m": np.zeros((70,))}, {"x": np.zeros((9, 2)), "m": np.zeros((9,))}]
     assert [len(f["x"]) for f in calibration.batches(data, None, 100)] == [32, 32, 6, 9]
     assert [len(f["m"]) for f in calibration.batches(data, None, 40)] == [32, 8]
     assert [len(f["x"]) for f in calibration.batches(data, 8, 100)] == [8] * 9

@@ -191,6 +191,8 @@ def _running(pid: int) -> bool:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_ctrl_c_ends_the_child(tmp_path: Path, targets: Path) -> None:
     note = tmp_path / "pid"
+    # A job in the background of a shell ignores the signal, and its tests must not.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt() -> None:
         _wait_for(lambda: note.exists() and note.read_text(encoding="ascii"))
@@ -201,6 +203,7 @@ def test_ctrl_c_ends_the_child(tmp_path: Path, targets: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         _call("write_pid", path=str(note))
     thread.join()
+    signal.signal(signal.SIGINT, before)
     assert not _running(int(note.read_text(encoding="ascii")))
     assert list(targets.iterdir()) == []
 

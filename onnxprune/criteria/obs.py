@@ -4,7 +4,8 @@ For a consumer y = W x with Gram matrix H = E[x x^T], removing the inputs S and 
 
     tr( W_S [(H^-1)_SS]^-1 W_S^T )
 
-in squared error (Hassibi and Stork, "Optimal Brain Surgeon", 1993; structured as in Kurtic et al., "ZipLM", 2023). After each removal W and H^-1 are updated by their Schur complements, so the next costs are exact.
+in squared error (Hassibi and Stork, "Optimal Brain Surgeon", 1993; structured as in Kurtic et al.,
+"ZipLM", 2023). After each removal W and H^-1 are updated by their Schur complements, so the next costs are exact.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def removal_path(consumers: Sequence[Consumer], size: int, *, least: int = 1, ch
 
 
 class _State:
+    """One consumer while indices are removed: the inverse Gram matrix and the weight, both refitted so far."""
+
     def __init__(self, consumer: Consumer) -> None:
         gram = consumer.gram + np.eye(len(consumer.gram)) * max(
             RIDGE * float(np.trace(consumer.gram)) / len(consumer.gram), 1e-12
@@ -70,13 +73,16 @@ class _State:
         self.scale = consumer.scale
 
     def prices(self, left: Index) -> Float:
+        """What removing each of the indices `left`, alone, would cost."""
         at = self.positions[left]
         blocks = self.inverse[at[:, :, None], at[:, None, :]]
         w = np.moveaxis(self.weight[:, at], 1, 0)
         moments = np.matmul(w.transpose(0, 2, 1), w)
-        return np.trace(np.linalg.solve(blocks, moments), axis1=1, axis2=2) / self.scale
+        errors: Float = np.trace(np.linalg.solve(blocks, moments), axis1=1, axis2=2)
+        return errors / self.scale
 
     def remove(self, index: int) -> float:
+        """Remove one index in place and refit the rest; what it cost."""
         s = self.positions[index]
         factor = np.linalg.solve(self.inverse[np.ix_(s, s)], self.inverse[s])
         w = self.weight[:, s].copy()

@@ -1,7 +1,7 @@
 """The table of importance criteria.
 
-A criterion is a pure function of the slices of one weight: any float type (n, k), row i holding every element that goes with
-index i of the group, to scores float64 (n,), higher = keep. `generator` is seeded per group.
+A criterion is a pure function of the slices of one weight: any float type (n, k), row i holding every element that
+goes with index i of the group, to scores float64 (n,), higher = keep. `generator` is seeded per group.
 """
 
 from __future__ import annotations

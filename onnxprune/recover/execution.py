@@ -28,7 +28,7 @@ Read = Callable[[str], Array]
 
 
 class Shelf:
-    """Arrays by (owner, tensor, batch): in memory up to `limit` bytes in all, beyond that in files of a temporary folder."""
+    """Arrays by (owner, tensor, batch): in memory up to `limit` bytes in all, beyond that in temporary files."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
@@ -146,7 +146,7 @@ class Walk:
         session = runtime.session(model.SerializeToString(), threads=self.threads)
         taken = [i.name for i in session.get_inputs()]
         for b in range(self.batches):
-            results = session.run(list(outputs), {n: np.ascontiguousarray(self.shelf.get(self, n, b)) for n in taken})
+            results = session.run(list(outputs), {n: np.asarray(self.shelf.get(self, n, b), order="C") for n in taken})
             for name, array in zip(outputs, results, strict=True):
                 self.shelf.put(self, name, b, array)
 
@@ -158,7 +158,7 @@ class Walk:
         model.graph.node.extend(self.nodes[i] for i in chosen)
         needed = {n for i in chosen for n in operands(self.nodes[i])}
         for name in sorted(n for n in needed - self.live if n in self.stored or n not in self.producer):
-            model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(self.read(name)), name))
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(self.read(name), order="C"), name))
         for name in inputs:
             kind = onnx.helper.np_dtype_to_tensor_dtype(self.shelf.get(self, name, 0).dtype)
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))

@@ -38,9 +38,11 @@ class Weights:
         self.nodes = {o: n for n in self.proto.graph.node for o in n.output}
 
     def get(self, name: str) -> Array:
+        """A stored tensor as it is now."""
         return self.values[name] if name in self.values else self.read(name)
 
     def constant(self, name: str) -> Array:
+        """A stored tensor, or one computed from stored ones alone, as it is now."""
         return sites.value(self.proto, self.get, name)
 
     def put(self, node: onnx.NodeProto, operand: int, array: Array) -> None:

@@ -32,6 +32,7 @@ class Moments:
 
     @classmethod
     def about(cls, shift_x: Float, shift_y: Float) -> Moments:
+        """No columns yet, shifts (groups, d) and (groups, o)."""
         g, d = shift_x.shape
         o = shift_y.shape[1]
         return cls(

@@ -44,7 +44,7 @@ LARGEST = 4608
 """Inputs (channels x taps) up to which a whole Gram matrix is solved."""
 COLUMNS_PER_INPUT = 60
 LEAST_COLUMNS = 60_000
-"""Columns gathered per layer: this many at least, and this many times the number of inputs; the rest is not looked at."""
+"""Columns gathered per layer: this many at least, and this many times the number of inputs; no more are looked at."""
 FEW_COLUMNS = 3
 """With fewer columns than this many times the inputs, a mean over space is looked at before the mean is taken."""
 POSITIONS = 50_000
@@ -75,7 +75,6 @@ def reconstruct(
     seed: int = 0,
     threads: int = 1,
     memory_bytes: int = 2 << 30,
-    compensate: bool = True,
     relaxed: bool = True,
 ) -> list[LayerReport]:
     """Solve every linear operator of the pruned model in place (`weights`). `keep`: bool mask by cut atom."""
@@ -84,17 +83,17 @@ def reconstruct(
         teacher = Walk(original, read_original, feeds, threads=threads, shelf=shelf)
         student = Walk(weights.proto, weights.get, feeds, threads=threads, shelf=shelf)
         task = Task(teacher, student, weights, analysis, keep, np.random.default_rng(seed), relaxed)
-        return list(_solve_all(task, found, compensate))
+        return list(_solve_all(task, found))
 
 
-def _solve_all(task: Task, found: Sequence[Site], compensate: bool) -> Iterator[LayerReport]:
+def _solve_all(task: Task, found: Sequence[Site]) -> Iterator[LayerReport]:
     original, analysis = task.teacher.proto, task.analysis
     latest = _latest_site(original, found)
     touched = _touched(original, found, analysis, task.keep)
     for index, site in enumerate(found):
         if index not in touched:
             continue
-        ready = compensate and site.other is not None and latest.get(site.other, -1) < index
+        ready = site.other is not None and latest.get(site.other, -1) < index
         solution = task.solve(site, ready)
         if solution is None:
             continue
@@ -158,6 +157,10 @@ class Task:
         self.flat = flat_regions(self.teacher.proto)
 
     def solve(self, site: Site, compensated: bool) -> Solution | None:
+        """Solve one operator and store its weights; None where that cannot be done.
+
+        `compensated`: its target is what the addition behind it gave, less the other operand as it is now.
+        """
         original = self.teacher.proto.graph.node
         node = self.weights.nodes[original[site.node].output[0]]
         site = replace(site, attributes=node_attributes(node))
@@ -170,7 +173,7 @@ class Task:
         target = site.total if compensated and site.total else site.out
         self.teacher.compute([target])
         self.student.compute([site.x, *([site.other] if compensated and site.other else [])])
-        train, held, blocks = self.gather(site, node, weight.shape[2:], target, compensated)
+        train, held, blocks = self.gather(site, weight.shape[2:], target, compensated)
         if train.count + held.count < FEW_COLUMNS * effective.shape[2]:
             effective = self.pooled_prior(site, effective, scale)
         solution = solve(train, held, effective, bias, fit_bias=site.bias is not None)
@@ -193,7 +196,8 @@ class Task:
         if whole.shape[1] != len(gram):
             return plain
         whole = whole if rows is None else whole[rows]
-        return (obs.refit(whole, gram, inputs)[:, inputs] * scale[0][:, None])[None]
+        refitted: Float = obs.refit(whole, gram, inputs)[:, inputs] * scale[0][:, None]
+        return refitted[None]
 
     def position_gram(self, name: str) -> Float:
         """Covariance of the channels of an image-like tensor of the original over positions: (channels, channels)."""
@@ -207,7 +211,8 @@ class Task:
             sums.add(x, np.zeros((1, 1, x.shape[2]), np.float32))
         if sums is None:
             raise ValueError("no batches")
-        return sums.covariance()[0][0]
+        covariance: Float = sums.covariance()[0][0]
+        return covariance
 
     def kept(self, name: str, axis: int) -> npt.NDArray[np.int64] | None:
         """Kept indices of the channel axis of a tensor of the original, None for all."""
@@ -216,8 +221,9 @@ class Task:
         return None if mask.all() else np.flatnonzero(mask)
 
     def gather(
-        self, site: Site, node: onnx.NodeProto, kernel: tuple[int, ...], target: str, compensated: bool
+        self, site: Site, kernel: tuple[int, ...], target: str, compensated: bool
     ) -> tuple[Moments, Moments, list[Block] | None]:
+        """Moments of the columns to fit to and of those held out; the columns themselves where `relax` needs them."""
         rows = self.kept(target, site.axis)
         sums: tuple[Moments, Moments] | None = None
         budget = self.budget(site, target)
@@ -256,16 +262,12 @@ class Task:
         """The share of the positions to look at."""
         shapes = [self.teacher.get(target, b).shape for b in range(self.teacher.batches)]
         total = sum(sites.position_count(site, s) * (s[0] if len(s) > 1 else 1) for s in shapes)
-        inputs = int(
-            np.prod(
-                self.weights.constant(
-                    self.weights.nodes[self.teacher.proto.graph.node[site.node].output[0]].input[1]
-                ).shape[1:]
-            )
-        )
+        node = self.weights.nodes[self.teacher.proto.graph.node[site.node].output[0]]
+        inputs = int(np.prod(self.weights.constant(node.input[1]).shape[1:]))
         return max(LEAST_COLUMNS, COLUMNS_PER_INPUT * inputs) / max(total, 1)
 
     def sample(self, site: Site, shape: tuple[int, ...], share: float) -> npt.NDArray[np.int64] | None:
+        """A random `share` of the output positions, sorted; None for all."""
         count = sites.position_count(site, shape)
         if share >= 1 or count == 1:
             return None

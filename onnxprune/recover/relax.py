@@ -31,7 +31,7 @@ STEPS = 8
 
 @dataclass(frozen=True)
 class Block:
-    """Columns of one batch: `x` (groups, d, n), `y` (groups, o, n); the activation is flat below `low`, above `high`."""
+    """Columns of a batch: `x` (groups, d, n), `y` (groups, o, n). The activation is flat below `low`, above `high`."""
 
     x: Array
     y: Array

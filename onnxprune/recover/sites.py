@@ -51,6 +51,7 @@ class Site:
 
     @property
     def groups(self) -> int:
+        """The groups of a convolution, else 1."""
         return int(self.attributes.get("group", 1))
 
 
@@ -190,21 +191,18 @@ def from_matrix(site: Site, matrix: Float, like: Array) -> Array:
     if site.op == "ConvTranspose":
         split = matrix.reshape(g, shape[1], shape[0] // g, *shape[2:])
         return np.flip(np.swapaxes(split, 1, 2).reshape(shape), tuple(range(2, like.ndim))).astype(like.dtype)
-    return (matrix[0] if site.op == "Gemm" and site.attributes.get("transB", 0) else matrix[0].T).astype(like.dtype)
+    flat: Float = matrix[0] if site.op == "Gemm" and site.attributes.get("transB", 0) else matrix[0].T
+    return flat.astype(like.dtype)
 
 
 # ---- Inputs as columns -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Positions:
-    """Which output positions are sampled: flat indices over the spatial axes (or rows per item), None for all."""
-
-    chosen: npt.NDArray[np.int64] | None
-
-
 def columns(site: Site, x: Array, kernel: tuple[int, ...], positions: npt.NDArray[np.int64] | None) -> Array:
-    """Inputs float32 (groups, in per group * taps, items, positions)."""
+    """Inputs float32 (groups, in per group * taps, items, positions).
+
+    `positions`: the sampled ones, flat indices over the spatial axes (or rows per item), None for all.
+    """
     x = np.asarray(x, np.float32)
     if site.axis == -1:
         return _rows(x, positions)[None]
@@ -217,8 +215,8 @@ def columns(site: Site, x: Array, kernel: tuple[int, ...], positions: npt.NDArra
     rank = len(kernel)
     space = patches.shape[2 : 2 + rank]
     flat = np.arange(math.prod(space)) if positions is None else positions
-    where = np.unravel_index(flat, space)
-    taken = patches[(slice(None), slice(None), *where)]
+    where: tuple[Any, ...] = (slice(None), slice(None), *np.unravel_index(flat, space))
+    taken = patches[where]
     items, channels, count = taken.shape[:3]
     ordered = np.moveaxis(taken.reshape(items, channels, count, -1), (1, 3), (0, 1))
     return np.ascontiguousarray(ordered).reshape(site.groups, -1, items, count)

@@ -11,7 +11,7 @@ from onnxprune.recover.moments import Moments
 
 Float = npt.NDArray[np.float64]
 
-GRID = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+GRID: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridges tried, as shares of the mean diagonal of the Gram matrix."""
 
 
@@ -39,18 +39,19 @@ def solve(train: Moments, held: Moments, prior: Float, bias: Float, *, fit_bias:
         weight = fit(train, prior, bias, ridge, centred=fit_bias)
         shifted = intercept(train, weight) if fit_bias else bias
         candidates.append((held.error(weight, shifted), ridge))
-    after, ridge = min((c for c in candidates if np.isfinite(c[0])), key=lambda c: c[0])
+    after, best = min((c for c in candidates if np.isfinite(c[0])), key=lambda c: c[0])
     whole = train.plus(held)
     scale = max(float(whole.covariance()[2].sum()), 1e-30)
-    if ridge is None:
+    if best is None:
         return Solution(prior, bias, None, plain / scale, plain / scale)
-    weight = fit(whole, prior, bias, ridge, centred=fit_bias) if ridge else prior
-    return Solution(weight, intercept(whole, weight) if fit_bias else bias, ridge, plain / scale, after / scale)
+    weight = fit(whole, prior, bias, best, centred=fit_bias) if best else prior
+    return Solution(weight, intercept(whole, weight) if fit_bias else bias, best, plain / scale, after / scale)
 
 
 def intercept(moments: Moments, weight: Float) -> Float:
     """The bias that makes the mean error zero."""
-    return moments.mean_y - np.einsum("god,gd->go", weight, moments.mean_x)
+    mean: Float = np.einsum("god,gd->go", weight, moments.mean_x)
+    return moments.mean_y - mean
 
 
 def fit(moments: Moments, prior: Float, bias: Float, ridge: float, *, centred: bool = True) -> Float:
@@ -68,4 +69,4 @@ def _fit(xx: Float, yx: Float, prior: Float, ridge: float) -> Float:
     diagonal = ridge * mean
     system = xx.copy()
     system[np.diag_indices_from(system)] += diagonal
-    return np.linalg.solve(system, (yx + diagonal * prior).T).T
+    return np.asarray(np.linalg.solve(system, (yx + diagonal * prior).T).T, np.float64)

@@ -1,9 +1,9 @@
 """Distillation: gradient steps on all weights of the pruned model at once, towards what the original gives.
 
 No labels. The gradients come from `onnx-ad` (extra `gradients`), which turns the model into a model of its
-gradient; both run in ONNX Runtime. Every linear operator takes part with its weight and bias, a BatchNormalization behind it folded into them
-while it is trained. Loss: squared error of the outputs (before a last Softmax or Sigmoid), over their variance.
-What is kept is the state with the lowest loss on held-out inputs, the start included.
+gradient; both run in ONNX Runtime. Every linear operator takes part with its weight and bias, a BatchNormalization
+behind it folded into them while it is trained. Loss: squared error of the outputs (before a last Softmax or Sigmoid),
+over their variance. What is kept is the state with the lowest loss on held-out inputs, the start included.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from onnxprune import runtime
 from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
-from onnxprune.recover.layers import Weights
 from onnxprune.recover.execution import operands, stored_tensors
+from onnxprune.recover.layers import Weights
 from onnxprune.recover.sites import Site
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
+Read = Callable[[str], Array]
+Teacher = Callable[[Feed], list[Array]]
+Tests = Sequence[tuple[Feed, Sequence[Array]]]
+"""Held-out inputs and what the original gives for them."""
 _LAST = {"Softmax", "Sigmoid", "LogSoftmax", "ArgMax"}
 
 
@@ -63,20 +67,20 @@ class Trainer:
 
     def __init__(
         self,
-        proto: onnx.ModelProto,
-        constant: Callable[[str], Array],
-        effective,
+        weights: Weights,
         feed: Feed,
         features: Mapping[str, float],
         threads: int,
-    ) -> None:  # type: ignore[no-untyped-def]
+    ) -> None:
         self.threads = threads
         self.layers: list[Layer] = []
         self.features = dict(features)
-        model = self._training_model(proto, constant, effective, feed)
+        model = self._training_model(weights, feed)
         self.session = self._gradients(model)
 
-    def _training_model(self, proto, constant, effective, feed) -> onnx.ModelProto:  # type: ignore[no-untyped-def]
+    def _training_model(self, weights: Weights, feed: Feed) -> onnx.ModelProto:
+        """The model with the trained weights, the gates and the targets as inputs and the loss as its one output."""
+        proto = weights.proto
         model = onnx.ModelProto()
         model.CopyFrom(proto)
         graph = model.graph
@@ -90,24 +94,23 @@ class Trainer:
         ]
         for k, site in enumerate(found):
             node = graph.node[site.node]
-            weight = np.asarray(constant(node.input[1]))
+            weight = np.asarray(weights.constant(node.input[1]))
             if weight.ndim < 2 or site.op == "ConvTranspose":
                 continue
-            matrix, bias, scale = effective(site, proto.graph.node[site.node], weight)
-            has_bias = site.bias is not None
+            matrix, bias, scale = weights.effective(site, proto.graph.node[site.node], weight)
             layer = Layer(
                 site,
                 sites.from_matrix(site, matrix, weight),
-                bias.reshape(-1).astype(np.float32) if has_bias else None,
+                None if site.bias is None else bias.reshape(-1).astype(np.float32),
                 scale,
                 (f"train_w{k}", f"train_b{k}"),
                 None,
             )
             node.input[1] = layer.names[0]
             inputs.append(helper.make_tensor_value_info(layer.names[0], 1, weight.shape))
-            if has_bias:
-                self._move_bias(graph, site, node, layer.names[1])
-                inputs.append(helper.make_tensor_value_info(layer.names[1], 1, layer.bias.shape))  # type: ignore[union-attr]
+            if layer.bias is not None:
+                _move_bias(graph, site, node, layer.names[1])
+                inputs.append(helper.make_tensor_value_info(layer.names[1], 1, layer.bias.shape))
             if site.norm is not None:
                 drop.add(site.norm)
                 node.output[0] = site.out
@@ -120,53 +123,38 @@ class Trainer:
         kept = [t for t in graph.initializer if t.name in used]
         del graph.initializer[:]
         for t in kept:
-            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(constant(t.name)), t.name))
-        self._drop_norms(graph, drop)
+            graph.initializer.append(numpy_helper.from_array(np.asarray(weights.constant(t.name), order="C"), t.name))
+        _drop_nodes(graph, drop)
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         self._add_gates(model.graph)
         return self._with_loss(model)
 
-    def _move_bias(self, graph, site, node, name) -> None:  # type: ignore[no-untyped-def]
-        holder = node if site.op != "MatMul" else graph.node[site.bias_node]
-        operand = site.bias if site.op == "MatMul" else 2
-        while len(holder.input) <= operand:
-            holder.input.append("")
-        holder.input[operand] = name
-
-    def _drop_norms(self, graph, drop) -> None:  # type: ignore[no-untyped-def]
-        nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for i, n in enumerate(graph.node) if i not in drop]
-        del graph.node[:]
-        graph.node.extend(nodes)
-
-    def _add_gates(self, graph) -> None:  # type: ignore[no-untyped-def]
+    def _add_gates(self, graph: onnx.GraphProto) -> None:
         """An addend of zeros behind each grouped convolution: its gradient is that of the result."""
-        shape = {
-            v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output]
-        }
-        gates = {layer.names[0]: layer for layer in self.layers if layer.gate}
+        shape = _sizes(graph)
+        gates = {layer.names[0]: layer.gate for layer in self.layers if layer.gate}
         nodes = []
         for node in graph.node:
             copy = onnx.NodeProto.FromString(node.SerializeToString())
             nodes.append(copy)
-            layer = gates.get(node.input[1]) if len(node.input) > 1 else None
-            if layer is not None:
+            gate = gates.get(node.input[1]) if len(node.input) > 1 else None
+            if gate is not None:
                 out = copy.output[0]
                 copy.output[0] = f"{out}__ungated"
-                nodes.append(helper.make_node("Add", [copy.output[0], str(layer.gate)], [out]))
-                graph.input.append(helper.make_tensor_value_info(layer.gate, 1, shape[out]))
+                nodes.append(helper.make_node("Add", [copy.output[0], gate], [out]))
+                graph.input.append(helper.make_tensor_value_info(gate, 1, shape[out]))
         del graph.node[:]
         graph.node.extend(nodes)
 
     def _with_loss(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The model with the weighted squared error of the features as its one output."""
         graph = model.graph
-        shape = {
-            v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output]
-        }
+        shape = _sizes(graph)
         terms = []
         del graph.output[:]
         for k, (name, weight) in enumerate(self.features.items()):
             graph.input.append(helper.make_tensor_value_info(f"target{k}", 1, shape[name]))
-            graph.initializer.append(numpy_helper.from_array(np.float32(weight), f"factor{k}"))
+            graph.initializer.append(numpy_helper.from_array(np.asarray(weight, np.float32), f"factor{k}"))
             graph.node.extend(
                 [
                     helper.make_node("Sub", [name, f"target{k}"], [f"miss{k}"]),
@@ -181,11 +169,12 @@ class Trainer:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
     def _gradients(self, model: onnx.ModelProto) -> Any:
+        """A session of the gradient model, which gives the inputs of grouped convolutions too."""
         try:
             import onnx_ad
         except ImportError as error:
             raise UsageError("--tune needs gradients: pip install 'onnxprune[gradients]'") from error
-        wanted = [n for layer in self.layers for n in ([layer.gate] if layer.gate else [layer.names[0]])]
+        wanted = [layer.gate or layer.names[0] for layer in self.layers]
         wanted += [layer.names[1] for layer in self.layers if layer.bias is not None]
         gradient = onnx_ad.reverse(model, inputs=wanted, outputs=["loss"], layout="onnx")
         self.wanted = wanted
@@ -218,15 +207,41 @@ class Trainer:
                 gradients[layer.names[0]] = _grouped_gradient(layer, found[layer.site.x], gradients.pop(layer.gate))
         return float(found["loss"]), gradients
 
-    def held_loss(self, tests: Sequence[tuple[Feed, Sequence[Array]]]) -> float:
+    def held_loss(self, tests: Tests) -> float:
+        """Mean loss of the weights as they are now."""
         return float(np.mean([self.step(feed, wanted)[0] for feed, wanted in tests]))
 
     def apply(self, adam: Adam, gradients: Mapping[str, Array], units: Mapping[str, float]) -> None:
+        """One step of all weights and biases. `units`: the size of each at the start."""
         for layer in self.layers:
             name, bias = layer.names
             layer.weight = adam.update(name, layer.weight, gradients[name], units[name])
             if layer.bias is not None:
                 layer.bias = adam.update(bias, layer.bias, gradients[bias], units[bias])
+
+
+def _sizes(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """Inferred shapes by tensor, 0 for an axis that is not known."""
+    return {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output]}
+
+
+def _move_bias(graph: onnx.GraphProto, site: Site, node: onnx.NodeProto, name: str) -> None:
+    """Have the bias of an operator (of the addition behind it, for MatMul) read from the tensor `name`."""
+    holder, operand = node, 2
+    if site.op == "MatMul":
+        if site.bias_node is None or site.bias is None:
+            raise ValueError(f"{site.out} has no bias")
+        holder, operand = graph.node[site.bias_node], site.bias
+    while len(holder.input) <= operand:
+        holder.input.append("")
+    holder.input[operand] = name
+
+
+def _drop_nodes(graph: onnx.GraphProto, drop: set[int]) -> None:
+    """Leave out the nodes at these indices."""
+    nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for i, n in enumerate(graph.node) if i not in drop]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _grouped_gradient(layer: Layer, x: Array, dy: Array) -> Array:
@@ -263,6 +278,7 @@ class Adam:
         self.second: dict[str, Array] = {}
 
     def update(self, name: str, value: Array, gradient: Array, unit: float) -> Array:
+        """The new value; `unit` is the size that the rate is a share of."""
         m = self.first[name] = 0.9 * self.first.get(name, np.float32(0)) + 0.1 * gradient
         v = self.second[name] = 0.99 * self.second.get(name, np.float32(0)) + 0.01 * gradient * gradient
         step = (m / (1 - 0.9**self.count)) / (np.sqrt(v / (1 - 0.99**self.count)) + 1e-12)
@@ -306,18 +322,28 @@ def distil(
     test = [_filled(f, batch) for f in test]
     wanted = [teacher(f) for f in test]
     factors = {n: 1 / max(w.size * float(w.var()), 1e-20) for n, w in zip(names, wanted[0], strict=True)}
-    trainer = Trainer(weights.proto, weights.constant, weights.effective, test[0], factors, threads)
+    trainer = Trainer(weights, test[0], factors, threads)
     return _train(trainer, weights, train, list(zip(test, wanted, strict=True)), teacher, batch, epochs, seed)
 
 
-def _train(trainer, weights, train, tests, teacher, batch, epochs, seed):  # type: ignore[no-untyped-def]
+def _train(
+    trainer: Trainer,
+    weights: Weights,
+    train: Feed,
+    tests: Tests,
+    teacher: Teacher,
+    batch: int,
+    epochs: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Run the epochs and store the best state; held-out loss before and after."""
     random = np.random.default_rng(seed)
     count = len(next(iter(train.values())))
     adam = Adam(RATE, epochs * max(1, count // batch))
     units = {layer.names[0]: _size(layer.weight) for layer in trainer.layers}
     units.update({layer.names[1]: _size(layer.bias) + 1e-3 for layer in trainer.layers if layer.bias is not None})
     start = best = trainer.held_loss(tests)
-    state = None
+    state: list[tuple[Array, Array | None]] | None = None
     for epoch in range(epochs):
         order = random.permutation(count)
         for i in range(0, count - batch + 1, batch):
@@ -355,7 +381,8 @@ def _store(weights: Weights, layer: Layer) -> None:
     )
 
 
-def _teacher(proto: onnx.ModelProto, names: Sequence[str], folder: str, threads: int) -> Callable[[Feed], list[Array]]:
+def _teacher(proto: onnx.ModelProto, names: Sequence[str], folder: str, threads: int) -> Teacher:
+    """Runs the original up to the tensors `names`."""
     model = onnx.ModelProto()
     model.CopyFrom(proto)
     del model.graph.output[:]
@@ -412,7 +439,7 @@ def _is_image(array: Array) -> bool:
 
 
 def augment(feed: Feed, random: np.random.Generator) -> Feed:
-    """Images (n, 1 or 3, h, w) shifted by up to a tenth, contrast and brightness moved per channel; all else as it is."""
+    """Images (n, 1 or 3, h, w) shifted by up to a tenth, contrast and brightness moved per channel; the rest as is."""
     result = {}
     for name, array in feed.items():
         result[name] = _augmented(array, random) if _is_image(array) else array

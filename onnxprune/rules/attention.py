@@ -26,7 +26,8 @@ def _heads(op: Operator, projection: Dim, heads: Dim) -> None:
 def _grouped_heads(op: Operator, heads: int, groups: int) -> tuple[Dim, Dim]:
     """Tie q: b t (kv r d), k: b s (kv d), v: b s (kv e). Returns (kv, all query heads)."""
     kv = dims.atom(groups)
-    (b, _, q), (b_k, s, k), (b_v, s_v, v) = op.dims(0), op.dims(1), op.dims(2)
+    (b, t, q), (b_k, s, k), (b_v, s_v, v) = op.dims(0), op.dims(1), op.dims(2)
+    op.freeze(t, f"{op.kind} knows the place of a query")
     found, repeats, width = op.factor(q, [groups, heads // groups, q.size // heads])
     op.unify(found, kv)
     op.freeze(repeats, "query heads go with their key-value head")
@@ -154,6 +155,7 @@ def _attention_by_head(op: Operator) -> None:
     op.unify(found, kv)
     op.unify(kv, kv_v)
     op.freeze(repeats, "query heads go with their key-value head")
+    op.freeze(t, "Attention knows the place of a query")
     op.freeze(d, "Attention derives its scale from the width of a head")
     op.unify(d, d_k)
     _same_keys(op, (b, b_k, b_v), (s, s_v))
@@ -169,6 +171,7 @@ def rotary_embedding(op: Operator) -> None:
     """x: b t (h d) or b h t d; rotates pairs within d."""
     x = op.dims(0)
     heads = op.attribute("num_heads", 0)
+    op.freeze(x[1 if len(x) == 3 else 2], "RotaryEmbedding turns by the place in the sequence")
     if len(x) == 3 and heads:
         found, width = op.factor(x[2], [heads, x[2].size // heads])
         op.freeze(width, "RotaryEmbedding turns pairs within a head")

@@ -130,10 +130,10 @@ def _picked(op: Operator, d: Dim) -> Dim | None:
             outer, inner = op.factor(d, [index.size, step])
             op.freeze(inner, "Gather with a stride")
             return outer
-    if step > 1 and index.size == d.size and d.size % step == 0:
-        if np.array_equal(index, np.arange(d.size).reshape(-1, step).T.reshape(-1)):
-            outer, inner = op.factor(d, [d.size // step, step])
-            return dims.prod([inner, outer])
+    shuffles = step > 1 and index.size == d.size and d.size % step == 0
+    if shuffles and np.array_equal(index, np.arange(d.size).reshape(-1, step).T.reshape(-1)):
+        outer, inner = op.factor(d, [d.size // step, step])
+        return dims.prod([inner, outer])
     return None
 
 
