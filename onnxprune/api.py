@@ -78,7 +78,9 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
     if config.provider != "cpu":
         worker.call("onnxprune.runtime:require_provider", {"provider": config.provider}, timeout_s=PROBE_LIMIT_S)
     with clock("calibrate"):
-        feeds = calibration.load(config.calibration) if config.calibration else []
+        feeds = (
+            calibration.fitting(calibration.load(config.calibration), opened.model.proto) if config.calibration else []
+        )
     fitting, feeds = recovery.split(_batches(opened, config, feeds)) if feeds else ([], [])
     if config.depth or config.plan:
         with clock("depth"):

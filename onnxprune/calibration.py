@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import onnx
 import onnx_graphsurgeon as gs
 
 from onnxprune.errors import UsageError
 from onnxprune.records import Feed
-from onnxprune.shapes import Shape
+from onnxprune.shapes import Shape, graph_inputs
 
 _PASSING = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
 _TABLES = {"Gather": (0, 1)}
@@ -31,8 +33,49 @@ def load(path: Path) -> list[Feed]:
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise UsageError(f"{file}: a single array; save it with np.savez under the name of the input it is for")
         with arrays:
-            feeds.append({name: arrays[name] for name in arrays.files})
+            feeds.append(_read_arrays(file, arrays))
     return feeds
+
+
+def _read_arrays(file: Path, arrays: np.lib.npyio.NpzFile) -> Feed:
+    try:
+        return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{file}: its arrays cannot be read ({error})") from error
+
+
+def fitting(feeds: Sequence[Feed], proto: onnx.ModelProto) -> list[Feed]:
+    """The arrays of every feed that the model takes, checked: names, types, axes, finite values.
+
+    Other arrays (labels) are left out. Raises UsageError naming the input and what does not fit.
+    """
+    inputs = {value.name: value.type.tensor_type for value in graph_inputs(proto)}
+    for number, feed in enumerate(feeds):
+        for name, kind in inputs.items():
+            fault = _fault(feed.get(name), kind)
+            if fault is not None:
+                where = f" (feed {number + 1} of {len(feeds)})" if len(feeds) > 1 else ""
+                raise UsageError(f"--calibration{where}: input {name!r} {fault}; the file has {sorted(feed)}")
+    return [{name: feed[name] for name in inputs} for feed in feeds]
+
+
+def _fault(array: npt.NDArray[np.generic] | None, kind: onnx.TypeProto.Tensor) -> str | None:
+    """What of an array does not fit an input, or None."""
+    if array is None:
+        return "has no array"
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    if array.dtype != dtype:
+        return f"takes {dtype}, and the array is {array.dtype}"
+    wanted = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+    fits = len(wanted) == array.ndim and all(w in (0, n) for w, n in zip(wanted[1:], array.shape[1:], strict=True))
+    if kind.HasField("shape") and not fits:
+        axes = ", ".join(str(w or "?") for w in wanted)
+        return f"has the axes ({axes}), and the array {array.shape}"
+    if not array.size:
+        return "has an array without a single element"
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return "has an array with NaN or infinite values"
+    return None
 
 
 BATCH = 32
