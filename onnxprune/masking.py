@@ -1,7 +1,7 @@
 """The original model with the removed channels masked: what the pruned model must equal before recovery.
 
-Wherever an operator sums over a dimension, the removed part of one operand is multiplied by zero, so no removed
-channel reaches a sum. Where an operator averages over it, the operator sees the kept part alone (gathered before,
+Wherever an operator sums over a dimension, the removed part of one operand is replaced by zero, so no removed channel
+reaches a sum. Where an operator averages over it, the operator sees the kept part alone (gathered before,
 put back in place after), because an average over fewer channels is what the pruned model computes.
 """
 
@@ -19,6 +19,7 @@ from onnxprune.bodies import numbered_graphs
 from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Contraction
 
+WHERE_SINCE = 9
 BoolArray = npt.NDArray[np.bool_]
 Keep = Mapping[Dim, BoolArray]
 
@@ -42,6 +43,7 @@ class _Writer:
     def __init__(
         self, result: onnx.ModelProto, analysis: Analysis, keep: Keep, element_types: Mapping[str, int]
     ) -> None:
+        self.opset = max((o.version for o in result.opset_import if o.domain in ("", "ai.onnx")), default=1)
         self.graph, self.analysis, self.keep, self.types = result.graph, analysis, keep, element_types
         self.made: dict[tuple[str, bytes], str] = {}
         self.contractions: dict[int, list[Contraction]] = {}
@@ -61,22 +63,23 @@ class _Writer:
             for axis, d in zip(c.axes, c.dims, strict=True):
                 mask = dims.mask(d, self.keep)
                 if not mask.all():
-                    before.append(self._mask_node(copy, c.operand, self._factor(source, axis, mask)))
+                    before.append(self._mask_node(copy, c.operand, source, axis, mask))
         return [*before, copy]
 
     def _touched(self, found: Sequence[Dim]) -> bool:
         return any(not dims.mask(d, self.keep).all() for d in found)
 
-    def _factor(self, tensor: str, axis: int, mask: BoolArray) -> str:
-        """A constant of ones and zeros that broadcasts along the other axes of `tensor`."""
-        rank = len(self.analysis.tensors[tensor])
-        dtype = helper.tensor_dtype_to_np_dtype(self.types[tensor])
-        return self._constant(mask.astype(dtype).reshape([-1] + [1] * (rank - 1 - axis)))
-
-    def _mask_node(self, node: onnx.NodeProto, operand: int, factor: str) -> onnx.NodeProto:
+    def _mask_node(self, node: onnx.NodeProto, operand: int, tensor: str, axis: int, mask: BoolArray) -> onnx.NodeProto:
+        """Zero where `mask` is False along one axis of an operand that holds `tensor`, even where that is NaN."""
         name = node.input[operand]
         node.input[operand] = f"{name}__masked_{next(o for o in node.output if o)}_{operand}"
-        return helper.make_node("Mul", [name, factor], [node.input[operand]])
+        shape = [-1] + [1] * (len(self.analysis.tensors[tensor]) - 1 - axis)
+        dtype = helper.tensor_dtype_to_np_dtype(self.types[tensor])
+        if self.opset < WHERE_SINCE:
+            factor = self._constant(mask.astype(dtype).reshape(shape))
+            return helper.make_node("Mul", [name, factor], [node.input[operand]])
+        condition, zero = self._constant(mask.reshape(shape)), self._constant(np.zeros((), dtype))
+        return helper.make_node("Where", [condition, name, zero], [node.input[operand]])
 
     def _constant(self, value: npt.NDArray[np.generic]) -> str:
         key = (f"{value.dtype}{value.shape}", value.tobytes())
