@@ -36,7 +36,7 @@ from onnxprune.comparison import benchmark
 from onnxprune.config import Config, parse_target
 from onnxprune.cut import Cut, cut
 from onnxprune.dims import Dim
-from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.errors import ModelError, NothingToPruneError, UsageError, VerificationError
 from onnxprune.modelfile import ModelFile, preflight, skeleton, write
 from onnxprune.opened import Opened
 from onnxprune.records import Analysis, Exactness, Feed, Group, Latency, Plan, Proof, Report
@@ -371,8 +371,7 @@ def _write_recovered(
 
 def _verify(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequence[Feed]) -> Proof:
     verify.check_file(path, opened.model.path)
-    pruned = skeleton(path)
-    analysis.analyse(pruned, shapes.infer(pruned, config.input_shapes, path.parent))
+    _check_arithmetic(path, config)
     masked = masking.masked_model(
         opened.model.proto, opened.analysis, keep_masks(opened.analysis, plan), opened.shapes.element_types
     )
@@ -399,6 +398,15 @@ def _verify(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Seque
     if opened.exactness is None:
         return proof
     return dataclasses.replace(proof, exactness=verify.worst_of(opened.exactness, proof.exactness))
+
+
+def _check_arithmetic(path: Path, config: Config) -> None:
+    """Every linear operator of the written model must have weights that fit its operands."""
+    pruned = skeleton(path)
+    try:
+        analysis.analyse(pruned, shapes.infer(pruned, config.input_shapes, path.parent))
+    except ModelError as error:
+        raise VerificationError(f"the pruned model is not consistent: {error}; nothing was written") from error
 
 
 def _run_shapes(opened: Opened, config: Config) -> list[dict[str, tuple[int, ...]]]:
