@@ -33,7 +33,7 @@ from onnxprune import (
 from onnxprune import plan as plans
 from onnxprune import score as scores
 from onnxprune.comparison import benchmark
-from onnxprune.config import Config, parse_target
+from onnxprune.config import MEASURED_CRITERIA, Config, parse_target
 from onnxprune.cut import Cut, cut
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError, NothingToPruneError, UsageError, VerificationError
@@ -78,10 +78,7 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
     if config.provider != "cpu":
         worker.call("onnxprune.runtime:require_provider", {"provider": config.provider}, timeout_s=PROBE_LIMIT_S)
     with clock("calibrate"):
-        feeds = (
-            calibration.fitting(calibration.load(config.calibration), opened.model.proto) if config.calibration else []
-        )
-    fitting, feeds = recovery.split(_batches(opened, config, feeds)) if feeds else ([], [])
+        fitting, feeds = recovery.split(_batches(opened, config))
     if config.depth or config.plan:
         with clock("depth"):
             opened = _without_blocks(opened, config, fitting)
@@ -147,7 +144,7 @@ def _without_blocks(opened: Opened, config: Config, feeds: Sequence[Feed]) -> Op
             config.depth,
             shapes=found,
             folder=model.base_dir,
-            feeds=depth.first_rows(verify.in_batches(feeds, model.proto)) if feeds else (),
+            feeds=depth.first_rows(feeds),
             seed=config.seed,
             sizes=_run_shapes(opened, config),
             bounds=calibration.index_bounds(model.graph, found.shape),
@@ -207,7 +204,7 @@ def _plan(opened: Opened, config: Config, source: recovery.Source | None) -> Pla
     chosen = allocate.choose_factors(opened.analysis, chosen, heads=config.heads, head_width=config.head_width)
     if not chosen:
         raise NothingToPruneError(_why_nothing(opened, prunable))
-    if config.measure in recovery.MEASURED and source is not None:
+    if config.measure in MEASURED_CRITERIA and source is not None:
         plan = _measured_plan(opened, config, chosen, source)
     else:
         plan = _norm_plan(opened, config, chosen, config.measure)
@@ -295,10 +292,13 @@ def _write(
     return proofs[0]
 
 
-def _batches(opened: Opened, config: Config, feeds: Sequence[Feed]) -> list[Feed]:
-    axes = [v.type.tensor_type.shape.dim for v in shapes.graph_inputs(opened.model.proto)]
-    fixed = {a[0].dim_value for a in axes if len(a) and a[0].dim_value > 0}
-    return calibration.batches(feeds, fixed.pop() if len(fixed) == 1 else None, config.calibration_size)
+def _batches(opened: Opened, config: Config) -> list[Feed]:
+    """The calibration data, checked against the inputs of the model, in batches that it takes."""
+    if config.calibration is None:
+        return []
+    proto = opened.model.proto
+    feeds = calibration.fitting(calibration.load(config.calibration), proto)
+    return calibration.batches(feeds, calibration.fixed_rows(proto), config.calibration_size)
 
 
 def _source(opened: Opened, config: Config, feeds: Sequence[Feed]) -> recovery.Source:

@@ -82,6 +82,13 @@ BATCH = 32
 """Rows of one batch where the model leaves the number free."""
 
 
+def fixed_rows(proto: onnx.ModelProto) -> int | None:
+    """The size that all fixed first axes of the inputs have, None where none is fixed or they differ."""
+    axes = [value.type.tensor_type.shape.dim for value in graph_inputs(proto)]
+    fixed = {a[0].dim_value for a in axes if len(a) and a[0].dim_value > 0}
+    return fixed.pop() if len(fixed) == 1 else None
+
+
 def batches(feeds: Sequence[Feed], fixed: int | None, limit: int) -> list[Feed]:
     """At most `limit` rows of all feeds, in batches of `fixed` rows (a last part batch is left out) or up to `BATCH`.
 

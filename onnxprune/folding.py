@@ -193,16 +193,6 @@ def evaluate(op: str, inputs: Sequence[Array | None], attributes: Attributes, ou
     except (ValueError, IndexError, TypeError, KeyError, MemoryError, OverflowError):
         return None
     arrays = [np.asarray(a) for a in (result if isinstance(result, list) else [result])]
-    same_type = op not in (
-        "Cast",
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
-        "ConstantOfShape",
-        "Where",
-    )
-    if same_type and inputs and inputs[0] is not None:
+    if op not in CHANGES_TYPE and inputs and inputs[0] is not None:
         arrays = [a.astype(inputs[0].dtype) for a in arrays]
     return arrays if all(a.size <= LARGEST for a in arrays) else None

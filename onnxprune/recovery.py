@@ -21,7 +21,7 @@ from onnx import numpy_helper
 
 from onnxprune import allocate, analysis, cost, sensitivity, shapes
 from onnxprune import target as targets
-from onnxprune.criteria import activation, obs
+from onnxprune.criteria import obs
 from onnxprune.cut import Cut, cut
 from onnxprune.dims import Dim
 from onnxprune.errors import UsageError
@@ -321,9 +321,6 @@ def _distil(
 
 
 # ---- For the parent process ------------------------------------------------------------------------------------------
-
-MEASURED = ("obs", *activation.CRITERIA)
-"""Criteria that need calibration inputs."""
 
 
 def split(feeds: Sequence[Feed]) -> tuple[list[Feed], list[Feed]]:

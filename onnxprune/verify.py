@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxprune import runtime
+from onnxprune import calibration, runtime
 from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.modelfile import external_files, skeleton
 from onnxprune.records import Exactness, Feed, OutputQuality, Proof, Quality
-from onnxprune.shapes import graph_inputs
 from onnxprune.widening import has_half, widen
 
 TOLERANCE = 1e-4
@@ -27,9 +26,8 @@ HALF_TOLERANCE = 5e-3
 """The same for half precision models that are too large to be computed in float32."""
 LARGEST_WIDENED = 1 << 30
 SQNR_CAP_DB = 120.0
-LARGEST_BATCH = 32
 QUALITY_ROWS = 512
-"""Rows run at a time, and rows that quality is measured on."""
+"""Rows that quality is measured on, at most."""
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
@@ -221,8 +219,10 @@ def prove(
     del reference, result
     original_outputs = all_outputs(original, made, wide=wide)
     exactness = exactness_of(expected, found, original_outputs, _bounded_outputs(skeleton(Path(pruned))), tolerance)
-    chosen, data = (in_batches(feeds, skeleton(Path(original))), "calibration") if feeds else (made, "synthetic")
-    return Proof(exactness, compare_quality(original, pruned, chosen, data=data))
+    if not feeds:
+        return Proof(exactness, compare_quality(original, pruned, made, data="synthetic"))
+    chosen = calibration.batches(feeds, calibration.fixed_rows(skeleton(Path(original))), QUALITY_ROWS)
+    return Proof(exactness, compare_quality(original, pruned, chosen, data="calibration"))
 
 
 def prove_equal(
@@ -249,31 +249,6 @@ def prove_equal(
     results = {o.name for o in skeleton(Path(result)).graph.output}
     expected = [{n: v for n, v in outputs.items() if n in found[0] or n in results} for outputs in expected]
     return exactness_of(expected, found, [], _bounded_outputs(skeleton(Path(result))), tolerance)
-
-
-def in_batches(feeds: Sequence[Feed], proto: onnx.ModelProto) -> list[Feed]:
-    """Cut feeds with a common first axis into batches of the size the model fixes, or of at most 32 rows.
-
-    Rows that do not fill a fixed batch are left out. Stops after `QUALITY_ROWS` rows.
-    """
-    axes = [i.type.tensor_type.shape.dim for i in graph_inputs(proto)]
-    fixed = {d[0].dim_value for d in axes if len(d) and d[0].dim_value > 0}
-    step = fixed.pop() if len(fixed) == 1 else LARGEST_BATCH
-    batches: list[Feed] = []
-    rows = 0
-    for feed in feeds:
-        count = {len(a) for a in feed.values() if a.ndim}
-        if len(count) != 1 or rows >= QUALITY_ROWS:
-            batches += [feed] if rows < QUALITY_ROWS else []
-            continue
-        (total,) = count
-        last = total if step == LARGEST_BATCH else total - step + 1
-        for first in range(0, min(last, QUALITY_ROWS), step):
-            batches.append({name: a[first : first + step] if a.ndim else a for name, a in feed.items()})
-            rows += len(next(a for a in batches[-1].values() if a.ndim))
-    if not batches:
-        raise UsageError(f"the calibration data has too few rows for the batch of {step} that the model fixes")
-    return batches
 
 
 def exactness_of(

@@ -11,6 +11,7 @@ from onnx import numpy_helper, parser
 
 from onnxprune import api, calibration, config, recovery, target
 from onnxprune.config import Config
+from onnxprune.criteria import activation
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.records import Feed
 
@@ -73,6 +74,10 @@ def test_channels_that_repeat_others_are_chosen_and_cost_nothing(tmp_path: Path)
     assert max(damage[: removed.index(4) + 1]) < 1e-4
     found = recovery.recover(start, {"w1:0": kept}, tuned=False)
     assert all(layer.after < 1e-3 for layer in found.layers)
+
+
+def test_the_options_name_every_criterion_that_is_measured() -> None:
+    assert ("obs", *activation.CRITERIA) == config.MEASURED_CRITERIA
 
 
 @pytest.mark.parametrize("allocation", config.ALLOCATIONS)

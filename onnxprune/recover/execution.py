@@ -68,7 +68,7 @@ class Shelf:
 class Walk:
     """One pass over the skeleton `proto` with the given batches of inputs.
 
-    `read` returns a stored weight by name, as it is now. `pinned` names are kept until `release`.
+    `read` returns a stored weight by name, as it is now.
     """
 
     def __init__(
@@ -116,10 +116,6 @@ class Walk:
     def get(self, name: str, batch: int) -> Array:
         """A computed tensor for one batch, or a stored weight."""
         return self.shelf.get(self, name, batch) if name in self.live else self.read(name)
-
-    def release(self) -> None:
-        """Forget every tensor that no node still has to read."""
-        self._tidy(set())
 
     def _tidy(self, pinned: set[str]) -> None:
         for name in sorted(self.live - pinned - self.given):

@@ -207,10 +207,10 @@ def columns(site: Site, x: Array, kernel: tuple[int, ...], positions: npt.NDArra
     if site.axis == -1:
         return _rows(x, positions)[None]
     if site.op == "ConvTranspose":
-        x, strides, dilations = _spread(site, x, kernel), [1] * len(kernel), _list(site, "dilations", len(kernel))
+        x, strides, dilations = _spread(site, x, kernel), [1] * len(kernel), spatial(site, "dilations", len(kernel))
     else:
-        strides, dilations = _list(site, "strides", len(kernel)), _list(site, "dilations", len(kernel))
-        x = np.pad(x, [(0, 0), (0, 0), *_padding(site, x.shape[2:], kernel, strides, dilations)])
+        strides, dilations = spatial(site, "strides", len(kernel)), spatial(site, "dilations", len(kernel))
+        x = np.pad(x, [(0, 0), (0, 0), *padding(site, x.shape[2:], kernel, strides, dilations)])
     patches = _patches(x, kernel, strides, dilations)
     rank = len(kernel)
     space = patches.shape[2 : 2 + rank]
@@ -245,7 +245,8 @@ def position_count(site: Site, y_shape: tuple[int, ...]) -> int:
     return math.prod(y_shape[2:]) if site.axis == 1 else math.prod(y_shape[1:-1])
 
 
-def _list(site: Site, name: str, rank: int) -> list[int]:
+def spatial(site: Site, name: str, rank: int) -> list[int]:
+    """An attribute with one number per spatial axis (strides, dilations), 1 where it is absent."""
     return list(site.attributes.get(name, [1] * rank))
 
 
@@ -259,9 +260,10 @@ def _patches(x: Array, kernel: tuple[int, ...], strides: list[int], dilations: l
     return view[(slice(None), slice(None), *steps, *inner)]
 
 
-def _padding(
+def padding(
     site: Site, size: tuple[int, ...], kernel: tuple[int, ...], strides: list[int], dilations: list[int]
 ) -> list[tuple[int, int]]:
+    """(before, after) on every spatial axis, `auto_pad` worked out for inputs of `size`."""
     rank, mode = len(kernel), site.attributes.get("auto_pad", "NOTSET")
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         result = []
@@ -276,7 +278,7 @@ def _padding(
 def _spread(site: Site, x: Array, kernel: tuple[int, ...]) -> Array:
     """The input of a transposed convolution as that of a plain one: zeros between, kernel - 1 - pad around."""
     rank = len(kernel)
-    strides, dilations = _list(site, "strides", rank), _list(site, "dilations", rank)
+    strides, dilations = spatial(site, "strides", rank), spatial(site, "dilations", rank)
     extra = list(site.attributes.get("output_padding", [0] * rank))
     pads = list(site.attributes.get("pads", [0] * (2 * rank)))
     wide = np.zeros((*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True))), x.dtype)

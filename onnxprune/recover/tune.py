@@ -248,8 +248,8 @@ def _grouped_gradient(layer: Layer, x: Array, dy: Array) -> Array:
     """dL/dW of a grouped convolution from its input and dL/dy, tap by tap."""
     site, w = layer.site, layer.weight
     kernel = w.shape[2:]
-    strides, dilations = sites._list(site, "strides", len(kernel)), sites._list(site, "dilations", len(kernel))
-    padded = np.pad(x, [(0, 0), (0, 0), *sites._padding(site, x.shape[2:], kernel, strides, dilations)])
+    strides, dilations = sites.spatial(site, "strides", len(kernel)), sites.spatial(site, "dilations", len(kernel))
+    padded = np.pad(x, [(0, 0), (0, 0), *sites.padding(site, x.shape[2:], kernel, strides, dilations)])
     g = site.groups
     result = np.empty_like(w)
     dyg = dy.reshape(dy.shape[0], g, -1, *dy.shape[2:])
