@@ -360,7 +360,7 @@ def test_options_that_cannot_be_read(model: Path, arguments: list[str]) -> None:
 
 
 def test_input_shape_may_hold_colons() -> None:
-    parsed = cli._parse_shapes(None, None, ["input:0:1,3", "b:2"])  # type: ignore[arg-type]
+    parsed = cli.options.parse_shapes(None, None, ["input:0:1,3", "b:2"])  # type: ignore[arg-type]
     assert parsed == {"input:0": (1, 3), "b": (2,)}
 
 

@@ -38,7 +38,7 @@ def test_every_option_is_documented() -> None:
 
 
 def test_exit_codes_are_those_of_the_help() -> None:
-    for line in cli._EXIT_CODES.splitlines()[1:]:
+    for line in cli.group.EXIT_CODES.splitlines()[1:]:
         code, meaning = line.split(maxsplit=1)
         assert f"| {code} | {meaning} |" in TEXT
 

@@ -1,0 +1,88 @@
+"""`onnxprune benchmark A.onnx B.onnx [...]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from onnxprune.cli.options import (
+    PATH,
+    calibration_option,
+    input_shape_option,
+    json_option,
+    messages,
+    provider_option,
+    seed_option,
+)
+from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width, write_text
+from onnxprune.config import check_paths, check_report_path
+from onnxprune.errors import UsageError
+
+
+@click.command("benchmark", short_help="Compare the latency of models in interleaved pairs of runs.")
+@click.argument("models", type=PATH, nargs=-1, required=True, metavar="A.onnx B.onnx [...]")
+@input_shape_option
+@calibration_option
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Size of dynamic first axes; 1 if not given.")
+@provider_option
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="0 means all physical cores."
+)
+@click.option(
+    "--budget", type=float, default=10.0, show_default=True, metavar="SECONDS", help="Time for each comparison."
+)
+@json_option
+@click.option("--svg", type=PATH, metavar="FILE", help="Draw both distributions (two models).")
+@seed_option
+@messages
+def benchmark_command(  # noqa: PLR0913 - one argument per flag
+    models: tuple[Path, ...],
+    *,
+    input_shapes: dict[str, tuple[int, ...]],
+    calibration: Path | None,
+    batch: int | None,
+    provider: str,
+    threads: int,
+    budget: float,
+    json_path: Path | None,
+    svg: Path | None,
+    seed: int,
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+) -> None:
+    """Time every further model against the first, on the same inputs, in interleaved pairs of runs."""
+    voice = Voice(quiet, verbose, debug)
+    with failures(voice):
+        _check_reports(models, calibration, json_path, svg)
+        from onnxprune import latency
+        from onnxprune.comparison import benchmark
+        from onnxprune.report import console, plain_json
+
+        with progress(voice, "benchmark ..."):
+            results = benchmark(
+                models,
+                input_shapes=input_shapes,
+                calibration=calibration,
+                batch=batch,
+                provider=provider,
+                threads=threads,
+                budget_s=budget,
+                seed=seed,
+            )
+        if svg:
+            write_text(svg, latency.histogram_svg(results[0], f"{models[0].name} and {models[1].name}"))
+        data = plain_json.dumps(plain_json.comparison_data(models, results, seed=seed))
+        text = console.comparison_text(models, results, width=terminal_width(), colour=has_colour())
+        deliver(text, data, json_path, voice)
+
+
+def _check_reports(models: Sequence[Path], calibration: Path | None, json_path: Path | None, svg: Path | None) -> None:
+    if svg and len(models) != 2:
+        raise UsageError(f"--svg draws two models, {len(models)} are given")
+    read = {f"the model {model}": model for model in models}
+    check_paths({**read, "--calibration": calibration}, {"--json": file_of(json_path), "--svg": svg})
+    check_report_path("--json", file_of(json_path), "{")
+    check_report_path("--svg", svg, "<")

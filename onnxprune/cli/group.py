@@ -1,0 +1,83 @@
+"""The group of commands, and the help of the whole."""
+
+from __future__ import annotations
+
+import click
+
+from onnxprune import __version__
+
+ABOUT = """\
+Removes the channels, heads and hidden units of an ONNX model that matter least, proves the surgery exact, measures
+quality and latency with ONNX Runtime, and writes a smaller model. No training framework is involved.
+
+\b
+Examples:
+  onnxprune model.onnx --ratio 0.5
+  onnxprune model.onnx -o small.onnx --ratio 0.3 --calibration inputs.npz --benchmark
+  onnxprune model.onnx --keep 'head.*' --save-plan plan.json --dry-run
+  onnxprune inspect model.onnx
+  onnxprune benchmark model.onnx small.onnx
+"""
+EXIT_CODES = """\
+\b
+0  done: pruned and verified
+1  internal error
+2  usage: an option, an input array or an output path does not fit
+3  the model cannot be loaded or is not supported
+4  nothing can be pruned, or the target cannot be reached
+5  verification failed; nothing was written
+"""
+
+
+class Group(click.Group):
+    """`onnxprune MODEL ...` is `onnxprune prune MODEL ...`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names, "--version"):
+            args = ["prune", *args]
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "MODEL [OPTIONS]")
+        for name in ("inspect", "benchmark"):
+            arguments = "MODEL [OPTIONS]" if name == "inspect" else "A.onnx B.onnx [...] [OPTIONS]"
+            formatter.write_usage(ctx.command_path, f"{name} {arguments}", prefix="       ")
+        self.format_help_text(ctx, formatter)
+        default = self.commands["prune"]
+        with formatter.section("Options of onnxprune MODEL"):
+            options = (parameter for parameter in default.get_params(ctx) if isinstance(parameter, click.Option))
+            records = (option.get_help_record(ctx) for option in options)
+            formatter.write_dl([record for record in records if record])
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, self.commands[name].get_short_help_str(90)) for name in ("inspect", "benchmark")]
+            )
+            formatter.write_text("`onnxprune COMMAND --help` lists their options.")
+        with formatter.section("Exit codes"):
+            formatter.write_text(EXIT_CODES)
+
+
+class _DefaultContext(click.Context):
+    """In usage lines, the default command goes by the name of the group."""
+
+    @property
+    def command_path(self) -> str:
+        return self.parent.command_path if self.parent else super().command_path
+
+
+class Default(click.Command):
+    """The command that needs no name: its help is that of the whole."""
+
+    context_class = _DefaultContext
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if ctx.parent is None:
+            super().format_help(ctx, formatter)
+        else:
+            ctx.parent.command.format_help(ctx.parent, formatter)
+
+
+@click.group(cls=Group, help=ABOUT, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="onnxprune", message="%(prog)s %(version)s")
+def command() -> None:
+    """Prune ONNX models; see `ABOUT`."""

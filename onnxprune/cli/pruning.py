@@ -1,0 +1,192 @@
+"""`onnxprune MODEL`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from onnxprune.cli.group import Default
+from onnxprune.cli.options import (
+    PATH,
+    calibration_option,
+    input_shape_option,
+    json_option,
+    messages,
+    parse_round_to,
+    provider_option,
+    seed_option,
+)
+from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width
+from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_report_path
+
+
+@click.command("prune", cls=Default, hidden=True)
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", type=PATH, metavar="OUT", help="Where to write; MODEL_pruned.onnx if not given.")
+@click.option(
+    "--ratio", type=float, default=0.5, show_default=True, metavar="R", help="Share of every group to remove, 0 to 1."
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Remove the N residual blocks that matter least first; alone with --ratio 0.",
+)
+@click.option(
+    "--target",
+    metavar="WHAT=X",
+    help="In place of --ratio: macs=0.5 or params=0.5 (the share kept), or size=10MB. Needs --calibration.",
+)
+@click.option(
+    "--allocation",
+    type=click.Choice(ALLOCATIONS),
+    default="sensitivity",
+    show_default=True,
+    help="How a --target is split over the groups.",
+)
+@click.option(
+    "--criterion",
+    metavar="NAME",
+    help="What a channel is worth: l1, l2, linf or random; with --calibration also obs, variance, wanda or pca.  "
+    "[default: obs with --calibration, else l2]",
+)
+@calibration_option
+@input_shape_option
+@click.option(
+    "--round-to",
+    default="auto",
+    show_default=True,
+    callback=parse_round_to,
+    metavar="auto|N",
+    help="Round kept widths up to multiples: 'auto' for what the provider is fast at.",
+)
+@click.option("--keep", multiple=True, metavar="P", help="Leave groups whose id, tensors or nodes match P. Repeatable.")
+@click.option("--only", multiple=True, metavar="P", help="Prune only groups that match the pattern P. Repeatable.")
+@click.option(
+    "--heads/--no-heads",
+    default=True,
+    show_default=True,
+    help="Whether attention heads and groups of channels may go; without, such products stay whole.",
+)
+@click.option("--head-width", is_flag=True, help="Of heads times width, cut the width of every head, not the heads.")
+@click.option(
+    "--recover/--no-recover",
+    default=True,
+    show_default=True,
+    help="Refit what is left to the original's outputs on the --calibration inputs.",
+)
+@click.option("--tune", is_flag=True, help="Distil from the original after that (needs the extra 'gradients').")
+@click.option(
+    "--calibration-size",
+    type=click.IntRange(1),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Rows of the calibration data to use, at most.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Threads for the recovery."
+)
+@click.option(
+    "--memory",
+    type=click.IntRange(1),
+    default=2048,
+    show_default=True,
+    metavar="MB",
+    help="Activations the recovery holds in memory, at most; beyond that in temporary files.",
+)
+@provider_option
+@click.option("--benchmark", is_flag=True, help="Measure the latency of both models, interleaved.")
+@click.option("--dry-run", is_flag=True, help="Decide and report, but write no model.")
+@json_option
+@click.option("--save-plan", type=PATH, metavar="FILE", help="Write what is kept as a JSON plan.")
+@click.option(
+    "--plan", type=PATH, metavar="FILE", help="Prune as this plan says; --ratio and --criterion do not count."
+)
+@seed_option
+@click.option("--force", is_flag=True, help="Replace an existing output.")
+@messages
+def prune_command(  # noqa: PLR0913 - one argument per flag
+    model: Path,
+    *,
+    output: Path | None,
+    ratio: float,
+    depth: int,
+    target: str | None,
+    allocation: str,
+    criterion: str | None,
+    calibration: Path | None,
+    input_shapes: dict[str, tuple[int, ...]],
+    round_to: RoundTo,
+    keep: tuple[str, ...],
+    only: tuple[str, ...],
+    heads: bool,
+    head_width: bool,
+    recover: bool,
+    tune: bool,
+    calibration_size: int,
+    threads: int,
+    memory: int,
+    provider: Literal["cpu", "cuda"],
+    benchmark: bool,
+    dry_run: bool,
+    json_path: Path | None,
+    save_plan: Path | None,
+    plan: Path | None,
+    seed: int,
+    force: bool,
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+) -> None:
+    """Prune MODEL."""
+    voice = Voice(quiet, verbose, debug)
+    with failures(voice):
+        config = Config(
+            output=output,
+            ratio=ratio,
+            depth=depth,
+            target=target,
+            allocation=allocation,
+            criterion=criterion,
+            calibration=calibration,
+            input_shapes=input_shapes,
+            round_to=round_to,
+            keep=keep,
+            only=only,
+            heads=heads,
+            head_width=head_width,
+            recover=recover,
+            tune=tune,
+            calibration_size=calibration_size,
+            threads=threads,
+            memory_bytes=memory << 20,
+            provider=provider,
+            benchmark=benchmark,
+            dry_run=dry_run,
+            plan=plan,
+            save_plan=save_plan,
+            seed=seed,
+            force=force,
+        )
+        _prune(model, config, json_path, voice)
+
+
+def _prune(model: Path, config: Config, json_path: Path | None, voice: Voice) -> None:
+    report = file_of(json_path)
+    config.validate(model)
+    read = {"the input model": model, "--calibration": config.calibration, "--plan": config.plan}
+    output = config.output_for(model)
+    check_paths(read, {"--output": output, "--save-plan": config.save_plan, "--json": report})
+    check_report_path("--json", report, "{")
+    from onnxprune.api import prune
+    from onnxprune.report import console, plain_json
+
+    with progress(voice, "load ..."):
+        found = prune(model, config)
+    text = console.prune_text(found, width=terminal_width(), colour=has_colour())
+    deliver(text, plain_json.dumps(plain_json.report_data(found)), json_path, voice)
