@@ -25,7 +25,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import onnxruntime
 
-from onnxprune import allocate, analysis, api, cost, cut, modelfile, recovery, score, select, shapes
+from onnxprune import allocate, analysis, cost, cut, modelfile, planning, recovery, score, select, shapes
 from onnxprune.records import Feed, Plan
 from onnxprune.recover import solve
 
@@ -67,7 +67,7 @@ class Bench:
 
     def by_norm(self, share: float) -> Plan:
         """The uniform plan by weight norm that keeps at most `share` of the MACs."""
-        scores = score.score(self.analysis, self.groups, api.reader(self.model), criterion="l2", seed=0)
+        scores = score.score(self.analysis, self.groups, planning.reader(self.model), criterion="l2", seed=0)
 
         def at(ratio: float) -> Plan:
             counts = allocate.uniform(self.analysis, self.groups, ratio=ratio, round_to=1, block=16)

@@ -230,7 +230,7 @@ def analysis() -> dict[str, Any]:
 
 def _best(build: Callable[[], onnx.ModelProto]) -> float:
     from onnxprune.analysis import analyse
-    from onnxprune.api import unhurried_collector
+    from onnxprune.opening import unhurried_collector
     from onnxprune.shapes import infer
 
     model = build()

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from onnxprune import allocate, analysis, cost, sensitivity, shapes
+from onnxprune import allocate, analysis, cost, damage, shapes
 from onnxprune import target as targets
 from onnxprune.criteria import obs
 from onnxprune.cut import Cut, cut
@@ -36,6 +36,8 @@ from onnxprune.target import Cost, Damage
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
+LIMIT_S = 4 * 3600.0
+"""Time limit of the child processes that run the steps."""
 CURVE_ITEMS = 128
 """Items that damage curves are measured on."""
 CURVE_WORK = 1e12
@@ -121,15 +123,15 @@ def choose(source: Source, wanted: Wanted) -> Choice:
     model = _open(source)
     names = set(wanted.groups)
     groups = [g for g in model.analysis.groups if g.id in names]
-    found = sensitivity.collect(
+    found = damage.collect(
         model.file.proto, model.read, model.analysis, groups, source.feeds,
         seed=source.seed, threads=source.threads, memory_bytes=source.memory_bytes,
     )  # fmt: skip
-    order = sensitivity.orders(model.analysis, groups, found, wanted.criterion)
-    measured: dict[str, sensitivity.Curve] = {}
+    order = damage.orders(model.analysis, groups, found, wanted.criterion)
+    measured: dict[str, damage.Curve] = {}
     if wanted.allocation == "sensitivity" and wanted.target is not None:
         few, levels = _effort(source, model, len(order))
-        measured = sensitivity.curves(
+        measured = damage.curves(
             model.file.proto, model.read, model.analysis, groups, found, order, few,
             threads=source.threads, levels=levels,
         )  # fmt: skip
@@ -153,7 +155,7 @@ def macs_per_item(source: Source, model: _Model) -> float:
 def _effort(source: Source, model: _Model, groups: int) -> tuple[list[Feed], Sequence[float]]:
     """Inputs and levels for the damage curves: as many as `CURVE_WORK` allows."""
     runs = CURVE_WORK / max(1.0, macs_per_item(source, model) * groups)
-    levels = sensitivity.LEVELS if runs >= CURVE_ITEMS * len(sensitivity.LEVELS) / 4 else sensitivity.FEW_LEVELS
+    levels = damage.LEVELS if runs >= CURVE_ITEMS * len(damage.LEVELS) / 4 else damage.FEW_LEVELS
     items = int(max(1, min(CURVE_ITEMS, runs / len(levels))))
     return limited(source.feeds, items), levels
 
@@ -185,7 +187,7 @@ def terms_of(model: ModelFile, found: Analysis, kind: str) -> tuple[list[Cost], 
 
 def _allocate(
     source: Source, model: _Model, groups: Sequence[Group], wanted: Wanted,
-    order: Mapping[str, obs.Path], measured: Mapping[str, sensitivity.Curve],
+    order: Mapping[str, obs.Path], measured: Mapping[str, damage.Curve],
 ) -> Allocation:  # fmt: skip
     able = [g for g in groups if g.id in order]
     if wanted.target is None:
@@ -228,7 +230,7 @@ def _path_damage(path: obs.Path, share: bool) -> Damage:
     return lambda removed: float(costs[min(removed, len(costs) - 1)])
 
 
-def _mixed(curve: sensitivity.Curve, size: int, mix: float) -> Damage:
+def _mixed(curve: damage.Curve, size: int, mix: float) -> Damage:
     return lambda removed: curve.at(removed) + mix * removed / max(size - removed, 0.5)
 
 
@@ -245,7 +247,7 @@ def _best(
     work = len(candidates) * macs_per_item(source, model) * sum(len(next(iter(f.values()))) for f in feeds)
     if len(feeds) < 2 or work > CURVE_WORK:
         return candidates[0]
-    reference = sensitivity.outputs_of(model.file.proto, model.read, feeds[-held:], source.threads)
+    reference = damage.outputs_of(model.file.proto, model.read, feeds[-held:], source.threads)
     errors = []
     for candidate in candidates:
         kept = {
@@ -255,8 +257,8 @@ def _best(
         }
         weights = _cut(model, kept)
         _reconstruct(source, model, weights, kept, feeds[:-held], relaxed=False)
-        result = sensitivity.outputs_of(weights.proto, weights.get, feeds[-held:], source.threads)
-        errors.append(sensitivity.relative_error(reference, result))
+        result = damage.outputs_of(weights.proto, weights.get, feeds[-held:], source.threads)
+        errors.append(damage.relative_error(reference, result))
         log.info("allocation %d: held-out error %.5f", len(errors), errors[-1])
     return candidates[int(np.argmin(errors))]
 

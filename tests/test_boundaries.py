@@ -31,7 +31,7 @@ STAGES = {
     "latency",
     "search",
 }
-DRIVERS = {"api", "comparison", "cli", "recovery"}
+DRIVERS = {"api", "comparison", "cli", "opening", "planning", "proving", "recovery", "saving"}
 LEAVES = {"errors", "dims", "signature", "records", "rules", "criteria", "folding", "modelfile", "worker", "processor"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import weakref
 import xml.etree.ElementTree as ET
@@ -16,7 +15,8 @@ import pytest
 
 from onnxprune import latency, runtime, worker
 from onnxprune.errors import UsageError
-from onnxprune.records import Latency, LatencySide
+from onnxprune.records import Latency
+from onnxprune.report import picture
 
 
 class _Machine:
@@ -295,7 +295,7 @@ def test_a_real_comparison_in_a_child_process(models: list[Path]) -> None:
     assert 0 < result.before.min <= result.before.p50 <= result.before.p90 <= result.before.p99
     assert result.ci95[0] <= result.speedup <= result.ci95[1]
     assert result.noise_floor[0] <= result.noise_floor[1]
-    ET.fromstring(latency.histogram_svg(result, "real"))
+    ET.fromstring(picture.histogram(result, "real"))
 
 
 def test_many_models_are_compared_with_the_first(models: list[Path]) -> None:
@@ -370,57 +370,3 @@ def test_on_a_device_inputs_are_bound_once_and_every_run_is_awaited(monkeypatch:
         ("synchronize_inputs",),
         *["run", ("synchronize_outputs",)] * 2,
     ]
-
-
-# ---- The picture -----------------------------------------------------------------------------------------------------
-
-
-def _latency(before: tuple[float, ...], after: tuple[float, ...], significant: bool = True) -> Latency:
-    def side(samples: tuple[float, ...]) -> LatencySide:
-        p50, p90, p99 = (float(value) for value in np.percentile(samples, [50, 90, 99]))
-        return LatencySide(p50, p90, p99, min(samples), samples)
-
-    sides = side(before), side(after)
-    return Latency("cpu", 1, 2, *sides, 1.9, (1.85, 1.95), (0.99, 1.01), significant, len(before), {}, ())
-
-
-def test_the_picture_names_axes_models_and_result() -> None:
-    random = np.random.default_rng(0)
-    record = _latency(tuple(np.linspace(19, 21, 300)), (*random.normal(10, 0.5, 299), 500.0))
-    svg = latency.histogram_svg(record, "a <b> & c")
-    text = " ".join(ET.fromstring(svg).itertext())
-    for words in (
-        "a <b> & c",
-        "latency of one run (ms)",
-        "share of runs",
-        f"before: median {record.before.p50:.4g} ms",
-        f"after: median {record.after.p50:.4g} ms",
-        "speed-up 1.9x (95% interval 1.85 to 1.95)",
-        "300 pairs of runs, cpu, 2 threads, batch 1; 1 slow run beyond the right edge",
-    ):
-        assert words in text
-    assert "href" not in svg
-
-
-def test_the_picture_says_where_there_is_no_difference() -> None:
-    svg = latency.histogram_svg(_latency((1.0, 1.1), (1.0, 1.1), significant=False), "same")
-    assert "no significant difference: speed-up 1.9x" in svg
-
-
-@pytest.mark.parametrize("samples", [(3.0,) * 8, (0.00012, 0.00013), (1e6, 2e6)])
-def test_the_picture_survives_any_scale(samples: tuple[float, ...]) -> None:
-    svg = latency.histogram_svg(_latency(samples, samples), "scale")
-    ET.fromstring(svg)
-    assert "nan" not in svg
-
-
-def test_the_picture_of_a_record_without_samples_shows_the_medians() -> None:
-    record = _latency((1.0, 2.0), (1.0, 2.0))
-    bare = dataclasses.replace(record, before=dataclasses.replace(record.before, samples=()))
-    ET.fromstring(latency.histogram_svg(bare, "bare"))
-
-
-def test_ticks_are_few_and_round() -> None:
-    assert latency._ticks(0.0, 10.0) == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
-    for low, high in ((0.0, 1.0), (3.1, 3.9), (17.0, 18.01), (0.0, 99.0)):
-        assert 4 <= len(latency._ticks(low, high)) <= 11

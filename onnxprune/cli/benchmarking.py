@@ -57,9 +57,8 @@ def benchmark_command(  # noqa: PLR0913 - one argument per flag
     voice = Voice(quiet, verbose, debug)
     with failures(voice):
         _check_reports(models, calibration, json_path, svg)
-        from onnxprune import latency
         from onnxprune.comparison import benchmark
-        from onnxprune.report import console, plain_json
+        from onnxprune.report import console, picture, plain_json
 
         with progress(voice, "benchmark ..."):
             results = benchmark(
@@ -73,7 +72,7 @@ def benchmark_command(  # noqa: PLR0913 - one argument per flag
                 seed=seed,
             )
         if svg:
-            write_text(svg, latency.histogram_svg(results[0], f"{models[0].name} and {models[1].name}"))
+            write_text(svg, picture.histogram(results[0], f"{models[0].name} and {models[1].name}"))
         data = plain_json.dumps(plain_json.comparison_data(models, results, seed=seed))
         text = console.comparison_text(models, results, width=terminal_width(), colour=has_colour())
         deliver(text, data, json_path, voice)

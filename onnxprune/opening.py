@@ -1,0 +1,71 @@
+"""Opening a model: the first stages, and the removal of whole residual blocks before the channels are looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from onnxprune import analysis, calibration, depth, proving, shapes
+from onnxprune import plan as plans
+from onnxprune.clock import Clock
+from onnxprune.config import Config
+from onnxprune.modelfile import ModelFile
+from onnxprune.opened import Opened
+from onnxprune.records import Feed
+
+
+def open_model(path: Path, given: Mapping[str, tuple[int, ...]], clock: Clock) -> Opened:
+    """Load, infer shapes, analyse: three stages."""
+    with clock("load"):
+        model = ModelFile.load(path)
+    with clock("shapes"), unhurried_collector():
+        found = shapes.infer(model.proto, given, model.base_dir)
+    with clock("analyse"), unhurried_collector():
+        return Opened(model, found, analysis.analyse(model.proto, found))
+
+
+@contextmanager
+def unhurried_collector() -> Iterator[None]:
+    """Analysis makes many small objects and no garbage; looking for some again and again takes a third of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def without_blocks(opened: Opened, config: Config, feeds: Sequence[Feed]) -> Opened:
+    """The model without the residual blocks that the plan names, or that matter least; proved equal to the original
+    with the branches of those at zero.
+    """
+    model, found = opened.model, opened.shapes
+    blocks = depth.find_blocks(model.proto, found)
+    if config.plan:
+        removed = depth.named(blocks, plans.load_blocks(config.plan))
+    else:
+        removed = depth.choose(
+            model.proto,
+            blocks,
+            config.depth,
+            shapes=found,
+            folder=model.base_dir,
+            feeds=depth.first_rows(feeds),
+            seed=config.seed,
+            sizes=proving.run_shapes(opened, config),
+            bounds=calibration.index_bounds(model.graph, found.shape),
+        )
+    if not removed:
+        return opened
+    chosen = [r.block for r in removed]
+    proto = depth.remove(model.proto, chosen)
+    exactness = proving.prove_removal(opened, config, depth.silenced(model.proto, chosen, found.element_types), proto)
+    left = shapes.infer(proto, config.input_shapes, model.base_dir)
+    kept = dataclasses.replace(model, proto=proto, _graph=None)
+    return Opened(
+        kept, left, analysis.analyse(proto, left), original=opened, removed=tuple(removed), exactness=exactness
+    )

@@ -1,0 +1,117 @@
+"""Which channels stay: the groups that options allow, scored, allocated and selected, or as a saved plan says."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+
+from onnxprune import allocate, processor, recovery, select, worker
+from onnxprune import plan as plans
+from onnxprune import score as scores
+from onnxprune.config import MEASURED_CRITERIA, Config, parse_target
+from onnxprune.cut import Cut
+from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.modelfile import ModelFile
+from onnxprune.opened import Opened
+from onnxprune.records import Group, Plan
+
+
+def make(opened: Opened, config: Config, source: recovery.Source | None) -> Plan:
+    """What stays of every group; measured on the calibration inputs of `source` where the criterion does that."""
+    return dataclasses.replace(_plan(opened, config, source), blocks=tuple(r.block.name for r in opened.removed))
+
+
+def _plan(opened: Opened, config: Config, source: recovery.Source | None) -> Plan:
+    prunable = [g for g in opened.analysis.groups if g.refusal is None]
+    if config.plan:
+        plan = plans.load(config.plan, {g.id: g for g in prunable})
+        whole = all(len(kept) == group.size for group in prunable if (kept := plan.kept.get(group.id)) is not None)
+        if whole and not plan.blocks:
+            raise NothingToPruneError(f"{config.plan}: the plan removes nothing; make one with --save-plan")
+        return plan
+    for option, patterns in (("--keep", config.keep), ("--only", config.only)):
+        _require_matches(opened.analysis.groups, option, patterns)
+    if config.ratio == 0:
+        return Plan({})
+    chosen = choose(prunable, config.keep, config.only)
+    chosen = allocate.choose_factors(opened.analysis, chosen, heads=config.heads, head_width=config.head_width)
+    if not chosen:
+        raise NothingToPruneError(_why_nothing(opened, prunable))
+    if config.measure in MEASURED_CRITERIA and source is not None:
+        plan = _measured_plan(opened, config, chosen, source)
+    else:
+        plan = _norm_plan(opened, config, chosen, config.measure)
+    if plan.kept:
+        return plan
+    if config.target:
+        raise NothingToPruneError("the target is met already: nothing is removed; give a smaller --target")
+    raise NothingToPruneError(
+        f"at ratio {config.ratio} every one of the {len(chosen)} groups keeps its width after rounding; "
+        "give a higher --ratio, or --round-to 1 (which can make the model slower)"
+    )
+
+
+def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterion: str) -> Plan:
+    """The plan by a criterion over the weights alone."""
+    round_to = None if config.round_to == "auto" else int(config.round_to)
+    block = processor.convolution_block(config.provider)
+    counts = allocate.uniform(opened.analysis, chosen, ratio=config.ratio, round_to=round_to, block=block)
+    found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=criterion, seed=config.seed)
+    return select.select(found, counts)
+
+
+def choose(groups: Sequence[Group], keep: Sequence[str], only: Sequence[str]) -> list[Group]:
+    """The groups that no pattern of `keep` matches and, if there are any, some pattern of `only` does."""
+    return [g for g in groups if not _matches(g, keep) and (not only or _matches(g, only))]
+
+
+def _require_matches(groups: Sequence[Group], option: str, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not any(_matches(g, [pattern]) for g in groups):
+            raise UsageError(f"{option} {pattern!r} matches no group, tensor or node; see `onnxprune inspect`")
+
+
+def _matches(group: Group, patterns: Sequence[str]) -> bool:
+    names = {group.id, *group.nodes, *(o.tensor for o in group.occurrences)}
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _why_nothing(opened: Opened, prunable: Sequence[Group]) -> str:
+    if prunable:
+        return f"--keep, --only and --no-heads leave none of the {len(prunable)} prunable groups"
+    if not opened.analysis.groups:
+        return "the model has no weights that could be pruned: no Conv, Gemm, MatMul ... with a stored weight was found"
+    reasons = {g.refusal for g in opened.analysis.groups if g.refusal}
+    listed = "; ".join(sorted({f"{r.op} {r.node!r}: {r.reason}" for r in reasons})[:5])
+    return f"none of the {len(opened.analysis.groups)} groups of the model can be pruned: {listed}"
+
+
+def reader(model: ModelFile) -> scores.Read:
+    """A function that reads one stored weight by name; None for a weight that a node makes."""
+    tensors = model.tensors()
+    return lambda name: model.read(tensors[name]) if name in tensors else None
+
+
+def plan_data(opened: Opened, plan: Plan, done: Cut) -> dict[str, object]:
+    """The plan as plain data, for --save-plan."""
+    model = opened.model
+    return plans.to_json(plan, opened.analysis, done.slices, model=model.path.name, sha256=model.sha256())
+
+
+def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], source: recovery.Source) -> Plan:
+    """The plan by what the calibration inputs show, made in a child process."""
+    block = processor.convolution_block(config.provider)
+    step = None if config.round_to == "auto" else int(config.round_to)
+    steps = {g.id: step or allocate.fast_step(opened.analysis, g, block) for g in chosen}
+    target = parse_target(config.target) if config.target else None
+    names = [g.id for g in chosen]
+    wanted = recovery.Wanted(names, config.allocation, target, config.ratio, steps, config.measure)
+    choice: recovery.Choice = worker.call(
+        "onnxprune.recovery:choose", {"source": source, "wanted": wanted}, timeout_s=recovery.LIMIT_S
+    )
+    if config.target:
+        return Plan(dict(choice.kept))
+    # Groups that no layer to be refitted reads (the hidden units of a recurrent cell) go by their weights.
+    others = [g for g in chosen if g.id not in choice.kept]
+    return Plan({**_norm_plan(opened, config, others, "l2").kept, **choice.kept})

@@ -1,0 +1,106 @@
+"""Proofs of the surgery: what is checked before a model is written; the models run in a child process."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxprune import analysis, calibration, masking, shapes, verify, worker
+from onnxprune.config import Config
+from onnxprune.dims import Dim
+from onnxprune.errors import ModelError, VerificationError
+from onnxprune.modelfile import skeleton
+from onnxprune.opened import Opened
+from onnxprune.records import Analysis, Exactness, Feed, Plan, Proof
+
+VERIFY_LIMIT_S = 1800.0
+"""Time limit of the child processes that run the models."""
+
+
+def prove(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequence[Feed]) -> Proof:
+    """That the model in `path` is exactly the masked original; and how close it is to the original on `feeds`."""
+    verify.check_file(path, opened.model.path)
+    _check_arithmetic(path, config)
+    masked = masking.masked_model(
+        opened.model.proto, opened.analysis, keep_masks(opened.analysis, plan), opened.shapes.element_types
+    )
+    tolerance = verify.tolerance_for(opened.model.path)
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        reference = Path(folder) / "masked.onnx"
+        reference.write_bytes(masked.SerializeToString())
+        proof: Proof = worker.call(
+            "onnxprune.verify:prove",
+            {
+                "original": str(opened.model.path),
+                "masked": str(reference),
+                "pruned": str(path),
+                "folder": str(opened.model.base_dir),
+                "sizes": run_shapes(opened, config),
+                "bounds": calibration.index_bounds(opened.model.graph, opened.shapes.shape),
+                "feeds": list(feeds),
+                "seed": config.seed,
+                "tolerance": tolerance,
+            },
+            timeout_s=VERIFY_LIMIT_S,
+        )
+    verify.require_exact(proof.exactness, tolerance)
+    if opened.exactness is None:
+        return proof
+    return dataclasses.replace(proof, exactness=verify.worst_of(opened.exactness, proof.exactness))
+
+
+def _check_arithmetic(path: Path, config: Config) -> None:
+    """Every linear operator of the written model must have weights that fit its operands."""
+    pruned = skeleton(path)
+    try:
+        analysis.analyse(pruned, shapes.infer(pruned, config.input_shapes, path.parent))
+    except ModelError as error:
+        raise VerificationError(f"the pruned model is not consistent: {error}; nothing was written") from error
+
+
+def run_shapes(opened: Opened, config: Config) -> list[dict[str, tuple[int, ...]]]:
+    """Input shapes that the model is run at."""
+    proto = opened.model.proto
+    if not shapes.is_dynamic(proto, config.input_shapes):
+        return [dict(opened.shapes.inputs)]
+    return [shapes.concrete_inputs(proto, config.input_shapes, sizes) for sizes in shapes.RUN_SIZES]
+
+
+def keep_masks(found: Analysis, plan: Plan) -> dict[Dim, npt.NDArray[np.bool_]]:
+    """The plan as a bool mask by atom."""
+    masks = {}
+    for group in found.groups:
+        if group.id in plan.kept:
+            masks[group.dim] = np.isin(np.arange(group.size), plan.kept[group.id])
+    return masks
+
+
+def prove_removal(opened: Opened, config: Config, silenced: onnx.ModelProto, left: onnx.ModelProto) -> Exactness:
+    """That the model `left` after blocks were removed equals the original with their branches `silenced`."""
+    tolerance = verify.tolerance_for(opened.model.path)
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        reference, result = Path(folder) / "silenced.onnx", Path(folder) / "left.onnx"
+        reference.write_bytes(silenced.SerializeToString())
+        result.write_bytes(left.SerializeToString())
+        exactness: Exactness = worker.call(
+            "onnxprune.verify:prove_equal",
+            {
+                "reference": str(reference),
+                "result": str(result),
+                "original": str(opened.model.path),
+                "folder": str(opened.model.base_dir),
+                "sizes": run_shapes(opened, config),
+                "bounds": calibration.index_bounds(opened.model.graph, opened.shapes.shape),
+                "seed": config.seed,
+                "tolerance": tolerance,
+            },
+            timeout_s=VERIFY_LIMIT_S,
+        )
+    verify.require_equal(exactness, tolerance)
+    return exactness

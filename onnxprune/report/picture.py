@@ -1,0 +1,125 @@
+"""Pictures of results: self-contained SVG, written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from onnxprune.records import FloatArray, Latency
+
+_WIDTH, _HEIGHT = 720, 380
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 696, 100, 324
+_BINS = 60
+# Blue and vermilion of Okabe and Ito's palette: told apart by colour-blind readers too.
+_COLOURS = {"before": "#0072b2", "after": "#d55e00"}
+
+
+def histogram(latency: Latency, title: str) -> str:
+    """A self-contained SVG picture of the two latency distributions, in milliseconds.
+
+    The axis ends a little beyond the slower model's 99th percentile; the text counts the runs beyond it.
+    """
+    sides = {"before": latency.before, "after": latency.after}
+    low = min(side.min for side in sides.values())
+    high = max(side.p99 for side in sides.values())
+    pad = 0.05 * (high - low) or 0.05 * high or 1.0
+    edges = np.linspace(max(0.0, low - pad), high + pad, _BINS + 1)
+    shares = {name: _shares(side.samples, edges) for name, side in sides.items()}
+    top = max(float(share.max()) for share in shares.values()) or 1.0
+    beyond = sum(int(value > edges[-1]) for side in sides.values() for value in side.samples)
+    size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img"'
+    font = 'font-family="system-ui, sans-serif" font-size="12" fill="#222222"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}><title>{escape(title)}</title>',
+        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
+        _text(_LEFT, 24, title, "font-size='16' font-weight='600'"),
+        _text(_LEFT, 44, _verdict(latency), "fill='#555555'"),
+        _text(_LEFT, 61, _conditions(latency, beyond), "fill='#555555'"),
+        *_axes(edges, top),
+        *(_distribution(name, shares[name], top) for name in sides),
+        *(_median_line(name, side.p50, edges) for name, side in sides.items()),
+        *_legend(sides),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _verdict(latency: Latency) -> str:
+    text = f"speed-up {latency.speedup:.3g}x (95% interval {latency.ci95[0]:.3g} to {latency.ci95[1]:.3g})"
+    return text if latency.significant else f"no significant difference: {text}"
+
+
+def _conditions(latency: Latency, beyond: int) -> str:
+    threads = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
+    text = f"{latency.pairs} pairs of runs, {latency.provider}, {threads}, batch {latency.batch}"
+    return text + (f"; {beyond} slow run{'s' if beyond > 1 else ''} beyond the right edge" if beyond else "")
+
+
+def _shares(samples: Sequence[float], edges: FloatArray) -> FloatArray:
+    """Percentage of the runs in each bin."""
+    counts, _ = np.histogram(np.asarray(samples, dtype=np.float64), bins=edges)
+    return np.asarray(100.0 * counts / max(1, len(samples)))
+
+
+def _text(x: float, y: float, text: str, attributes: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" {attributes}>{escape(text)}</text>'
+
+
+def _x(value: float, edges: FloatArray) -> float:
+    return _LEFT + (_RIGHT - _LEFT) * float((value - edges[0]) / (edges[-1] - edges[0]))
+
+
+def _y(share: float, top: float) -> float:
+    return _BOTTOM - (_BOTTOM - _TOP) * share / top
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) from low to high, four to nine of them."""
+    rough = (high - low) / 4.0
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = next(power * factor for factor in (5.0, 2.0, 1.0) if power * factor <= rough)
+    return [float(step * index) for index in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
+
+
+def _axes(edges: FloatArray, top: float) -> list[str]:
+    parts = []
+    for share in _ticks(0.0, top):
+        y = _y(share, top)
+        parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}" stroke="#e4e4e4"/>')
+        parts.append(_text(_LEFT - 8, y + 4, f"{share:g}%", "text-anchor='end'"))
+    for value in _ticks(float(edges[0]), float(edges[-1])):
+        x = _x(value, edges)
+        parts.append(f'<line x1="{x:.1f}" y1="{_BOTTOM}" x2="{x:.1f}" y2="{_BOTTOM + 5}" stroke="#222222"/>')
+        parts.append(_text(x, _BOTTOM + 19, f"{value:.6g}", "text-anchor='middle'"))
+    parts.append(f'<line x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_BOTTOM}" stroke="#222222"/>')
+    parts.append(_text((_LEFT + _RIGHT) / 2, _BOTTOM + 42, "latency of one run (ms)", "text-anchor='middle'"))
+    middle = (_TOP + _BOTTOM) / 2
+    parts.append(_text(16, middle, "share of runs", f"text-anchor='middle' transform='rotate(-90 16 {middle:.0f})'"))
+    return parts
+
+
+def _distribution(name: str, shares: FloatArray, top: float) -> str:
+    step = (_RIGHT - _LEFT) / shares.size
+    heights = [_y(float(share), top) for share in shares]
+    path = "".join(f"V{y:.1f}H{_LEFT + (index + 1) * step:.1f}" for index, y in enumerate(heights))
+    style = f'fill="{_COLOURS[name]}" fill-opacity="0.35" stroke="{_COLOURS[name]}" stroke-width="1.2"'
+    return f'<path class="{name}" d="M{_LEFT},{_BOTTOM}{path}V{_BOTTOM}Z" {style}/>'
+
+
+def _median_line(name: str, median: float, edges: FloatArray) -> str:
+    x = _x(median, edges)
+    style = f'stroke="{_COLOURS[name]}" stroke-width="1.6" stroke-dasharray="5 3"'
+    return f'<line x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_BOTTOM}" {style}/>'
+
+
+def _legend(sides: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for index, (name, side) in enumerate(sides.items()):
+        x = _LEFT + 316 * index
+        parts.append(f'<rect x="{x}" y="74" width="12" height="12" fill="{_COLOURS[name]}"/>')
+        text = f"{name}: median {side.p50:.4g} ms, p90 {side.p90:.4g}, p99 {side.p99:.4g}"
+        parts.append(_text(x + 18, 84, text))
+    return parts
