@@ -8,9 +8,10 @@ from pathlib import Path
 
 import onnx
 
-from onnxprune import calibration, latency, runtime, shapes, worker
+from onnxprune import calibration, runtime, shapes, worker
 from onnxprune.config import PROVIDERS, check_input_shapes
 from onnxprune.errors import ModelError, UsageError
+from onnxprune.latency import measure
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Feed, Latency
 
@@ -70,7 +71,7 @@ def compare(
 ) -> list[Latency]:
     """Time `models` on `feeds[0]`, or on made-up inputs of the first of the shapes `tried` they run at."""
     feed = feeds[0] if feeds else _working_feed(models[0], tried, seed)
-    return latency.compare_many(models, feed, provider=provider, threads=threads, budget_s=budget_s, seed=seed)
+    return measure.compare_many(models, feed, provider=provider, threads=threads, budget_s=budget_s, seed=seed)
 
 
 def _check(

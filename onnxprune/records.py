@@ -116,7 +116,8 @@ class Latency:
     """Interleaved comparison of two models. `speedup` is the median of the paired ratios before/after.
 
     `ci95` is its bootstrap interval; `noise_floor` the interval of the same measure of the first model against
-    itself; `significant` is False where `ci95` holds 1. `nodes_per_provider` counts nodes of the second model.
+    itself; `significant` is False where `ci95` holds 1, where equal models differ as much, or where the medians of all
+    runs say the opposite. `nodes_per_provider` counts nodes of the second model; `inputs` are the shapes it was fed.
     """
 
     provider: str
@@ -131,6 +132,9 @@ class Latency:
     pairs: int
     nodes_per_provider: dict[str, int]
     warnings: tuple[str, ...] = ()
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    runtime: str = ""
+    processor: str = ""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ def require_provider(provider: str) -> None:
     _available_provider(_import(), provider)
 
 
+def version() -> str:
+    """Package and version, such as "onnxruntime 1.31.1"."""
+    return _package(_import())
+
+
 def _import() -> Any:
     try:
         import onnxruntime

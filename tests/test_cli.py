@@ -149,7 +149,8 @@ def test_benchmark_option_reports_latency(model: Path, monkeypatch: pytest.Monke
     assert result.exit_code == 0, result.output
     assert "latency p50" in result.stdout
     latency = json.loads(report.read_text())["latency"]
-    assert set(latency) == {"provider", "batch", "threads", "before_ms", "after_ms", "speedup", "ci95"}
+    named = {"provider", "batch", "threads", "before_ms", "after_ms", "speedup", "ci95", "noise_floor", "significant"}
+    assert set(latency) == named | {"inputs", "runtime", "processor", "pairs", "nodes_per_provider", "warnings"}
     assert set(latency["before_ms"]) == set(latency["after_ms"]) == {"p50", "p90", "min"}
 
 

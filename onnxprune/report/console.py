@@ -116,7 +116,9 @@ def comparison_text(
     page.line()
     for model, result in zip(models[1:], results, strict=True):
         page.line(f"{escape(str(model))}: {_verdict(result)}")
-    page.line(f"The first model against itself: {_interval(results[0].noise_floor)} (noise floor)")
+    page.line(_noise(results[0]))
+    for model, result in zip(models[1:], results, strict=True):
+        page.line(f"{escape(str(model))}: {_placement(result)}")
     for warning in dict.fromkeys(text for result in results for text in result.warnings):
         page.line(f"[yellow]warning:[/yellow] {escape(warning)}")
     return page.text()
@@ -173,6 +175,7 @@ def _groups_line(groups: Sequence[GroupReport]) -> str:
 
 def _latency_lines(page: _Page, latency: Latency) -> None:
     page.line(f"Speed: {_verdict(latency)}; {_conditions(latency)}")
+    page.line(f"{_noise(latency)}; {_placement(latency)}")
     for warning in latency.warnings:
         page.line(f"[yellow]warning:[/yellow] {escape(warning)}")
 
@@ -184,6 +187,16 @@ def _verdict(latency: Latency) -> str:
     if latency.speedup < 1:
         return f"[red]slower[/red] than the original: {text}"
     return f"[green]faster[/green]: {text}"
+
+
+def _noise(latency: Latency) -> str:
+    return f"The first model against itself: {_interval(latency.noise_floor)} (noise floor)"
+
+
+def _placement(latency: Latency) -> str:
+    counts = latency.nodes_per_provider
+    placed = ", ".join(f"{count} on {name}" for name, count in counts.items())
+    return f"nodes: {placed}" if counts else "nodes per provider unknown with this version of ONNX Runtime"
 
 
 def _interval(ends: tuple[float, float]) -> str:

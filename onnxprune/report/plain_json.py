@@ -71,10 +71,18 @@ def latency_data(latency: Latency) -> dict[str, Any]:
         "provider": latency.provider,
         "batch": latency.batch,
         "threads": latency.threads,
+        "inputs": latency.inputs,
+        "runtime": latency.runtime,
+        "processor": latency.processor,
         "before_ms": _side(latency.before),
         "after_ms": _side(latency.after),
         "speedup": latency.speedup,
         "ci95": list(latency.ci95),
+        "noise_floor": list(latency.noise_floor),
+        "significant": latency.significant,
+        "pairs": latency.pairs,
+        "nodes_per_provider": latency.nodes_per_provider,
+        "warnings": list(latency.warnings),
     }
 
 
@@ -119,7 +127,7 @@ def _quality(report: Report) -> dict[str, Any] | None:
 
 
 def _side(side: LatencySide) -> dict[str, float]:
-    return {"p50": side.p50, "p90": side.p90, "min": side.min}
+    return {"p50": side.p50, "p90": side.p90, "p99": side.p99, "min": side.min}
 
 
 def _valid(value: Any) -> Any:

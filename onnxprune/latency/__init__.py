@@ -1,0 +1,1 @@
+"""Honest timing of models: against each other, node by node, and width by width."""
