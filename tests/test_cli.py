@@ -151,7 +151,7 @@ def test_benchmark_option_reports_latency(model: Path, monkeypatch: pytest.Monke
     latency = json.loads(report.read_text())["latency"]
     named = {"provider", "batch", "threads", "before_ms", "after_ms", "speedup", "ci95", "noise_floor", "significant"}
     assert set(latency) == named | {"inputs", "runtime", "processor", "pairs", "nodes_per_provider", "warnings"}
-    assert set(latency["before_ms"]) == set(latency["after_ms"]) == {"p50", "p90", "min"}
+    assert set(latency["before_ms"]) == set(latency["after_ms"]) == {"p50", "p90", "p99", "min"}
 
 
 def test_dry_run_writes_nothing(model: Path) -> None:
