@@ -25,7 +25,7 @@ def uniform(
     """
     counts = {}
     for group in groups:
-        wanted = max(1, round(group.size * (1 - ratio)))
+        wanted = max(group.least, round(group.size * (1 - ratio)))
         step = fast_step(analysis, group, block) if round_to is None else round_to
         counts[group.id] = round_count(wanted, group.size, step)
     return Allocation(counts)
@@ -45,8 +45,10 @@ def round_count(wanted: int, size: int, step: int) -> int:
 
 
 def fast_step(analysis: Analysis, group: Group, block: int) -> int:
-    """The step in which the width of a group is fast: every axis it lies on must be whole blocks."""
+    """The step in which the width of a group is fast: every axis it lies on must be whole blocks; parts are single."""
     steps = [1]
+    if group.parts:
+        return 1
     for o in group.occurrences:
         axes = analysis.weights[o.tensor]
         multiple = block if len(axes) > 2 else GEMM_BLOCK

@@ -23,17 +23,20 @@ from onnxprune.bodies import (
 )
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
-from onnxprune.records import Analysis, Contraction, Group, Occurrence, Pick, Refusal, Role, SizeUse, Work
+from onnxprune.records import Analysis, Comparison, Contraction, Group, Occurrence, Pick, Refusal, Role, SizeUse, Work
 from onnxprune.rules import Operator
 from onnxprune.rules.registry import FIXED_FACTOR, SizeMismatchError
 from onnxprune.shapes import Shapes, graph_inputs, node_attributes
 
 Dims = tuple[Dim, ...]
+_Roles = dict[tuple[str, int | None, Dim], Role]
 RANK: tuple[Role, ...] = ("contracted", "produced", "carried")
 """Of several roles on one axis the first counts."""
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 MOVES = {"Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators whose result is still a weight if their operand is one."""
+CARRIES = MOVES | {"Expand", "Flatten", "Gather", "Tile"}
+"""Operators whose results are made of elements of their first operand."""
 
 
 @dataclass
@@ -46,6 +49,11 @@ class _State:
     """The weights a constant tensor is computed from; absent for everything that depends on the inputs."""
     picked: dict[str, frozenset[str]] = field(default_factory=dict)
     """The weights that a lookup by computed indices picks slices from (the experts of a mixture)."""
+    chosen: set[str] = field(default_factory=set)
+    """Those lookups of `picked` whose indices are places that the model chose, so that they are weights as any."""
+    places: dict[str, Dim] = field(default_factory=dict)
+    """The tensors whose elements are places on a dimension."""
+    comparisons: list[Comparison] = field(default_factory=list)
     roles: list[tuple[str, int, Dim, Role]] = field(default_factory=list)
     users: dict[str, list[str]] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
@@ -69,8 +77,10 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
     walkable = is_walkable(proto)
     for node in proto.graph.node:
         _visit(state, node, walkable)
+    _settle_comparisons(state)
     for value in proto.graph.output:
-        _freeze(state.tensors.get(value.name, ()), Refusal(value.name, "graph output", "the interface keeps its shape"))
+        reason = Refusal(value.name, "graph output", "the interface keeps its shape")
+        _freeze([*state.tensors.get(value.name, ()), *_places(state, [value.name])], reason)
     _freeze_measured(state, proto)
     return Analysis(
         groups=tuple(_groups(state)),
@@ -81,6 +91,7 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
         picks=tuple(state.picks),
         work=tuple(state.work),
         nodes=tuple(state.names),
+        places=state.places,
     )
 
 
@@ -110,6 +121,11 @@ def _freeze(found: Iterable[Dim], reason: Refusal) -> None:
         dims.freeze(d, reason)
 
 
+def _places(state: _State, names: Iterable[str]) -> list[Dim]:
+    """The dimensions that the elements of these tensors are places on."""
+    return [state.places[name] for name in names if name in state.places]
+
+
 def _add_weight(state: _State, name: str, sizes: Sequence[int]) -> None:
     state.tensors[name] = state.weights[name] = tuple(dims.atom(n) for n in sizes)
     state.origin[name] = frozenset([name])
@@ -131,14 +147,17 @@ def _visit(state: _State, node: onnx.NodeProto, walkable: bool) -> None:
         return
     op = _operator(state, index, name, node)
     if walked:
+        passed = [*node.input, *(o.name for body in walked for o in body.output)]
+        _freeze(_places(state, passed), op.refusal("the numbers of indices pass through control flow"))
         _leave_bodies(state, node, op)
         return
     reason = _apply_rule(state, node, op)
     if reason is not None:
         op.freeze_all(reason)
         for captured in captured_names(node):
-            _freeze(state.tensors.get(captured, ()), op.refusal(reason))
+            _freeze([*state.tensors.get(captured, ()), *_places(state, [captured])], op.refusal(reason))
         op.contractions, op.roles, op.uses, op.picks, op.work = [], [], [], [], []
+        op.comparisons, op.understood, op.placed = [], set(), {}
     _record(state, node, op)
 
 
@@ -231,7 +250,7 @@ def _fresh(state: _State, name: str, frozen: Refusal | None = None) -> Dims:
 
 def _operator(state: _State, index: int, name: str, node: onnx.NodeProto) -> Operator:
     shapes = state.shapes
-    return Operator(
+    op = Operator(
         index=index,
         name=name,
         kind=node.op_type,
@@ -243,30 +262,74 @@ def _operator(state: _State, index: int, name: str, node: onnx.NodeProto) -> Ope
         constant=[n in state.origin for n in node.input],
         moving=[shapes.dynamic_values.get(n) for n in node.input],
     )
+    op.places = [state.places.get(n) for n in node.input]
+    return op
 
 
 def _record(state: _State, node: onnx.NodeProto, op: Operator) -> None:
     for name, found in zip(node.output, op.outputs, strict=True):
         if name:
             state.tensors[name] = found
+    _record_places(state, node, op)
     data = node.input[:1] if node.op_type in ("QuantizeLinear", "DequantizeLinear") else node.input
     sources = [state.origin.get(n) for n in data if n]
     if all(s is not None for s in sources):
         _record_constant(state, node, frozenset(w for s in sources for w in s or ()))
-    if node.op_type == "Gather" and op.constant[0]:
+    if node.op_type in ("Gather", "GatherND") and op.constant[0]:
         state.picked[node.output[0]] = state.origin[node.input[0]]
+        state.chosen.update(node.output[:1] if 1 in op.understood else [])
     elif len(node.input) and node.op_type in MOVES and node.input[0] in state.picked:
         state.picked[node.output[0]] = state.picked[node.input[0]]
+        state.chosen.update(node.output if node.input[0] in state.chosen else [])
     for operand, axis, role in op.roles:
-        if op.constant[operand] or (operand > 0 and node.input[operand] in state.picked):
-            state.roles.append((node.input[operand], axis, op.dims(operand)[axis], role))
+        name = node.input[operand]
+        if op.constant[operand] or name in state.chosen or (operand > 0 and name in state.picked):
+            state.roles.append((name, axis, op.dims(operand)[axis], role))
     for operand in node.input:
         for weight in state.origin.get(operand, ()):
             state.users.setdefault(weight, []).append(op.name)
+    state.comparisons += op.comparisons
     state.contractions += op.contractions
     state.uses += op.uses
     state.picks += op.picks
     state.work += op.work
+
+
+def _record_places(state: _State, node: onnx.NodeProto, op: Operator) -> None:
+    """Places move with the elements that tell them; an operator that takes them for numbers keeps the dimension."""
+    carried = op.places[0] if op.places and node.op_type in CARRIES else None
+    for output, name in enumerate(node.output):
+        found = op.placed.get(output, carried)
+        if name and found is not None:
+            state.places[name] = found
+    for operand, d in enumerate(op.places):
+        if d is not None and operand not in op.understood and (operand or carried is None):
+            op.freeze(d, "it computes with the numbers of the indices")
+
+
+def _settle_comparisons(state: _State) -> None:
+    """What operators compare stays, except where every index is a part of the model with a matrix of its own, of which
+    more are there than they need."""
+    roles = _roles_by_weight(state)
+    parts = {a for weight, axes in state.weights.items() for a in _parts(axes, weight, roles)}
+    for c in state.comparisons:
+        found = dims.prod_factors(c.dim)
+        whole = len(found) == 1 and found[0].kind == "atom" and c.least < c.dim.size
+        for a in dims.atoms(c.dim):
+            if a not in parts or not whole:
+                dims.freeze(a, c.refusal)
+
+
+def _parts(axes: Dims, weight: str, roles: _Roles) -> Iterator[Dim]:
+    """The dimensions of which each index owns a matrix in a weight: the outermost ones of an axis, beside which the
+    weight produces something from something else."""
+    found = {a for d in axes for a in dims.atoms(d) if a.size > 1}
+    stated = {a: {roles.get((weight, k, a)) for k in (None, *range(len(axes)))} for a in found}
+    for part in (p for d in axes for p in dims.cat_parts(d)):
+        outer = dims.prod_factors(part)[:1]
+        others = {role for a in found - set(outer) for role in stated[a]}
+        if {"produced", "contracted"} <= others:
+            yield from outer
 
 
 def _record_constant(state: _State, node: onnx.NodeProto, sources: frozenset[str]) -> None:
@@ -289,6 +352,7 @@ def _groups(state: _State) -> Iterator[Group]:
                     role = next((r for r in RANK if r in stated), RANK[-1])
                     found.setdefault(a, []).append(Occurrence(weight, axis, role))
     averaged = {a for c in state.contractions if c.average for d in c.dims for a in dims.atoms(d)}
+    compared = {a: c.least for c in sorted(state.comparisons, key=lambda c: c.least) for a in dims.atoms(c.dim)}
     used: dict[str, int] = {}
     for a, occurrences in found.items():
         first = next((o for o in occurrences if o.role == "produced"), None)
@@ -304,15 +368,17 @@ def _groups(state: _State) -> Iterator[Group]:
             nodes=tuple(dict.fromkeys(n for o in occurrences for n in state.users.get(o.tensor, ()))),
             refusal=a.frozen if isinstance(a.frozen, Refusal) else None,
             renormalised=a in averaged,
+            least=compared.get(a, 1) if a.frozen is None else 1,
+            parts=a in compared and a.frozen is None,
         )
 
 
-def _roles_by_weight(state: _State) -> dict[tuple[str, int | None, Dim], Role]:
+def _roles_by_weight(state: _State) -> _Roles:
     """The role of each atom on each axis of each weight.
 
     A role stated of a constant computed from weights counts for all axes (None) of the weights behind it.
     """
-    roles: dict[tuple[str, int | None, Dim], Role] = {}
+    roles: _Roles = {}
     for name, axis, d, role in state.roles:
         for a in dims.atoms(d):
             for weight in state.origin.get(name) or state.picked.get(name) or ():

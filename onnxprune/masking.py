@@ -2,7 +2,8 @@
 
 Wherever an operator sums over a dimension, the removed part of one operand is replaced by zero, so no removed channel
 reaches a sum. Where an operator averages over it, the operator sees the kept part alone (gathered before,
-put back in place after), because an average over fewer channels is what the pruned model computes.
+put back in place after), because an average over fewer channels is what the pruned model computes. So does an operator
+that compares; places it tells on the kept part are turned into places on the whole.
 """
 
 from __future__ import annotations
@@ -103,6 +104,12 @@ class _Writer:
                 place = self._constant(np.where(mask, np.cumsum(mask) - 1, 0))
                 small = f"{name}__kept_{index}_{axis}"
                 after.insert(0, helper.make_node("Gather", [small, place], [node.output[output]], axis=axis))
+                node.output[output] = small
+            places = self.analysis.places.get(name)
+            if places is not None and self._touched([places]):
+                kept = self._constant(np.flatnonzero(dims.mask(places, self.keep)))
+                small = f"{name}__place_{index}"
+                after.insert(0, helper.make_node("Gather", [kept, small], [node.output[output]]))
                 node.output[output] = small
         for use in self.analysis.uses:
             if use.node == index and isinstance(use.where, str) and use.dims[0] is not None:

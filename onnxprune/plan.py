@@ -118,4 +118,8 @@ def _checked(path: Path, groups: Mapping[str, Group], name: str, size: int, kept
         raise UsageError(f"{path}: group {name!r} has {group.size} indices in the model, {size} in the plan")
     if not kept or sorted(set(kept)) != kept or kept[0] < 0 or kept[-1] >= size:
         raise UsageError(f"{path}: the kept indices of group {name!r} must rise within 0..{size - 1} and not be empty")
+    if len(kept) < group.least:
+        raise UsageError(
+            f"{path}: group {name!r} keeps {len(kept)} indices, but the model chooses {group.least} of them; keep more"
+        )
     return np.asarray(kept, np.int64)

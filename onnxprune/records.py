@@ -41,7 +41,9 @@ class Group:
     """One independent dimension of the model: `size` channels (heads, hidden units) that fall together.
 
     `dim` is the resolved atom; `refusal` is None where the group may be pruned; `renormalised` says that an
-    operator averages over the group; `nodes` are the operators that produce or consume it.
+    operator averages over the group or compares its indices; `nodes` are the operators that produce or consume it.
+    `least`: so many indices must stay. `parts`: operators choose among the indices, and each is a part of the model
+    with a matrix of its own (an expert of a mixture).
     """
 
     id: str
@@ -51,11 +53,25 @@ class Group:
     nodes: tuple[str, ...]
     refusal: Refusal | None
     renormalised: bool
+    least: int = 1
+    parts: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An operator chooses among the indices of `dim` or weighs them against each other, and needs `least` of them.
+
+    `refusal` is what it says where they cannot go.
+    """
+
+    dim: Dim
+    refusal: Refusal
+    least: int
 
 
 @dataclass(frozen=True)
 class Contraction:
-    """A node sums (or, `average`, averages or normalises) over the axes `dims` of its operand `operand`.
+    """A node sums (or, `average`, averages, normalises or compares) over the axes `dims` of its operand `operand`.
 
     `gather`: to see only a part, the operator must be given only that part; zeros in the rest would change the result.
     `weighted`: a weight takes part in the sum.
@@ -143,6 +159,7 @@ class Analysis:
 
     `weights`: the dimensions of every stored weight, by name (a Constant node is named by its output); `tensors`:
     those of every tensor; `contractions`, `uses`, `picks` and `work` index `nodes`, the names of the walked nodes.
+    `places`: the tensors whose elements are places on a dimension (results of TopK, ArgMax), and that dimension.
     """
 
     groups: tuple[Group, ...]
@@ -153,6 +170,7 @@ class Analysis:
     picks: tuple[Pick, ...]
     work: tuple[Work, ...]
     nodes: tuple[str, ...]
+    places: Mapping[str, Dim] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

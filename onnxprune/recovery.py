@@ -220,7 +220,7 @@ def _allocate(
 def _uniform(groups: Sequence[Group], wanted: Wanted, order: Mapping[str, obs.Path], ratio: float) -> Allocation:
     counts = {}
     for g in groups:
-        count = max(1, round(g.size * (1 - ratio)))
+        count = max(g.least, round(g.size * (1 - ratio)))
         counts[g.id] = allocate.round_count(count, g.size, wanted.steps[g.id]) if g.id in order else g.size
     return Allocation(counts)
 

@@ -87,7 +87,7 @@ class _Split:
         now = self.counts[group.id]
         stride = max(1, round(group.size * STRIDE_SHARE / step)) * step
         count = (now - 1) // step * step - (stride - step)
-        if count < max(step, math.ceil(group.size * LEAST_SHARE)):
+        if count < max(step, group.least, math.ceil(group.size * LEAST_SHARE)):
             return None
         saved = self.saving(group.id, count)
         if saved <= 0:

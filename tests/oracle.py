@@ -261,7 +261,9 @@ def random_plan(found: Analysis, *, ratio: float, seed: int, factors: bool = Fal
         chosen = allocate.choose_factors(found, chosen)
     generator = np.random.default_rng(seed)
     return {
-        g.id: np.sort(generator.choice(g.size, max(1, min(g.size - 1, round(g.size * (1 - ratio)))), replace=False))
+        g.id: np.sort(
+            generator.choice(g.size, max(g.least, min(g.size - 1, round(g.size * (1 - ratio)))), replace=False)
+        )
         for g in chosen
     }
 

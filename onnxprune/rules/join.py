@@ -97,15 +97,18 @@ def _slice_axis(op: Operator, d: Dim, bounds: tuple[int, int, int], out: Dim) ->
 
 @rule("Gather")
 def gather(op: Operator) -> None:
-    """Constant indices that are a run, a stride or a shuffle of the axis cut and reorder it; any others need it whole.
+    """Constant indices that are a run, a stride or a shuffle of the axis cut and reorder it; places on the axis follow
+    it; any others need it whole.
 
     A lookup in a weight produces the other axes.
     """
     data, index = op.dims(0), op.dims(1)
     axis = op.attribute("axis", 0) % len(data)
-    picked = _picked(op, data[axis])
+    followed = op.follows(1, data[axis])
+    picked = None if followed else _picked(op, data[axis])
     if picked is None:
-        op.freeze(data[axis], "Gather picks from this axis")
+        if not followed:
+            op.freeze(data[axis], "Gather picks from this axis")
         for k in range(len(data)):
             if k != axis:
                 op.role(0, k, "produced")

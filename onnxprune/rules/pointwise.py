@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from onnxprune.rules.registry import Operator, rule
 
 UNARY = (
@@ -59,7 +61,6 @@ BINARY = (
     "BitwiseXor",
     "CastLike",
     "Div",
-    "Equal",
     "Greater",
     "GreaterOrEqual",
     "Less",
@@ -88,6 +89,29 @@ def pointwise(op: Operator) -> None:
     op.broadcast([i for i in range(len(op.inputs)) if op.has(i) and not _is_target_type(op, i)])
 
 
+@rule("Equal")
+def equal(op: Operator) -> None:
+    """Element-wise; places on a dimension (... 1) equal to each of its indices (0 1 2 ...) give that dimension."""
+    operands = next((pair for pair in ((0, 1), (1, 0)) if _counts_places(op, *pair)), None)
+    if operands is None:
+        pointwise(op)
+        return
+    places, listed = operands
+    op.broadcast([places])
+    *rest, found = op.outputs[0]
+    if op.follows(places, found):
+        op.pick(listed, found, found)
+    op.outputs[0] = (*rest, found)
+
+
+def _counts_places(op: Operator, places: int, listed: int) -> bool:
+    """Whether one operand holds places along an axis of size 1, and the other lists all there are."""
+    found, value = op.places[places], op.fixed(listed)
+    if found is None or value is None or value.shape != (found.size,) or op.dims(places)[-1].size != 1:
+        return False
+    return bool(np.array_equal(value, np.arange(found.size)))
+
+
 def _is_target_type(op: Operator, operand: int) -> bool:
     return op.kind == "CastLike" and operand == 1
 
@@ -101,12 +125,11 @@ def first_operand(op: Operator) -> None:
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
 def softmax(op: Operator) -> None:
-    """Sums over `axis`; before opset 13 over all axes from `axis` (default 1) on."""
-    x = op.dims(0)
+    """Along `axis`; before opset 13 along all axes from `axis` (default 1) on."""
+    rank = len(op.dims(0))
     old = op.opset < 13
-    axis = op.attribute("axis", 1 if old else -1) % len(x)
-    for d in x[axis:] if old else [x[axis]]:
-        op.freeze(d, f"{op.kind} compares along this axis")
+    axis = op.attribute("axis", 1 if old else -1) % rank
+    op.compare(0, range(axis, rank) if old else [axis], f"{op.kind} compares along this axis")
     op.broadcast([0])
 
 

@@ -1,5 +1,8 @@
-"""Reductions. A sum over an axis contracts it (what is masked adds nothing), a mean renormalises it, and anything else
-(maximum, product, arg max ...) needs the whole axis."""
+"""Reductions. A sum over an axis contracts it (what is masked adds nothing), a mean renormalises it; a maximum, an arg
+max or the k largest compare along it; a product needs the whole axis.
+
+Results of ArgMax and TopK are places on the axis. They stay right where everything they reach takes them as such.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,11 @@ from collections.abc import Sequence
 from onnxprune.rules.registry import Operator, rule
 
 SUMS = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
-WHOLE = ("ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")
+COMPARISONS = ("ReduceMax", "ReduceMin", "ReduceLogSumExp")
+WHOLE = ("ReduceProd", "ReduceLogSum")
 
 
-@rule(*SUMS, *WHOLE, "ReduceMean")
+@rule(*SUMS, *COMPARISONS, *WHOLE, "ReduceMean")
 def reduce(op: Operator) -> None:
     axes = _axes(op)
     if axes is None:
@@ -21,6 +25,8 @@ def reduce(op: Operator) -> None:
     if op.kind in WHOLE:
         for a in shrinking:
             op.freeze(op.dims(0)[a], f"{op.kind} over this axis")
+    elif op.kind in COMPARISONS and shrinking:
+        op.compare(0, shrinking, f"{op.kind} over this axis")
     elif shrinking:
         op.contract(0, shrinking, average=op.kind == "ReduceMean", weighted=False)
     state_reduced(op, axes, bool(op.attribute("keepdims", 1)))
@@ -52,14 +58,20 @@ def state_reduced(op: Operator, axes: Sequence[int], keepdims: bool) -> None:
 @rule("ArgMax", "ArgMin")
 def arg(op: Operator) -> None:
     axis = op.attribute("axis", 0) % len(op.dims(0))
-    op.freeze(op.dims(0)[axis], f"{op.kind} over this axis")
+    op.compare(0, [axis], f"{op.kind} over this axis")
+    op.state_places(0, op.dims(0)[axis])
     state_reduced(op, [axis], bool(op.attribute("keepdims", 1)))
 
 
 @rule("TopK")
 def top_k(op: Operator) -> None:
+    """The k largest or smallest of an axis, and their places; k is the same at every input."""
     axis = op.attribute("axis", -1) % len(op.dims(0))
-    op.freeze(op.dims(0)[axis], "TopK over this axis")
+    if op.has(1) and op.fixed(1) is None:
+        op.freeze(op.dims(0)[axis], "TopK over this axis with a computed count")
+    else:
+        op.compare(0, [axis], "TopK over this axis", least=op.outputs[0][axis].size)
+    op.state_places(1, op.dims(0)[axis])
     for output, fresh in enumerate(op.outputs):
         op.freeze(fresh[axis], "TopK over this axis")
         op.outputs[output] = (*op.dims(0)[:axis], fresh[axis], *op.dims(0)[axis + 1 :])

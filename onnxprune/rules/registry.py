@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnxprune import dims
 from onnxprune.dims import Dim
-from onnxprune.records import Contraction, Pick, Refusal, Role, SizeUse, Work
+from onnxprune.records import Comparison, Contraction, Pick, Refusal, Role, SizeUse, Work
 from onnxprune.signature import Signature, Term, parse
 
 Dims = tuple[Dim, ...]
@@ -71,7 +71,8 @@ class Operator:
 
     `inputs`: the dimensions of each operand, None where it is absent. `outputs`: fresh dimensions of the known result
     shapes; a rule assigns or unifies them. `values`: small known operands as arrays, else None. `constant`: which
-    operands are weights or computed from weights alone. `attributes`: as Python values.
+    operands are weights or computed from weights alone. `attributes`: as Python values. `places`: of each operand the
+    dimension that its elements are places on, None for most.
     """
 
     def __init__(
@@ -97,6 +98,10 @@ class Operator:
         self.uses: list[SizeUse] = []
         self.picks: list[Pick] = []
         self.work: list[Work] = []
+        self.comparisons: list[Comparison] = []
+        self.places: list[Dim | None] = [None] * len(self.inputs)
+        self.understood: set[int] = set()
+        self.placed: dict[int, Dim] = {}
 
     def has(self, operand: int) -> bool:
         """Whether the optional operand is there."""
@@ -169,6 +174,27 @@ class Operator:
         axes = tuple(a % len(self.dims(operand)) for a in axes)
         found = tuple(self.dims(operand)[a] for a in axes)
         self.contractions.append(Contraction(self.index, operand, axes, found, average, average or quantized, weighted))
+
+    def compare(self, operand: int, axes: Sequence[int], reason: str, *, least: int = 1) -> None:
+        """The operator chooses among the indices along these axes, or weighs them against each other; `least` of them
+        must stay. Its results depend on the order of the indices only as far as they are places (`state_places`).
+        """
+        self.contract(operand, axes, average=True)
+        found = [self.dims(operand)[a] for a in axes]
+        self.comparisons += [Comparison(d, self.refusal(reason), least) for d in found if d.size > 1]
+
+    def state_places(self, output: int, dimension: Dim) -> None:
+        """The elements of a result are places on `dimension`."""
+        self.placed[output] = dimension
+
+    def follows(self, operand: int, dimension: Dim) -> bool:
+        """Whether the elements of an operand are places on a dimension of this size: then it is this one."""
+        found = self.places[operand]
+        if found is None or found.size != dimension.size:
+            return False
+        self.unify(found, dimension)
+        self.understood.add(operand)
+        return True
 
     def role(self, operand: int, axis: int, role: Role) -> None:
         """The role of one axis of an operand; counts where the operand is a weight."""

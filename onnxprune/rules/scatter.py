@@ -1,4 +1,5 @@
-"""Operators that pick or place by index: the indexed axes must stay whole, the others pass through."""
+"""Operators that pick or place by index: the indexed axes must stay whole, the others pass through. An axis shrinks
+where the indices are places on it that a TopK or ArgMax over the shrunken axis tells."""
 
 from __future__ import annotations
 
@@ -11,8 +12,10 @@ def gather_nd(op: Operator) -> None:
     data, index = op.dims(0), op.dims(1)
     batch = op.attribute("batch_dims", 0)
     picked = index[-1].size
-    for d in (*data[batch : batch + picked], index[-1]):
-        op.freeze(d, "GatherND picks from this axis")
+    op.freeze(index[-1], "GatherND picks from this axis")
+    if picked != 1 or not op.follows(1, data[batch]):
+        for d in data[batch : batch + picked]:
+            op.freeze(d, "GatherND picks from this axis")
     op.unify_all(data[:batch], index[:batch])
     op.outputs[0] = (*index[:-1], *data[batch + picked :])
 
@@ -22,8 +25,10 @@ def scatter_nd(op: Operator) -> None:
     """data: indexed, rest; indices: I, k; updates: I, rest -> as data."""
     data, index, updates = op.dims(0), op.dims(1), op.dims(2)
     picked = index[-1].size
-    for d in (*data[:picked], index[-1]):
-        op.freeze(d, "ScatterND places into this axis")
+    op.freeze(index[-1], "ScatterND places into this axis")
+    if picked != 1 or not op.follows(1, data[0]):
+        for d in data[:picked]:
+            op.freeze(d, "ScatterND places into this axis")
     op.unify_all(updates, (*index[:-1], *data[picked:]))
     op.broadcast([0])
 
@@ -33,9 +38,12 @@ def elements(op: Operator) -> None:
     """Every operand has an entry per element, so all axes but the indexed one are the same where they are as long."""
     data = op.dims(0)
     axis = op.attribute("axis", 0) % len(data)
-    for operand in range(len(op.inputs)):
+    followed = op.follows(1, data[axis])
+    for operand in range(1, len(op.inputs)):
         for k, (a, b) in enumerate(zip(data, op.dims(operand), strict=True)):
-            if k == axis or a.size != b.size:
+            if k == axis and followed:
+                op.freeze(b, f"{op.kind} picks so many")
+            elif k == axis or a.size != b.size:
                 op.freeze(a, f"{op.kind} picks from this axis")
                 op.freeze(b, f"{op.kind} picks from this axis")
             else:
@@ -46,8 +54,12 @@ def elements(op: Operator) -> None:
 @rule("OneHot")
 def one_hot(op: Operator) -> None:
     axis = op.attribute("axis", -1) % len(op.outputs[0])
-    op.freeze(op.outputs[0][axis], "the classes of OneHot")
-    op.outputs[0] = (*op.dims(0)[:axis], op.outputs[0][axis], *op.dims(0)[axis:])
+    classes = op.outputs[0][axis]
+    if op.follows(0, classes):
+        op.sizes(1, [classes])
+    else:
+        op.freeze(classes, "the classes of OneHot")
+    op.outputs[0] = (*op.dims(0)[:axis], classes, *op.dims(0)[axis:])
 
 
 @rule("Trilu")

@@ -32,7 +32,7 @@ of axes, that must stay whole ("works along this axis"). In braces stands what t
 its operands. Any rule freezes axes that it makes equal and that have no common refinement ("cannot be factored as",
 "cannot be cut into").
 """
-_FREEZES = {"freeze": 1, "freeze_all": 0, "refusal": 0}
+_FREEZES = {"freeze": 1, "freeze_all": 0, "refusal": 0, "compare": 2}
 """Methods of an operator that refuse, and which argument holds the reason."""
 
 
