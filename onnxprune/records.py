@@ -217,6 +217,30 @@ class Allocation:
 
 
 @dataclass(frozen=True)
+class Range:
+    """Least, largest and mean value of an input."""
+
+    low: float
+    high: float
+    mean: float
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was fitted to and measured on. `words`: where it comes from; `rows`: of which `held_out` for measuring only;
+    `ranges`: by input name; `guesses`: how synthetic inputs were made, in words; `remarks`: what looks wrong.
+    """
+
+    kind: Literal["calibration", "synthetic"]
+    words: str
+    rows: int
+    held_out: int
+    ranges: Mapping[str, Range]
+    guesses: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Exactness:
     """Largest difference between the pruned model and the masked original.
 
@@ -344,3 +368,4 @@ class Report:
     seconds: Mapping[str, float]
     notes: tuple[str, ...] = ()
     reach: Reach | None = None
+    inputs: Inputs | None = None

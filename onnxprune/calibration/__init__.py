@@ -1,0 +1,30 @@
+"""Real inputs to measure on: found, read up to a limit, checked against the inputs of the model, cut into batches.
+
+arrays     .npz and .npy files and folders of them
+images     folders of pictures, decoded and prepared (extra `images`)
+functions  a Python function that yields inputs
+checks     names, types, axes, values
+batching   batches of equal rows
+"""
+
+from onnxprune.calibration.batching import BATCH, batches, fixed_rows
+from onnxprune.calibration.checks import Range, check_indices, fitting, index_bounds, ranges, remarks
+from onnxprune.calibration.images import Preparation
+from onnxprune.calibration.loading import Loaded, load
+from onnxprune.calibration.places import exists
+
+__all__ = [
+    "BATCH",
+    "Loaded",
+    "Preparation",
+    "Range",
+    "batches",
+    "check_indices",
+    "exists",
+    "fitting",
+    "fixed_rows",
+    "index_bounds",
+    "load",
+    "ranges",
+    "remarks",
+]

@@ -1,0 +1,49 @@
+"""Feeds cut into batches of equal rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+
+from onnxprune.errors import UsageError
+from onnxprune.records import Feed
+from onnxprune.shapes import graph_inputs
+
+BATCH = 32
+"""Rows of one batch where the model leaves the number free."""
+
+
+def fixed_rows(proto: onnx.ModelProto) -> int | None:
+    """The size that all fixed first axes of the inputs have, None where none is fixed or they differ."""
+    axes = [value.type.tensor_type.shape.dim for value in graph_inputs(proto)]
+    fixed = {a[0].dim_value for a in axes if len(a) and a[0].dim_value > 0}
+    return fixed.pop() if len(fixed) == 1 else None
+
+
+def batches(feeds: Sequence[Feed], fixed: int | None, limit: int) -> list[Feed]:
+    """At most `limit` rows of all feeds, in batches of `fixed` rows (a last part batch is left out) or up to `BATCH`.
+
+    Feeds whose inputs have no common first axis stay as they are. Raises UsageError where nothing is left.
+    """
+    found: list[Feed] = []
+    rows = 0
+    for feed in feeds:
+        counts = {len(a) if a.ndim else -1 for a in feed.values()}
+        (total,) = counts if len(counts) == 1 else (-1,)
+        step = fixed or BATCH
+        for first in range(0, max(total, 0), step):
+            part = {
+                name: a[first : min(first + step, first + limit - rows if fixed is None else total)]
+                for name, a in feed.items()
+            }
+            taken = len(next(iter(part.values())))
+            if rows < limit and taken and (fixed is None or taken == fixed):
+                found.append(part)
+                rows += taken
+        if total < 0 and rows < limit:
+            found.append(dict(feed))
+            rows += 1
+    if not found:
+        raise UsageError(f"the calibration data has too few rows for the batch of {fixed} that the model fixes")
+    return found

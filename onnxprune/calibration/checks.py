@@ -1,0 +1,145 @@
+"""What is checked of inputs before they are used: names, types, axes, values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxprune.errors import UsageError
+from onnxprune.records import Feed, Range
+from onnxprune.shapes import Shape, graph_inputs
+
+_PASSING = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
+_TABLES = {"Gather": (0, 1)}
+"""Operators that look up rows: (operand of the table, operand of the indices)."""
+
+
+class Entry(NamedTuple):
+    """An input of the model; `axes` are None where their size is free."""
+
+    name: str
+    dtype: np.dtype[Any]
+    axes: tuple[int | None, ...]
+
+
+def entries(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> list[Entry]:
+    """The inputs that a caller must feed; `given` sizes free axes."""
+    found = []
+    for value in graph_inputs(proto):
+        kind = value.type.tensor_type
+        axes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim]
+        sizes = given.get(value.name, axes)
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        # A size given for the batch is one to run at, not one the data must have.
+        found.append(Entry(value.name, dtype, tuple([*axes[:1], *sizes[1:]])))
+    return found
+
+
+def fitting(feed: Feed, proto: onnx.ModelProto, number: int = 1) -> Feed:
+    """The arrays of feed number `number` that the model takes, checked: names, types, axes, finite values.
+
+    Raises UsageError naming the input and what does not fit.
+    """
+    inputs = {value.name: value.type.tensor_type for value in graph_inputs(proto)}
+    for name, kind in inputs.items():
+        fault = _fault(feed.get(name), kind)
+        if fault is not None:
+            where = f" (feed {number})" if number > 1 else ""
+            raise UsageError(f"--calibration{where}: input {name!r} {fault}; given are {sorted(feed)}")
+    return {name: feed[name] for name in inputs}
+
+
+def _fault(array: npt.NDArray[np.generic] | None, kind: onnx.TypeProto.Tensor) -> str | None:
+    """What of an array does not fit an input, or None."""
+    if array is None:
+        return "has no array"
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    if array.dtype != dtype:
+        return f"takes {dtype}, and the array is {array.dtype}"
+    wanted = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+    fits = len(wanted) == array.ndim and all(w in (0, n) for w, n in zip(wanted[1:], array.shape[1:], strict=True))
+    if kind.HasField("shape") and not fits:
+        axes = ", ".join(str(w or "?") for w in wanted)
+        return f"has the axes ({axes}), and the array {array.shape}"
+    if not array.size:
+        return "has an array without a single element"
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return "has an array with NaN or infinite values"
+    return None
+
+
+def check_indices(feeds: Sequence[Feed], bounds: Mapping[str, int]) -> None:
+    """Raise UsageError where an input that is looked up in a table has indices outside of it.
+
+    `bounds`: rows of the table by input name. ONNX counts negative indices from the end.
+    """
+    for name, rows in bounds.items():
+        for feed in feeds:
+            low, high = int(feed[name].min()), int(feed[name].max())
+            if low < -rows or high >= rows:
+                raise UsageError(
+                    f"--calibration: input {name!r} has indices from {low} to {high}, and the model looks them up in "
+                    f"a table of {rows} rows: 0 to {rows - 1} are allowed; is this the tokenizer of this model?"
+                )
+
+
+def ranges(feeds: Sequence[Feed]) -> dict[str, Range]:
+    """Least, largest and mean value of every input of numbers, by name."""
+    found = {}
+    for name in feeds[0] if feeds else ():
+        parts = [f[name] for f in feeds if f[name].dtype.kind in "fiub" and f[name].size]
+        if parts:
+            total = sum(p.size for p in parts)
+            mean = sum(float(p.sum(dtype=np.float64)) for p in parts) / total
+            found[name] = Range(min(float(p.min()) for p in parts), max(float(p.max()) for p in parts), mean)
+    return found
+
+
+def remarks(feeds: Sequence[Feed]) -> list[str]:
+    """What looks wrong about inputs that fit: constant ones, and rows that are all the same."""
+    found = []
+    for name, values in ranges(feeds).items():
+        if feeds[0][name].dtype.kind == "f" and values.low == values.high:
+            found.append(f"every value of the calibration input {name!r} is {values.low:g}")
+    if not found and _rows(feeds) > 1 and all(_is_repeated(feeds, name) for name in feeds[0]):
+        found.append(f"all {_rows(feeds)} rows of the calibration data are the same: nothing can be learned from them")
+    return found
+
+
+def _rows(feeds: Sequence[Feed]) -> int:
+    return sum(max((len(a) for a in f.values() if a.ndim), default=1) for f in feeds)
+
+
+def _is_repeated(feeds: Sequence[Feed], name: str) -> bool:
+    first = feeds[0][name]
+    row = first[:1] if first.ndim else first
+    return all(f[name].shape[1:] == row.shape[1:] and bool((f[name] == row).all()) for f in feeds)
+
+
+def index_bounds(graph: gs.Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """For every graph input that ends as the index of a lookup, the rows of the smallest table it is used on."""
+    bounds: dict[str, int] = {}
+    for value in graph.inputs:
+        found = list(_table_sizes(value, shapes, set()))
+        if found:
+            bounds[value.name] = min(found)
+    return bounds
+
+
+def _table_sizes(tensor: gs.Tensor, shapes: Mapping[str, Shape], seen: set[str]) -> list[int]:
+    sizes: list[int] = []
+    for node in tensor.outputs:
+        table, index = _TABLES.get(node.op, (0, -1))
+        if 0 <= index < len(node.inputs) and node.inputs[index] is tensor:
+            shape = shapes.get(node.inputs[table].name)
+            axis = node.attrs.get("axis", 0)
+            sizes += [shape[axis]] if shape else []
+        elif node.op in _PASSING and node.outputs[0].name not in seen:
+            seen.add(node.outputs[0].name)
+            sizes += _table_sizes(node.outputs[0], shapes, seen)
+    return sizes

@@ -1,0 +1,126 @@
+"""Inputs from a Python function: `module:function`, or `path/file.py:function`.
+
+The function takes no arguments and returns an iterable (a generator, a list). Every item is a dict of arrays by input
+name, or one array for a model with one input; the first axis counts rows. It is asked for no more items than needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.errors import UsageError
+from onnxprune.records import Feed
+
+
+def read(source: str, name: str, names: Sequence[str], limit: int) -> Iterator[Feed]:
+    """Feeds of the inputs `names` until they hold `limit` rows.
+
+    What the user's code prints goes to standard error. Raises UsageError with the place for whatever it raises.
+    """
+    label = f"--calibration {source}:{name}"
+    rows = 0
+    items = _items(label, _find(source, name))
+    while rows < limit:
+        item = _next(label, items)
+        if item is None:
+            return
+        feed = _feed(label, item, names)
+        counts = {len(a) if a.ndim else -1 for a in feed.values()}
+        total = counts.pop() if len(counts) == 1 else -1
+        if total > limit - rows:
+            feed = {n: a[: limit - rows] for n, a in feed.items()}
+        yield feed
+        rows += total if total >= 0 else 1
+
+
+def _find(source: str, name: str) -> Callable[[], Any]:
+    label = f"--calibration {source}:{name}"
+    with _guarded(label):
+        module = _load_file(Path(source)) if source.endswith(".py") else _import(source)
+    function = getattr(module, name, None)
+    if function is None:
+        raise UsageError(f"{label}: {source} has no function {name!r}")
+    if not callable(function):
+        raise UsageError(f"{label}: {name!r} is not a function but {type(function).__name__}")
+    found: Callable[[], Any] = function
+    return found
+
+
+def _load_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--calibration: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    with _import_path(str(path.parent.resolve())):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _import(name: str) -> Any:
+    with _import_path(os.getcwd()):
+        return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _import_path(folder: str) -> Iterator[None]:
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _items(label: str, function: Callable[[], Any]) -> Iterator[Any]:
+    with _guarded(label):
+        result = function()
+        if isinstance(result, (np.ndarray, Mapping)):
+            return iter([result])
+        try:
+            return iter(result)
+        except TypeError as error:
+            raise UsageError(
+                f"{label}: it returned {type(result).__name__}; it must return or yield dicts of arrays by input name"
+            ) from error
+
+
+def _next(label: str, items: Iterator[Any]) -> Any:
+    with _guarded(label):
+        return next(items, None)
+
+
+def _feed(label: str, item: Any, names: Sequence[str]) -> Feed:
+    if isinstance(item, Mapping):
+        missing = [n for n in names if n not in item]
+        if missing:
+            raise UsageError(f"{label}: input {missing[0]!r} has no array; an item has {sorted(map(str, item))}")
+        return {n: np.asarray(item[n]) for n in names}
+    if len(names) == 1 and isinstance(item, np.ndarray):
+        return {names[0]: item}
+    raise UsageError(
+        f"{label}: it yields {type(item).__name__}; the model needs dicts with arrays for {', '.join(names)}"
+    )
+
+
+@contextlib.contextmanager
+def _guarded(label: str) -> Iterator[None]:
+    """The user's code: its prints to standard error, its exceptions as UsageError with the line they come from."""
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except UsageError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
+        raise UsageError(f"{label}: {type(error).__name__}: {error}{where}") from error
