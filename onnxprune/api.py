@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onnxprune import calibration, opening, planning, recovery, saving, summary, worker
+from onnxprune import gathering, opening, planning, recovery, saving, summary, worker
 from onnxprune import plan as plans
 from onnxprune.clock import Clock
 from onnxprune.comparison import benchmark
@@ -34,11 +34,11 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
     if config.provider != "cpu":
         worker.call("onnxprune.runtime:require_provider", {"provider": config.provider}, timeout_s=PROBE_LIMIT_S)
     with clock("calibrate"):
-        fitting, held = recovery.split(_batches(opened, config))
+        gathered = gathering.gather(opened, config)
     if config.depth or config.plan:
         with clock("depth"):
-            opened = opening.without_blocks(opened, config, fitting)
-    source = _source(opened, config, fitting) if fitting else None
+            opened = opening.without_blocks(opened, config, gathered.fitting)
+    source = _source(opened, config, gathered.fitting) if gathered.fitting else None
     with clock("score"):
         plan = planning.make(opened, config, source)
     with clock("cut"):
@@ -46,12 +46,14 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
     proof = None
     if not config.dry_run:
         recovering = source if config.recover and plan.kept else None
-        proof = saving.save(saving.Job(opened, config, plan, done, output, held, clock), recovering)
+        proof = saving.save(saving.Job(opened, config, plan, done, output, gathered.held, clock), recovering)
     if config.save_plan:
         plans.save(planning.plan_data(opened, plan, done), config.save_plan)
     measured = _benchmark([opened.model.path, output], config, clock) if config.benchmark else None
     written = None if config.dry_run else output
-    return summary.report(opened, config, plan, clock.seconds, output=written, proof=proof, measured=measured)
+    return summary.report(
+        opened, config, plan, clock.seconds, output=written, proof=proof, measured=measured, inputs=gathered.inputs
+    )
 
 
 def inspect(model: str | Path, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> Report:
@@ -59,15 +61,6 @@ def inspect(model: str | Path, input_shapes: Mapping[str, tuple[int, ...]] | Non
     clock = Clock()
     opened = opening.open_model(Path(model), input_shapes or {}, clock)
     return summary.report(opened, Config(input_shapes=input_shapes or {}, dry_run=True), Plan({}), clock.seconds)
-
-
-def _batches(opened: Opened, config: Config) -> list[Feed]:
-    """The calibration data, checked against the inputs of the model, in batches that it takes."""
-    if config.calibration is None:
-        return []
-    proto = opened.model.proto
-    feeds = calibration.fitting(calibration.load(config.calibration), proto)
-    return calibration.batches(feeds, calibration.fixed_rows(proto), config.calibration_size)
 
 
 def _source(opened: Opened, config: Config, feeds: Sequence[Feed]) -> recovery.Source:

@@ -32,10 +32,10 @@ def benchmark(
 ) -> list[Latency]:
     """Time every further model against the first, in a child process, on the same inputs. Writes nothing.
 
-    The inputs are the first `batch` rows (default 1) of the first file of `calibration` (a .npz of arrays by input
-    name, or a folder of them), or made up: of `input_shapes` where given, dynamic first axes being `batch`. `threads`
-    0 means all physical cores; `budget_s` is the time for each comparison. Raises UsageError for options that do not
-    fit, ModelError where a model cannot be loaded or run.
+    The inputs are the first `batch` rows (default 1) of `calibration` (whatever `prune` takes), or made up: of
+    `input_shapes` where given, dynamic first axes being `batch`. `threads` 0 means all physical cores; `budget_s` is
+    the time for each comparison. Raises UsageError for options that do not fit, ModelError where a model cannot be
+    loaded or run.
     """
     given = dict(input_shapes or {})
     _check(models, given, batch, provider=provider, threads=threads, budget_s=budget_s)
@@ -44,7 +44,7 @@ def benchmark(
     if calibration is None:
         feeds, tried = [], _sizes(first, given, batch)
     else:
-        feeds, tried = [_rows(first, _first_feed(calibration), batch)], []
+        feeds, tried = [_rows(first, _first_feed(calibration, first, given, batch), batch)], []
     arguments = {
         "models": [os.fspath(model) for model in models],
         "feeds": feeds,
@@ -138,10 +138,9 @@ def _fixed_rows(value: onnx.ValueInfoProto) -> int | None:
     return int(axes[0].dim_value) if axes and axes[0].dim_value > 0 else None
 
 
-def _first_feed(path: Path) -> Feed:
-    if not path.exists():
-        raise UsageError(f"--calibration: {path} does not exist")
-    return calibration.load(path)[0]
+def _first_feed(place: Path, proto: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], batch: int | None) -> Feed:
+    rows = max(batch or 1, calibration.fixed_rows(proto) or 1)
+    return calibration.load(place, proto, limit=rows, given=given).feeds[0]
 
 
 def _rows(proto: onnx.ModelProto, feed: Feed, batch: int | None) -> Feed:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from onnxprune.errors import ModelError, OutputError, UsageError
+from onnxprune.preparation import Preparation
 
 RoundTo = int | Literal["auto"]
 PROVIDERS = ("cpu", "cuda")
@@ -24,7 +25,8 @@ class Config:
     `ratio`: share of the indices removed from every group, in (0, 1), or 0 to remove `depth` residual blocks alone.
     `depth`: how many residual blocks to remove before. `input_shapes`: sizes of inputs by name.
     `round_to`: "auto" for widths the runtime is fast at, or a multiple kept counts are rounded up to.
-    `calibration_size`: rows of the calibration data used, at most.
+    `calibration`: a .npz or .npy file, a folder of them or of images, or a function (`module:function` or
+    `path/file.py:function`). `calibration_size`: rows of it used, at most. `mean` to `color`: of `Preparation`.
     `target`: "macs=0.5", "params=0.5" or "size=10MB" (a number below 1 is the share kept) in place of `ratio`.
     `allocation`: how it is split over the groups, of recovery.ALLOCATIONS. `tune`: distil after the reconstruction
     (extra `gradients`). `threads` and `memory_bytes`: of recovery.
@@ -45,6 +47,12 @@ class Config:
     head_width: bool = False
     recover: bool = True
     calibration_size: int = 1024
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    scale: float | None = None
+    layout: str = "auto"
+    resize: tuple[int, int] | None = None
+    color: str = "auto"
     target: str | None = None
     allocation: str = "sensitivity"
     tune: bool = False
@@ -64,9 +72,17 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, (int, float)) else tuple(value))
         for name in ("keep", "only"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+
+    @property
+    def preparation(self) -> Preparation:
+        """How images become inputs."""
+        return Preparation(self.mean, self.std, self.scale, self.layout, self.resize, self.color)
 
     @property
     def measure(self) -> str:
@@ -133,9 +149,12 @@ class Config:
 
     def _check_files(self, model: Path | None) -> None:
         check_input_shapes(self.input_shapes)
-        for name, path in (("--calibration", self.calibration), ("--plan", self.plan)):
-            if path is not None and not path.exists():
-                raise UsageError(f"{name}: {path} does not exist")
+        self.preparation.check()
+        if self.calibration is None and self.preparation != Preparation():
+            raise UsageError("--mean, --std, --scale, --layout, --resize and --color need images: give --calibration")
+        check_calibration(self.calibration)
+        if self.plan is not None and not self.plan.exists():
+            raise UsageError(f"--plan: {self.plan} does not exist")
         read = {"the input model": model, "--calibration": self.calibration, "--plan": self.plan}
         output = self.output_for(model) if model else self.output
         check_paths(read, {"--output": output, "--save-plan": self.save_plan})
@@ -152,6 +171,14 @@ def parse_target(text: str) -> tuple[str, float]:
         if 0 < value < 1 or (kind == "size" and value > 1):
             return ("bytes" if kind == "size" else kind), value
     raise UsageError(f"--target {text!r}: write macs=0.5, params=0.5 or size=10MB; a share kept lies between 0 and 1")
+
+
+def check_calibration(place: Path | None) -> None:
+    """Raise UsageError where there is no such file or folder, and it is not written like a function."""
+    from onnxprune.calibration import exists
+
+    if place is not None and not exists(place):
+        raise UsageError(f"--calibration: {place} does not exist")
 
 
 def check_input_shapes(shapes: Mapping[str, Sequence[int]]) -> None:

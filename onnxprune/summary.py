@@ -16,6 +16,7 @@ from onnxprune.opened import Opened
 from onnxprune.records import (
     Analysis,
     GroupReport,
+    Inputs,
     Latency,
     Plan,
     Proof,
@@ -41,6 +42,7 @@ def report(
     output: Path | None = None,
     proof: Proof | None = None,
     measured: Latency | None = None,
+    inputs: Inputs | None = None,
 ) -> Report:
     """The report; without `proof` of a run that wrote nothing. MACs are counted for a batch of one."""
     found = opened.analysis
@@ -65,8 +67,9 @@ def report(
         quality=proof.quality if proof else None,
         latency=measured,
         seconds=dict(seconds),
-        notes=tuple(_notes(opened, config, plan, proof)),
+        notes=(*_notes(opened, config, plan, proof), *(inputs.remarks if inputs else ())),
         reach=_reach(found, weights, single),
+        inputs=inputs,
     )
 
 

@@ -8,16 +8,13 @@ batching   batches of equal rows
 """
 
 from onnxprune.calibration.batching import BATCH, batches, fixed_rows
-from onnxprune.calibration.checks import Range, check_indices, fitting, index_bounds, ranges, remarks
-from onnxprune.calibration.images import Preparation
+from onnxprune.calibration.checks import check_indices, fitting, index_bounds, ranges, remarks, rows_of
 from onnxprune.calibration.loading import Loaded, load
 from onnxprune.calibration.places import exists
 
 __all__ = [
     "BATCH",
     "Loaded",
-    "Preparation",
-    "Range",
     "batches",
     "check_indices",
     "exists",
@@ -27,4 +24,5 @@ __all__ = [
     "load",
     "ranges",
     "remarks",
+    "rows_of",
 ]

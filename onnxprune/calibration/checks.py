@@ -36,7 +36,7 @@ def entries(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> list[Entry]:
         sizes = given.get(value.name, axes)
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
         # A size given for the batch is one to run at, not one the data must have.
-        found.append(Entry(value.name, dtype, tuple([*axes[:1], *sizes[1:]])))
+        found.append(Entry(value.name, dtype, (*axes[:1], *sizes[1:])))
     return found
 
 
@@ -106,12 +106,15 @@ def remarks(feeds: Sequence[Feed]) -> list[str]:
     for name, values in ranges(feeds).items():
         if feeds[0][name].dtype.kind == "f" and values.low == values.high:
             found.append(f"every value of the calibration input {name!r} is {values.low:g}")
-    if not found and _rows(feeds) > 1 and all(_is_repeated(feeds, name) for name in feeds[0]):
-        found.append(f"all {_rows(feeds)} rows of the calibration data are the same: nothing can be learned from them")
+    if not found and rows_of(feeds) > 1 and all(_is_repeated(feeds, name) for name in feeds[0]):
+        found.append(
+            f"all {rows_of(feeds)} rows of the calibration data are the same: nothing can be learned from them"
+        )
     return found
 
 
-def _rows(feeds: Sequence[Feed]) -> int:
+def rows_of(feeds: Sequence[Feed]) -> int:
+    """Rows of all feeds together; 1 for a feed without axes."""
     return sum(max((len(a) for a in f.values() if a.ndim), default=1) for f in feeds)
 
 

@@ -1,7 +1,5 @@
 """Folders of pictures as inputs: only as many as are used are decoded, one batch at a time.
 
-    value = (pixel * scale - mean) / std        pixel: 0 to 255
-
 Decoding is Pillow's (extra `images`). A picture is turned as its EXIF data says, made `color`, and resized to the
 input of the model (bilinear, without keeping the proportions).
 """
@@ -20,48 +18,13 @@ import numpy.typing as npt
 
 from onnxprune.calibration.checks import Entry
 from onnxprune.errors import UsageError
+from onnxprune.preparation import CHANNELS, Preparation, listed
 from onnxprune.records import Feed
 
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Layout = Literal["nchw", "nhwc"]
-LAYOUTS = ("auto", "nchw", "nhwc")
-COLORS = ("auto", "rgb", "bgr", "gray")
-_CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How pixels become an input. `mean`, `std`: one number or one per channel, of scaled pixels; `scale`: None for
-    1/255, or 1 for integer inputs; `resize`: (height, width), None for that of the model; `color`: "auto" is rgb for
-    three channels and gray for one."""
-
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    scale: float | None = None
-    layout: str = "auto"
-    resize: tuple[int, int] | None = None
-    color: str = "auto"
-
-    def check(self) -> None:
-        """Raise UsageError for numbers and names that make no sense."""
-        if self.layout not in LAYOUTS:
-            raise UsageError(f"--layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
-        if self.color not in COLORS:
-            raise UsageError(f"--color must be one of {', '.join(COLORS)}, got {self.color!r}")
-        if self.scale is not None and not self.scale > 0:
-            raise UsageError(f"--scale must be a positive number such as 1/255, got {self.scale}")
-        if any(not s > 0 for s in self.std):
-            raise UsageError(f"--std must hold positive numbers, got {','.join(map(str, self.std))}")
-        top = 255 * (1 / 255 if self.scale is None else self.scale)
-        if any(abs(m) > top * 1.001 for m in self.mean):
-            raise UsageError(
-                f"--mean {','.join(map(str, self.mean))}: pixels times --scale lie between 0 and {top:g}; "
-                "give means of that range, or --scale 1 with means of 0 to 255"
-            )
-        if self.resize is not None and min(self.resize) < 1:
-            raise UsageError(f"--resize must be HEIGHTxWIDTH of at least 1, got {self.resize[0]}x{self.resize[1]}")
 
 
 @dataclass(frozen=True)
@@ -88,15 +51,15 @@ def form_of(entries: Sequence[Entry], wanted: Preparation) -> Form:
     if len(entry.axes) != 4 or entry.dtype.kind not in "fu":
         axes = ", ".join(str(n or "?") for n in entry.axes)
         raise UsageError(
-            f"--calibration: a folder of images needs an input of 4 axes and floating or unsigned numbers; {entry.name!r} "
-            f"is {entry.dtype} ({axes}); give a .npz or a Python function MODULE:FUNCTION"
+            f"--calibration: a folder of images needs an input of 4 axes, of floating or unsigned numbers; "
+            f"{entry.name!r} is {entry.dtype} ({axes}); give a .npz or a Python function MODULE:FUNCTION"
         )
     layout = _layout(entry, wanted)
-    channels = entry.axes[1 if layout == "nchw" else 3] or _CHANNELS.get(wanted.color, 3)
+    channels = entry.axes[1 if layout == "nchw" else 3] or CHANNELS.get(wanted.color, 3)
     color = ("gray" if channels == 1 else "rgb") if wanted.color == "auto" else wanted.color
-    if _CHANNELS[color] != channels:
+    if CHANNELS[color] != channels:
         raise UsageError(
-            f"--calibration: input {entry.name!r} has {channels} channels, and --color {color} makes {_CHANNELS[color]}"
+            f"--calibration: input {entry.name!r} has {channels} channels, and --color {color} makes {CHANNELS[color]}"
         )
     _check_channels(wanted, channels)
     return Form(entry.name, layout, channels, _size(entry, layout, wanted), color, entry.dtype)
@@ -188,22 +151,20 @@ def _decode(file: Path, form: Form) -> Array | None:
 
 def _prepared(pixels: Array, form: Form, wanted: Preparation) -> Array:
     """(channels, height, width) or (height, width, channels) in the element type of the input."""
-    if form.dtype.kind == "u" and not (wanted.mean or wanted.std or wanted.scale):
-        values = pixels
-    else:
-        scale = 1 / 255 if wanted.scale is None else wanted.scale
-        values = (pixels * scale - np.array(wanted.mean or 0.0)) / np.array(wanted.std or 1.0)
+    values = pixels
+    if form.dtype.kind == "f" or not wanted.is_plain:
+        values = (pixels * wanted.factor - np.array(wanted.mean or 0.0)) / np.array(wanted.std or 1.0)
     return np.ascontiguousarray(values.transpose(2, 0, 1) if form.layout == "nchw" else values, dtype=form.dtype)
 
 
 def words(form: Form, wanted: Preparation) -> str:
     """How pictures were prepared, in words."""
     height, width = form.size
-    scale = 1 / 255 if wanted.scale is None else wanted.scale
-    plain = form.dtype.kind == "u" and not (wanted.mean or wanted.std or wanted.scale)
-    values = "pixels" if plain else "pixels / 255" if abs(scale * 255 - 1) < 1e-9 else f"pixels x {scale:g}"
+    values = "pixels"
+    if form.dtype.kind == "f" or not wanted.is_plain:
+        values = "pixels / 255" if abs(wanted.factor * 255 - 1) < 1e-9 else f"pixels x {wanted.factor:g}"
     if wanted.mean:
-        values = f"{values} - mean {','.join(f'{m:g}' for m in wanted.mean)}"
+        values = f"{values} - {listed(wanted.mean)}"
     if wanted.std:
-        values = f"({values}) / std {','.join(f'{s:g}' for s in wanted.std)}"
+        values = f"({values}) / {listed(wanted.std)}" if wanted.mean else f"{values} / {listed(wanted.std)}"
     return f"{form.color}, {height}x{width}, {form.layout}, {values}"

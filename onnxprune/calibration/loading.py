@@ -14,6 +14,7 @@ from onnxprune.calibration import arrays, functions, images, places
 from onnxprune.calibration.batching import BATCH, fixed_rows
 from onnxprune.calibration.checks import Entry, entries, fitting
 from onnxprune.errors import UsageError
+from onnxprune.preparation import Preparation
 from onnxprune.records import Feed
 from onnxprune.shapes import Shape
 
@@ -32,7 +33,7 @@ def load(
     *,
     limit: int,
     memory_bytes: int = 1 << 30,
-    preparation: images.Preparation | None = None,
+    preparation: Preparation | None = None,
     given: Mapping[str, Shape] | None = None,
     seed: int = 0,
 ) -> Loaded:
@@ -41,7 +42,7 @@ def load(
     No more is read or decoded than `limit` rows, nor more than fit into `memory_bytes`. `given`: sizes of free axes.
     Raises UsageError for what cannot be read or does not fit the model, saying what and where.
     """
-    wanted = preparation or images.Preparation()
+    wanted = preparation or Preparation()
     inputs = entries(proto, given or {})
     limit = min(limit, max(fixed_rows(proto) or 1, memory_bytes // max(1, sum(map(_row_bytes, inputs)))))
     found, words = _open(place, inputs, limit, wanted, fixed_rows(proto), seed)
@@ -56,7 +57,7 @@ def _row_bytes(entry: Entry) -> int:
 
 
 def _open(
-    place: Path, inputs: Sequence[Entry], limit: int, wanted: images.Preparation, fixed: int | None, seed: int
+    place: Path, inputs: Sequence[Entry], limit: int, wanted: Preparation, fixed: int | None, seed: int
 ) -> tuple[Iterable[Feed], str]:
     names = [e.name for e in inputs]
     function = places.function_of(place)
@@ -74,7 +75,7 @@ def _open(
 
 
 def _open_folder(
-    folder: Path, inputs: Sequence[Entry], limit: int, wanted: images.Preparation, fixed: int | None, seed: int
+    folder: Path, inputs: Sequence[Entry], limit: int, wanted: Preparation, fixed: int | None, seed: int
 ) -> tuple[Iterable[Feed], str]:
     files = list(places.files_in(folder, places.ARRAYS))
     pictures = list(places.files_in(folder, places.IMAGES))
@@ -96,7 +97,7 @@ def _open_images(
     label: str,
     inputs: Sequence[Entry],
     limit: int,
-    wanted: images.Preparation,
+    wanted: Preparation,
     fixed: int | None,
     seed: int,
 ) -> tuple[Iterable[Feed], str]:
@@ -110,8 +111,8 @@ def _open_images(
     return itertools.chain([first], feeds), f"{count} images in {label} ({images.words(form, wanted)})"
 
 
-def _no_preparation(place: Path, wanted: images.Preparation) -> None:
-    if wanted != images.Preparation():
+def _no_preparation(place: Path, wanted: Preparation) -> None:
+    if wanted != Preparation():
         raise UsageError(
             f"--mean, --std, --scale, --layout, --resize and --color are for images; {place} holds arrays as the model "
             "takes them"

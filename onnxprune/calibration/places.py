@@ -26,7 +26,7 @@ def exists(place: Path) -> bool:
 
 
 def files_in(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
-    """The files of a folder and its subfolders with one of `endings` (any case), in name order; hidden ones left out."""
+    """The files of a folder and its subfolders with one of `endings` (any case), by name; hidden ones left out."""
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from onnxprune.config import PROVIDERS, RoundTo
+from onnxprune.preparation import COLORS, LAYOUTS, parse_numbers, parse_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -41,6 +42,31 @@ def parse_round_to(context: click.Context, parameter: click.Parameter, value: st
     return int(value)
 
 
+def parse_channels(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...]:
+    """The value of --mean or --std: one number, or one per channel."""
+    try:
+        return parse_numbers(value) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number, nor numbers with commas between them") from None
+
+
+def parse_scale(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """The value of --scale: a number or a fraction."""
+    try:
+        (number,) = parse_numbers(value) if value else (None,)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a number such as 1/255 or 0.0039") from None
+    return number
+
+
+def parse_resize(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, int] | None:
+    """The value of --resize: (height, width), None for auto."""
+    try:
+        return parse_size(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither 'auto' nor HEIGHTxWIDTH such as 224x224") from None
+
+
 PATH = click.Path(readable=False, path_type=Path)  # whoever opens it has the better message
 input_shape_option = click.option(
     "--input-shape",
@@ -51,7 +77,11 @@ input_shape_option = click.option(
     help="Shape of an input with dynamic axes. Repeatable.",
 )
 calibration_option = click.option(
-    "--calibration", type=PATH, metavar="PATH", help="Inputs: a .npz of arrays by input name, or a folder of them."
+    "--calibration",
+    type=PATH,
+    metavar="PLACE",
+    help="Real inputs: a .npz (arrays by input name) or .npy file, a folder of them or of images, or a Python "
+    "function MODULE:FUNCTION or FILE.py:FUNCTION that yields them.",
 )
 provider_option = click.option(
     "--provider", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help="What the model will run on."
@@ -62,6 +92,30 @@ seed_option = click.option(
 json_option = click.option(
     "--json", "json_path", type=PATH, metavar="FILE", help="Write the report as JSON; '-' is standard output."
 )
+
+
+def image_options(function: Function) -> Function:
+    """The options that say how images become inputs."""
+    options = (
+        click.option("--mean", callback=parse_channels, metavar="M,M,M", help="Images: subtracted from scaled pixels."),
+        click.option(
+            "--std", callback=parse_channels, metavar="S,S,S", help="Images: what is left is divided by this."
+        ),
+        click.option(
+            "--scale",
+            callback=parse_scale,
+            metavar="X",
+            help="Images: pixels are multiplied by this.  [default: 1/255]",
+        ),
+        click.option("--layout", type=click.Choice(LAYOUTS), default="auto", help="Images: where the channels are."),
+        click.option(
+            "--resize", callback=parse_resize, default="auto", metavar="HxW|auto", help="Images: size they are given."
+        ),
+        click.option("--color", type=click.Choice(COLORS), default="auto", help="Images: order of the channels."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def messages(function: Function) -> Function:

@@ -11,6 +11,7 @@ from onnxprune.cli.group import Default
 from onnxprune.cli.options import (
     PATH,
     calibration_option,
+    image_options,
     input_shape_option,
     json_option,
     messages,
@@ -55,6 +56,7 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
     "[default: obs with --calibration, else l2]",
 )
 @calibration_option
+@image_options
 @input_shape_option
 @click.option(
     "--round-to",
@@ -129,6 +131,12 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     recover: bool,
     tune: bool,
     calibration_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    scale: float | None,
+    layout: str,
+    resize: tuple[int, int] | None,
+    color: str,
     threads: int,
     memory: int,
     provider: Literal["cpu", "cuda"],
@@ -163,6 +171,12 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
             recover=recover,
             tune=tune,
             calibration_size=calibration_size,
+            mean=mean,
+            std=std,
+            scale=scale,
+            layout=layout,
+            resize=resize,
+            color=color,
             threads=threads,
             memory_bytes=memory << 20,
             provider=provider,

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxprune.records import GroupReport, Latency, LatencySide, Occurrence, Report, Tie, Totals
+from onnxprune.records import GroupReport, Inputs, Latency, LatencySide, Occurrence, Report, Tie, Totals
 from onnxprune.report import numbers
 
 WIDTH = 100
@@ -70,6 +70,8 @@ def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> s
             f"Surgery: {verdict}; the largest difference from the masked original is "
             f"{report.exactness.max_rel:.1e} of the output range ({report.exactness.runs} runs)"
         )
+    if report.inputs:
+        page.line(_inputs_line(report.inputs))
     if report.latency:
         _latency_lines(page, report.latency)
     if report.quality:
@@ -166,6 +168,17 @@ def _ratio(old: float, new: float | None) -> tuple[str, str]:
     if new is None or old <= 0 or new <= 0:
         return "-", "-"
     return numbers.share(new / old), f"{old / new:.2f}x"
+
+
+def _inputs_line(inputs: Inputs) -> str:
+    """Where the inputs come from, and the values that were seen in them."""
+    held = f", {inputs.held_out} of them held out" if inputs.held_out else ""
+    ranges = "; ".join(
+        f"{name} {numbers.brief(r.low)} to {numbers.brief(r.high)}, mean {numbers.brief(r.mean)}"
+        for name, r in inputs.ranges.items()
+    )
+    label = "Calibration" if inputs.kind == "calibration" else "[yellow]Synthetic inputs[/yellow]"
+    return f"{label}: {escape(inputs.words)}, {inputs.rows} rows{held}" + (f"; {escape(ranges)}" if ranges else "")
 
 
 def _groups_line(groups: Sequence[GroupReport]) -> str:

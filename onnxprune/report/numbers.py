@@ -37,6 +37,11 @@ def plain(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else str(value)
 
 
+def brief(value: float) -> str:
+    """Three significant digits, for values whose size is not known."""
+    return f"{value:.3g}"
+
+
 def _three_digits(value: float) -> str:
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{max(0, min(2, digits))}f}"

@@ -44,6 +44,7 @@ def report_data(report: Report) -> dict[str, Any]:
             }
             for entry in report.refusals
         ],
+        "inputs": dataclasses.asdict(report.inputs) if report.inputs else None,
         "exactness": _exactness(report),
         "quality": _quality(report),
         "latency": latency_data(report.latency) if report.latency else None,
