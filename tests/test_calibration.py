@@ -381,4 +381,3 @@ def test_batches_have_the_fixed_size_or_at_most_32_rows() -> None:
     assert sum(len(f["x"]) for f in calibration.batches([feed], None, 40)) == 40
     with pytest.raises(UsageError, match="too few rows for the batch of 100"):
         calibration.batches([feed], 100, 1000)
-
