@@ -18,7 +18,7 @@ from onnxprune.records import Analysis, Feed, Group
 from onnxprune.recover import sites
 from onnxprune.recover.execution import Shelf, Walk
 from onnxprune.recover.layers import Weights
-from onnxprune.recover.moments import Moments
+from onnxprune.recover.moments import Moments, Stream
 from onnxprune.recover.reconstruct import FEW_COLUMNS, LARGEST, Task, find_sites, pooled_source
 from onnxprune.recover.sites import Site
 
@@ -29,12 +29,20 @@ Float = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Second moments of the inputs of one site: `gram` about the mean (d, d), `mean` (d,), `weight` (o, d)."""
+    """Second moments of the inputs of one site: `gram` about the mean (d, d), `mean` (d,), `weight` (o, d). The two
+    matrices lie on `shelf`, which must be open still."""
 
     site: Site
-    gram: Float
     mean: Float
-    weight: Float
+    shelf: Shelf
+
+    @property
+    def gram(self) -> Float:
+        return self.shelf.get(self.site.node, "gram", 0)
+
+    @property
+    def weight(self) -> Float:
+        return self.shelf.get(self.site.node, "weight", 0)
 
 
 def collect(
@@ -44,16 +52,17 @@ def collect(
     wanted: Sequence[Group],
     feeds: Sequence[Feed],
     *,
+    shelf: Shelf,
     seed: int,
     threads: int = 1,
-    memory_bytes: int = 2 << 30,
 ) -> list[Statistics]:
-    """Statistics of every ungrouped site that sums over one of the groups `wanted`."""
+    """Statistics of every ungrouped site that sums over one of the groups `wanted`, put on `shelf`."""
     atoms = {g.dim for g in wanted}
     weights = Weights(proto, read)
-    with contextlib.closing(Shelf(memory_bytes)) as shelf:
-        walk = Walk(proto, read, feeds, threads=threads, shelf=shelf)
-        return list(_collect(walk, weights, analysis, atoms, seed))
+    walk = Walk(proto, read, feeds, threads=threads, shelf=shelf)
+    found = list(_collect(walk, weights, analysis, atoms, seed))
+    walk.clear()
+    return found
 
 
 def _collect(walk: Walk, weights: Weights, analysis: Analysis, atoms: set[dims.Dim], seed: int) -> Iterator[Statistics]:
@@ -73,7 +82,9 @@ def _collect(walk: Walk, weights: Weights, analysis: Analysis, atoms: set[dims.D
         source = pooled_source(proto, site.x)
         if source is not None and moments.count < FEW_COLUMNS * len(gram):
             gram = task.position_gram(source)
-        yield Statistics(site, gram, moments.mean_x[0], matrix[0])
+        walk.shelf.put(site.node, "gram", 0, gram)
+        walk.shelf.put(site.node, "weight", 0, matrix[0])
+        yield Statistics(site, moments.mean_x[0], walk.shelf)
         log.info("statistics of %s", analysis.nodes[site.node])
 
 
@@ -83,17 +94,20 @@ def _axis(analysis: Analysis, proto: onnx.ModelProto, site: Site) -> dims.Dim:
 
 
 def _moments(task: Task, site: Site, kernel: tuple[int, ...]) -> Moments:
+    stream: Stream | None = None
     sums: Moments | None = None
     share = task.budget(site, site.out)
     for b in range(task.student.batches):
-        positions = task.sample(site, task.teacher.get(site.out, b).shape, share)
+        positions = task.sample(site, task.teacher.shape(site.out, b), share)
         x = sites.columns(site, task.student.get(site.x, b), kernel, positions)
-        if sums is None:
+        if sums is None or stream is None:
             sums = Moments.about(x.mean((2, 3), dtype=np.float64), np.zeros((1, 1)))
+            stream = Stream(sums.add)
         flat = x.reshape(*x.shape[:2], -1)
-        sums.add(flat, np.zeros((1, 1, flat.shape[2]), np.float32))
-    if sums is None:
+        stream.add(flat, np.zeros((1, 1, flat.shape[2]), np.float32))
+    if sums is None or stream is None:
         raise ValueError("no batches")
+    stream.flush()
     return sums
 
 
@@ -107,8 +121,9 @@ def consumers(analysis: Analysis, group: Group, found: Sequence[Statistics]) -> 
         taps = s.weight.shape[1] // len(channel)
         spread = np.repeat(channel, taps)
         positions = np.argsort(spread, kind="stable")[int((spread < 0).sum()) :].reshape(group.size, -1)
-        scale = max(float(np.einsum("od,de,oe->", s.weight, s.gram, s.weight, optimize=True)), 1e-30)
-        result.append((s, obs.Consumer(s.weight, s.gram, positions, scale)))
+        weight, gram = s.weight, s.gram
+        scale = max(float(np.einsum("od,od->", weight @ gram, weight)), 1e-30)
+        result.append((s, obs.Consumer(weight, gram, positions, scale)))
     return result
 
 
@@ -216,11 +231,11 @@ def _without(
     weights = Weights(copy, read)
     for s, consumer in own:
         gone = consumer.positions[removed].reshape(-1)
-        kept = np.setdiff1d(np.arange(s.weight.shape[1]), gone)
+        kept = np.setdiff1d(np.arange(consumer.weight.shape[1]), gone)
         node = weights.nodes[proto.graph.node[s.site.node].output[0]]
         weight = weights.constant(node.input[1])
         _, bias, scale = weights.effective(s.site, node, weight)
-        fitted = obs.refit(s.weight, s.gram, kept)
-        shifted = bias + ((s.weight - fitted) @ s.mean)[None] if s.site.bias is not None else bias
+        fitted = obs.refit(consumer.weight, consumer.gram, kept)
+        shifted = bias + ((consumer.weight - fitted) @ s.mean)[None] if s.site.bias is not None else bias
         weights.write(s.site, node, weight, fitted[None], shifted, scale)
     return weights

@@ -108,7 +108,10 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
     names = [g.id for g in chosen]
     wanted = recovery.Wanted(names, config.allocation, target, config.ratio, steps, config.measure)
     choice: recovery.Choice = worker.call(
-        "onnxprune.recovery:choose", {"source": source, "wanted": wanted}, timeout_s=recovery.LIMIT_S
+        "onnxprune.recovery:choose",
+        {"source": source, "wanted": wanted},
+        timeout_s=recovery.LIMIT_S,
+        threads=config.threads,
     )
     if config.target:
         return Plan(dict(choice.kept))

@@ -6,6 +6,7 @@ recover   cut -> reconstruction -> distillation
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -28,7 +29,7 @@ from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
 from onnxprune.recover import tune
-from onnxprune.recover.execution import Read, reader, stored_tensors
+from onnxprune.recover.execution import Read, Shelf, reader, stored_tensors
 from onnxprune.recover.layers import Weights, weights_of
 from onnxprune.recover.reconstruct import LayerReport, reconstruct
 from onnxprune.target import Cost, Damage
@@ -123,18 +124,19 @@ def choose(source: Source, wanted: Wanted) -> Choice:
     model = _open(source)
     names = set(wanted.groups)
     groups = [g for g in model.analysis.groups if g.id in names]
-    found = damage.collect(
-        model.file.proto, model.read, model.analysis, groups, source.feeds,
-        seed=source.seed, threads=source.threads, memory_bytes=source.memory_bytes,
-    )  # fmt: skip
-    order = damage.orders(model.analysis, groups, found, wanted.criterion)
     measured: dict[str, damage.Curve] = {}
-    if wanted.allocation == "sensitivity" and wanted.target is not None:
-        few, levels = _effort(source, model, len(order))
-        measured = damage.curves(
-            model.file.proto, model.read, model.analysis, groups, found, order, few,
-            threads=source.threads, levels=levels,
+    with contextlib.closing(Shelf(source.memory_bytes)) as shelf:
+        found = damage.collect(
+            model.file.proto, model.read, model.analysis, groups, source.feeds,
+            shelf=shelf, seed=source.seed, threads=source.threads,
         )  # fmt: skip
+        order = damage.orders(model.analysis, groups, found, wanted.criterion)
+        if wanted.allocation == "sensitivity" and wanted.target is not None:
+            few, levels = _effort(source, model, len(order))
+            measured = damage.curves(
+                model.file.proto, model.read, model.analysis, groups, found, order, few,
+                threads=source.threads, levels=levels,
+            )  # fmt: skip
     counts = _allocate(source, model, groups, wanted, order, measured)
     kept = {}
     for group in groups:

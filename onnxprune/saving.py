@@ -68,6 +68,7 @@ def _recover(job: Job, source: recovery.Source) -> recovery.Recovered:
             "onnxprune.recovery:recover",
             {"source": source, "kept": job.plan.kept, "tuned": job.config.tune},
             timeout_s=recovery.LIMIT_S,
+            threads=job.config.threads,
         )
     for note in recovered.notes:
         log.warning("%s", note)

@@ -56,19 +56,20 @@ class _Failure:
     traceback: str
 
 
-def call(function: str, arguments: Mapping[str, Any], *, timeout_s: float) -> Any:
+def call(function: str, arguments: Mapping[str, Any], *, timeout_s: float, threads: int = 1) -> Any:
     """Return `function(**arguments)`, run in a child process; `function` is written "package.module:name".
 
     An exception of the OnnxPruneError tree is raised here with the same class and message. WorkerError is raised for
     every other exception, for a crash (naming the signal) and after `timeout_s` seconds. KeyboardInterrupt ends the
-    child. Arguments and result must be picklable, and the function importable by that name.
+    child. Arguments and result must be picklable, and the function importable by that name. `threads`: of numpy's
+    matrix products.
     """
     directory = Path(tempfile.mkdtemp(prefix="onnxprune-"))
     try:
         level = _logger.getEffectiveLevel()
         with (directory / _REQUEST).open("wb") as file:
             pickle.dump(_Request(function, dict(arguments), level), file, protocol=5)
-        exit_code = _run_child(directory, function, timeout_s)
+        exit_code = _run_child(directory, function, timeout_s, threads)
         reply = _read_reply(directory, function, exit_code)
         if isinstance(reply, _Failure):
             _raise(reply, function, directory)
@@ -78,13 +79,13 @@ def call(function: str, arguments: Mapping[str, Any], *, timeout_s: float) -> An
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _run_child(directory: Path, function: str, timeout_s: float) -> int:
+def _run_child(directory: Path, function: str, timeout_s: float, threads: int) -> int:
     # runpy warns when the package has imported this module already; under PYTHONWARNINGS=error that would be fatal.
     command = [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "onnxprune.worker", str(directory)]
     with (directory / _LOG).open("wb") as log:
         # A session of its own: Ctrl-C reaches only the parent, which ends the child.
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(), start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(threads), start_new_session=True
         )
     try:
         return process.wait(timeout_s)
@@ -97,13 +98,13 @@ def _run_child(directory: Path, function: str, timeout_s: float) -> int:
     raise WorkerError(message + _log_tail(directory))
 
 
-def _environment() -> dict[str, str]:
+def _environment(count: int = 1) -> dict[str, str]:
     """The parent's environment, with its import path: the child must find the same packages in the same order."""
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     # Safe path: `-m` would put the working directory first, where any file could shadow a module.
-    # One thread for numpy's matrix products: the sums are then the same on every run, and no threads spin in vain.
-    threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**threads, **os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+    # A given number of threads for numpy's matrix products: the sums are then the same on every run.
+    threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(count))
+    return {**os.environ, **threads, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -53,10 +53,10 @@ def removal_path(consumers: Sequence[Consumer], size: int, *, least: int = 1, ch
         left = np.flatnonzero(alive)
         prices = np.sum([s.prices(left) for s in states], axis=0) if states else np.zeros(len(left))
         taken = left[np.argsort(prices, kind="stable")[: min(chunk, len(left) - least)]]
-        for index in taken:
-            cost.append(cost[-1] + sum(s.remove(int(index)) for s in states))
-            alive[index] = False
-            order.append(int(index))
+        prices = np.sum([s.remove(taken) for s in states], axis=0) if states else np.zeros(len(taken))
+        cost.extend(cost[-1] + np.cumsum(prices))
+        alive[taken] = False
+        order.extend(int(i) for i in taken)
     return Path(np.asarray(order, np.int64), np.asarray(cost))
 
 
@@ -81,20 +81,23 @@ class _State:
         errors: Float = np.trace(np.linalg.solve(blocks, moments), axis1=1, axis2=2)
         return errors / self.scale
 
-    def remove(self, index: int) -> float:
-        """Remove one index in place and refit the rest; what it cost."""
-        s = self.positions[index]
-        factor = np.linalg.solve(self.inverse[np.ix_(s, s)], self.inverse[s])
-        w = self.weight[:, s].copy()
-        price = float(np.trace(w @ np.linalg.solve(self.inverse[np.ix_(s, s)], w.T)))
-        self.weight -= w @ factor
+    def remove(self, taken: Index) -> Float:
+        """Remove these indices one after the other, in place, and refit the rest; what each of them cost."""
+        s = self.positions[taken].reshape(-1)
+        inner = self.inverse[np.ix_(s, s)]
+        # With inner = L L^T the squares of L^-1 w add up, index by index, to the cost of each removal after the last.
+        lower = np.linalg.cholesky((inner + inner.T) / 2)
+        w = np.linalg.solve(lower, self.weight[:, s].T)
+        prices: Float = np.square(w).reshape(len(taken), -1).sum(1)
+        factor = np.linalg.solve(inner, self.inverse[s])
+        self.weight -= self.weight[:, s] @ factor
         self.inverse -= self.inverse[:, s] @ factor
         # The removed rows are zero up to rounding; one on the diagonal keeps later blocks regular.
         self.inverse[s, :] = 0
         self.inverse[:, s] = 0
         self.inverse[s, s] = 1
         self.weight[:, s] = 0
-        return price / self.scale
+        return prices / self.scale
 
 
 def refit(weight: Float, gram: Float, kept: Index, ridge: float = RIDGE) -> Float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,21 @@ Array = npt.NDArray[Any]
 Read = Callable[[str], Array]
 
 
+@dataclass(frozen=True)
+class _Filed:
+    """An array that lies in a file."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
 class Shelf:
     """Arrays by (owner, tensor, batch): in memory up to `limit` bytes in all, beyond that in temporary files."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
-        self._arrays: dict[tuple[object, str, int], Array] = {}
+        self._arrays: dict[tuple[object, str, int], Array | _Filed] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
@@ -45,10 +55,16 @@ class Shelf:
         path = Path(self._folder.name) / f"{self._files}.npy"
         self._files += 1
         np.save(path, array)
-        self._arrays[owner, name, batch] = np.load(path, mmap_mode="r")
+        self._arrays[owner, name, batch] = _Filed(path, array.dtype, array.shape)
 
     def get(self, owner: object, name: str, batch: int) -> Array:
-        return self._arrays[owner, name, batch]
+        """The array; one that lies in a file is read anew, so that it takes memory only while it is in use."""
+        found = self._arrays[owner, name, batch]
+        # A file knows no bfloat16; the type is put back.
+        return np.load(found.path).view(found.dtype) if isinstance(found, _Filed) else found
+
+    def shape(self, owner: object, name: str, batch: int) -> tuple[int, ...]:
+        return self._arrays[owner, name, batch].shape
 
     def close(self) -> None:
         """Forget everything and remove the folder."""
@@ -59,8 +75,8 @@ class Shelf:
 
     def drop(self, owner: object, name: str, batch: int) -> None:
         array = self._arrays.pop((owner, name, batch), None)
-        if isinstance(array, np.memmap):
-            Path(str(array.filename)).unlink(missing_ok=True)
+        if isinstance(array, _Filed):
+            array.path.unlink(missing_ok=True)
         elif array is not None:
             self.used -= array.nbytes
 
@@ -86,12 +102,9 @@ class Walk:
                 self.users.setdefault(name, set()).add(i)
         self.done: set[int] = set()
         self.live: set[str] = set()
-        self.given = set(feeds[0])
-        for name in feeds[0]:
-            self.live.add(name)
-            self.stored.discard(name)
-            for b, feed in enumerate(feeds):
-                self.shelf.put(self, name, b, feed[name])
+        self.feeds = feeds
+        self.live |= set(feeds[0])
+        self.stored -= set(feeds[0])
 
     def compute(self, names: Iterable[str]) -> None:
         """Make the tensors `names` available through `get`."""
@@ -115,10 +128,21 @@ class Walk:
 
     def get(self, name: str, batch: int) -> Array:
         """A computed tensor for one batch, or a stored weight."""
+        if name in self.feeds[batch]:
+            return self.feeds[batch][name]
         return self.shelf.get(self, name, batch) if name in self.live else self.read(name)
 
+    def shape(self, name: str, batch: int) -> tuple[int, ...]:
+        """The shape of a computed tensor for one batch."""
+        return self.feeds[batch][name].shape if name in self.feeds[batch] else self.shelf.shape(self, name, batch)
+
+    def clear(self) -> None:
+        """Forget every computed tensor."""
+        self.done |= set(range(len(self.nodes)))
+        self._tidy(set())
+
     def _tidy(self, pinned: set[str]) -> None:
-        for name in sorted(self.live - pinned - self.given):
+        for name in sorted(self.live - pinned - set(self.feeds[0])):
             if not self.users.get(name, set()) - self.done:
                 self.live.discard(name)
                 for b in range(self.batches):
@@ -142,7 +166,7 @@ class Walk:
         session = runtime.session(model.SerializeToString(), threads=self.threads)
         taken = [i.name for i in session.get_inputs()]
         for b in range(self.batches):
-            results = session.run(list(outputs), {n: np.asarray(self.shelf.get(self, n, b), order="C") for n in taken})
+            results = session.run(list(outputs), {n: np.asarray(self.get(n, b), order="C") for n in taken})
             for name, array in zip(outputs, results, strict=True):
                 self.shelf.put(self, name, b, array)
 
@@ -156,7 +180,7 @@ class Walk:
         for name in sorted(n for n in needed - self.live if n in self.stored or n not in self.producer):
             model.graph.initializer.append(numpy_helper.from_array(np.asarray(self.read(name), order="C"), name))
         for name in inputs:
-            kind = onnx.helper.np_dtype_to_tensor_dtype(self.shelf.get(self, name, 0).dtype)
+            kind = onnx.helper.np_dtype_to_tensor_dtype(self.get(name, 0).dtype)
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
         model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs)
         return model

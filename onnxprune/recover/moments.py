@@ -5,6 +5,7 @@ n, sum x, sum y, X X^T, Y X^T, sum y^2      about a shift (the mean of the first
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,26 +76,63 @@ class Moments:
         """(groups, o)"""
         return self.shift_y + self.y / max(self.count, 1)
 
+    @property
+    def variance(self) -> Float:
+        """Variance of y (groups, o)."""
+        n = max(self.count, 1)
+        return np.maximum(self.yy / n - np.square(self.y / n), 0)
+
     def covariance(self, centred: bool = True) -> tuple[Float, Float, Float]:
         """Mean of x x^T, y x^T and y^2 (groups, ...), about the means, or about zero."""
         n = max(self.count, 1)
         x, y = self.x / n, self.y / n
-        xx, yx, yy = self.xx / n, self.yx / n, self.yy / n
-        xx = xx - x[:, :, None] * x[:, None, :]
-        yx = yx - y[:, :, None] * x[:, None, :]
-        yy = np.maximum(yy - y * y, 0)
+        xx, yx = self.xx / n, self.yx / n
+        xx -= x[:, :, None] * x[:, None, :]
+        yx -= y[:, :, None] * x[:, None, :]
+        yy = self.variance
         if centred:
             return xx, yx, yy
         mx, my = self.mean_x, self.mean_y
-        return xx + mx[:, :, None] * mx[:, None, :], yx + my[:, :, None] * mx[:, None, :], yy + my * my
+        xx += mx[:, :, None] * mx[:, None, :]
+        yx += my[:, :, None] * mx[:, None, :]
+        return xx, yx, yy + my * my
 
     def error(self, weight: Float, bias: Float) -> float:
         """Mean squared error of y ~ weight x + bias per column, summed over groups and outputs."""
-        xx, yx, yy = self.covariance()
-        offset = self.mean_y - np.einsum("god,gd->go", weight, self.mean_x) - bias
-        spread = (
-            yy
-            - 2 * np.einsum("god,god->go", weight, yx)
-            + np.einsum("god,gde,goe->go", weight, xx, weight, optimize=True)
-        )
+        n = max(self.count, 1)
+        x, y = self.x / n, self.y / n
+        along = (weight @ x[:, :, None])[:, :, 0]
+        offset = self.mean_y - (weight @ self.mean_x[:, :, None])[:, :, 0] - bias
+        squares = self.yy / n - y * y
+        mixed = np.einsum("god,god->go", weight, self.yx) / n - along * y
+        spread = squares - 2 * mixed + np.einsum("god,god->go", weight @ self.xx, weight) / n - along * along
         return float(np.sum(np.maximum(spread, 0) + offset * offset))
+
+
+CHUNK_BYTES = 1 << 26
+"""Columns gathered before one product is taken: many batches of few columns cost as little as one of many."""
+
+
+class Stream:
+    """Hands columns (groups, d, n) on to `sink` in chunks joined along their last axis; `flush` hands on the rest."""
+
+    def __init__(self, sink: Callable[..., None]) -> None:
+        self.sink = sink
+        self._parts: list[tuple[Columns, ...]] = []
+        self._bytes = 0
+
+    def add(self, *columns: Columns) -> None:
+        """One array per argument of `sink`, all of the same n."""
+        if not columns[0].shape[2]:
+            return
+        self._parts.append(columns)
+        self._bytes += sum(c.nbytes for c in columns)
+        if self._bytes >= CHUNK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        parts, self._parts, self._bytes = self._parts, [], 0
+        if len(parts) == 1:
+            self.sink(*parts[0])
+        elif parts:
+            self.sink(*(np.concatenate(side, axis=2) for side in zip(*parts, strict=True)))

@@ -28,7 +28,7 @@ from onnxprune.records import Analysis, Feed
 from onnxprune.recover import sites
 from onnxprune.recover.execution import Shelf, Walk, operands, stored_tensors
 from onnxprune.recover.layers import Weights
-from onnxprune.recover.moments import Moments
+from onnxprune.recover.moments import Moments, Stream
 from onnxprune.recover.relax import Block, flat_regions, relax
 from onnxprune.recover.sites import Site
 from onnxprune.recover.solve import Solution, solve
@@ -48,8 +48,8 @@ LEAST_COLUMNS = 60_000
 FEW_COLUMNS = 3
 """With fewer columns than this many times the inputs, a mean over space is looked at before the mean is taken."""
 POSITIONS = 50_000
-BLOCK_BYTES = 1 << 29
-"""Columns of one layer are kept in memory up to this, to look at them more than once."""
+BLOCK_SHARE = 0.25
+"""Columns of one layer are kept up to this share of the memory, to look at them more than once."""
 HELD_OUT = 5
 """Every fifth item is held out to choose the ridge."""
 
@@ -79,10 +79,11 @@ def reconstruct(
 ) -> list[LayerReport]:
     """Solve every linear operator of the pruned model in place (`weights`). `keep`: bool mask by cut atom."""
     found = list(find_sites(original, analysis))
-    with contextlib.closing(Shelf(memory_bytes)) as shelf:
+    kept = int(memory_bytes * BLOCK_SHARE) if relaxed else 0
+    with contextlib.closing(Shelf(memory_bytes - kept)) as shelf:
         teacher = Walk(original, read_original, feeds, threads=threads, shelf=shelf)
         student = Walk(weights.proto, weights.get, feeds, threads=threads, shelf=shelf)
-        task = Task(teacher, student, weights, analysis, keep, np.random.default_rng(seed), relaxed)
+        task = Task(teacher, student, weights, analysis, keep, np.random.default_rng(seed), relaxed, kept)
         return list(_solve_all(task, found))
 
 
@@ -142,7 +143,8 @@ def _touched(proto: onnx.ModelProto, found: Sequence[Site], analysis: Analysis, 
 class Task:
     """One pass: the original (`teacher`) and the pruned model so far (`student`) side by side, and what is solved.
 
-    `relaxed`: look at the columns again for what the activation behind hides (`relax`).
+    `relaxed`: look at the columns again for what the activation behind hides (`relax`), where they take no more than
+    `block_bytes`.
     """
 
     teacher: Walk
@@ -152,6 +154,7 @@ class Task:
     keep: Keep
     random: np.random.Generator
     relaxed: bool = False
+    block_bytes: int = 1 << 29
 
     def __post_init__(self) -> None:
         self.flat = flat_regions(self.teacher.proto)
@@ -224,43 +227,49 @@ class Task:
         self, site: Site, kernel: tuple[int, ...], target: str, compensated: bool
     ) -> tuple[Moments, Moments, list[Block] | None]:
         """Moments of the columns to fit to and of those held out; the columns themselves where `relax` needs them."""
-        rows = self.kept(target, site.axis)
-        sums: tuple[Moments, Moments] | None = None
-        budget = self.budget(site, target)
         flat = self.flat.get(target) if site.bias is not None and self.relaxed else None
-        blocks: list[Block] | None = [] if flat else None
-        kept_bytes = item = 0
+        room = self.block_bytes if flat else 0
+        sides: tuple[Side, Side] | None = None
+        for x, y, other, held in self.columns(site, kernel, target, compensated):
+            if sides is None:
+                centre = x.mean((2, 3), dtype=np.float64), y.mean((2, 3), dtype=np.float64)
+                sides = Side(*centre, flat, False), Side(*centre, flat, True)
+            for side, chosen in zip(sides, (~held, held), strict=True):
+                side.add(*(_pick(a, chosen) for a in (x, y, other) if a is not None))
+            if sum(side.bytes for side in sides) > room:
+                for side in sides:
+                    side.blocks = None
+        if sides is None:
+            raise ValueError("no batches")
+        for side in sides:
+            side.stream.flush()
+        train, held_side = sides
+        blocks = None if train.blocks is None or held_side.blocks is None else [*train.blocks, *held_side.blocks]
+        return train.moments, held_side.moments, blocks
+
+    def columns(
+        self, site: Site, kernel: tuple[int, ...], target: str, compensated: bool
+    ) -> Iterator[tuple[Array, Array, Array | None, npt.NDArray[np.bool_]]]:
+        """By batch: inputs (groups, d, items, positions), targets and the other operand of the sum behind (groups, o,
+        items, positions), and which of (items, positions) are held out."""
+        rows = self.kept(target, site.axis)
+        budget = self.budget(site, target)
+        item = 0
         for b in range(self.teacher.batches):
             y = self.teacher.get(target, b)
-            y = np.asarray(y if rows is None else np.take(y, rows, site.axis), np.float32)
-            other = np.asarray(self.student.get(site.other, b), np.float32) if compensated and site.other else None
             positions = self.sample(site, y.shape, budget)
             x = sites.columns(site, self.student.get(site.x, b), kernel, positions)
-            y = sites.targets(site, y, positions)
-            if other is not None:
-                other = sites.targets(site, other, positions)
+            y = sites.targets(site, y if rows is None else np.take(y, rows, site.axis), positions)
+            other = None
+            if compensated and site.other:
+                other = sites.targets(site, np.asarray(self.student.get(site.other, b)), positions)
                 y = y - other
-            if sums is None:
-                centre = x.mean((2, 3), dtype=np.float64), y.mean((2, 3), dtype=np.float64)
-                sums = Moments.about(*centre), Moments.about(*centre)
-            held = held_out(item, x.shape[2], x.shape[3], self.teacher.batches)
+            yield x, y, other, held_out(item, x.shape[2], x.shape[3], self.teacher.batches)
             item += x.shape[2]
-            for moments, chosen in zip(sums, (~held, held), strict=True):
-                columns = _pick(x, chosen), _pick(y, chosen)
-                moments.add(*columns)
-                if blocks is not None and flat is not None:
-                    shift = np.float32(0) if other is None else _pick(other, chosen)
-                    blocks.append(Block(*columns, flat[0] - shift, flat[1] - shift, moments is sums[1]))
-                    kept_bytes += columns[0].nbytes + 2 * columns[1].nbytes
-            if kept_bytes > BLOCK_BYTES:
-                blocks = None
-        if sums is None:
-            raise ValueError("no batches")
-        return *sums, blocks
 
     def budget(self, site: Site, target: str) -> float:
         """The share of the positions to look at."""
-        shapes = [self.teacher.get(target, b).shape for b in range(self.teacher.batches)]
+        shapes = [self.teacher.shape(target, b) for b in range(self.teacher.batches)]
         total = sum(sites.position_count(site, s) * (s[0] if len(s) > 1 else 1) for s in shapes)
         node = self.weights.nodes[self.teacher.proto.graph.node[site.node].output[0]]
         inputs = int(np.prod(self.weights.constant(node.input[1]).shape[1:]))
@@ -272,6 +281,30 @@ class Task:
         if share >= 1 or count == 1:
             return None
         return np.sort(self.random.choice(count, max(1, round(count * share)), replace=False))
+
+
+class Side:
+    """The columns to fit to, or those held out, of one layer: their moments, and with `flat` (see `relax`) themselves
+    in `blocks`, until that is set to None."""
+
+    def __init__(self, shift_x: Float, shift_y: Float, flat: tuple[np.float32, np.float32] | None, held: bool) -> None:
+        self.moments = Moments.about(shift_x, shift_y)
+        self.flat, self.held = flat, held
+        self.blocks: list[Block] | None = None if flat is None else []
+        self.bytes = 0
+        self.stream = Stream(self._take)
+
+    def add(self, x: Array, y: Array, *other: Array) -> None:
+        """Columns (groups, d, n), (groups, o, n), and the other operand of a sum behind."""
+        self.stream.add(x, y, *other)
+        if self.blocks is not None:
+            self.bytes += x.nbytes + y.nbytes * (1 + 2 * len(other))
+
+    def _take(self, x: Array, y: Array, *other: Array) -> None:
+        self.moments.add(x, y)
+        if self.blocks is not None and self.flat is not None:
+            shift = other[0] if other else np.float32(0)
+            self.blocks.append(Block(x, y, self.flat[0] - shift, self.flat[1] - shift, self.held))
 
 
 def pooled_source(proto: onnx.ModelProto, name: str) -> str | None:

@@ -20,7 +20,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune.recover.moments import Moments
-from onnxprune.recover.solve import Solution, fit, intercept
+from onnxprune.recover.solve import Refit, Solution
 from onnxprune.shapes import constant_tensor, node_attributes
 
 Array = npt.NDArray[Any]
@@ -51,14 +51,12 @@ class Block:
 def relax(blocks: Sequence[Block], train: Moments, held: Moments, prior: Float, start: Solution) -> Solution:
     """Improve `start` for the loss above; its held-out loss decides after each step whether to go on."""
     ridge = start.ridge or 0.0
-    weight = fit(train, prior, start.bias, ridge)
-    bias = intercept(train, weight)
+    system = Refit(train, prior, ridge)
+    weight, bias = system.solve(train.y, train.yx)
     best = loss(blocks, weight, bias)
     steps = 0
     for _ in range(STEPS):
-        moments = _moments(blocks, weight, bias, train, held_too=False)
-        new = fit(moments, prior, bias, ridge)
-        shifted = intercept(moments, new)
+        new, shifted = system.solve(*_moved(blocks, weight, bias, train, held_too=False))
         found = loss(blocks, new, shifted)
         if not found < best * (1 - 1e-3):
             break
@@ -66,10 +64,9 @@ def relax(blocks: Sequence[Block], train: Moments, held: Moments, prior: Float, 
     if not steps:
         return start
     weight, bias = start.weight, start.bias
+    system = Refit(train.plus(held), prior, ridge)
     for _ in range(steps):
-        moments = _moments(blocks, weight, bias, train, held_too=True)
-        weight = fit(moments, prior, bias, ridge)
-        bias = intercept(moments, weight)
+        weight, bias = system.solve(*_moved(blocks, weight, bias, train, held_too=True))
     return Solution(weight, bias, ridge, start.before, start.after)
 
 
@@ -83,12 +80,17 @@ def loss(blocks: Sequence[Block], weight: Float, bias: Float) -> float:
     return total
 
 
-def _moments(blocks: Sequence[Block], weight: Float, bias: Float, like: Moments, *, held_too: bool) -> Moments:
-    sums = Moments.about(like.shift_x, like.shift_y)
+def _moved(
+    blocks: Sequence[Block], weight: Float, bias: Float, like: Moments, *, held_too: bool
+) -> tuple[Float, Float]:
+    """Sum y and Y X^T of the moved targets, about the shifts of `like`."""
+    y, yx = np.zeros_like(like.y), np.zeros_like(like.yx)
     for block in blocks:
         if held_too or not block.held:
-            sums.add(block.x, block.moved(block.predict(weight, bias)))
-    return sums
+            part = block.moved(block.predict(weight, bias)) - like.shift_y[:, :, None].astype(np.float32)
+            y += part.sum(2, dtype=np.float64)
+            yx += part @ (block.x - like.shift_x[:, :, None].astype(np.float32)).transpose(0, 2, 1)
+    return y, yx
 
 
 def flat_regions(proto: onnx.ModelProto) -> dict[str, tuple[np.float32, np.float32]]:

@@ -35,13 +35,15 @@ def solve(train: Moments, held: Moments, prior: Float, bias: Float, *, fit_bias:
     candidates: list[tuple[float, float | None]] = [(plain, None)]
     if fit_bias:
         candidates.append((held.error(prior, intercept(train, prior)), 0.0))
+    equations = _equations(train, bias, fit_bias)
     for ridge in GRID:
-        weight = fit(train, prior, bias, ridge, centred=fit_bias)
+        weight = _fit_all(equations, prior, ridge)
         shifted = intercept(train, weight) if fit_bias else bias
         candidates.append((held.error(weight, shifted), ridge))
     after, best = min((c for c in candidates if np.isfinite(c[0])), key=lambda c: c[0])
+    del equations
     whole = train.plus(held)
-    scale = max(float(whole.covariance()[2].sum()), 1e-30)
+    scale = max(float(whole.variance.sum()), 1e-30)
     if best is None:
         return Solution(prior, bias, None, plain / scale, plain / scale)
     weight = fit(whole, prior, bias, best, centred=fit_bias) if best else prior
@@ -50,16 +52,23 @@ def solve(train: Moments, held: Moments, prior: Float, bias: Float, *, fit_bias:
 
 def intercept(moments: Moments, weight: Float) -> Float:
     """The bias that makes the mean error zero."""
-    mean: Float = np.einsum("god,gd->go", weight, moments.mean_x)
+    mean: Float = (weight @ moments.mean_x[:, :, None])[:, :, 0]
     return moments.mean_y - mean
 
 
 def fit(moments: Moments, prior: Float, bias: Float, ridge: float, *, centred: bool = True) -> Float:
     """W = (Y X^T + lambda W0) (X X^T + lambda I)^-1, lambda = ridge * mean diagonal, group by group."""
+    return _fit_all(_equations(moments, bias, centred), prior, ridge)
+
+
+def _equations(moments: Moments, bias: Float, centred: bool) -> tuple[Float, Float]:
+    """X X^T and Y X^T, about the means or with the bias as it is."""
     xx, yx, _ = moments.covariance(centred)
-    if not centred:
-        yx = yx - bias[:, :, None] * moments.mean_x[:, None, :]
-    return np.stack([_fit(a, b, w, ridge) for a, b, w in zip(xx, yx, prior, strict=True)])
+    return xx, yx if centred else yx - bias[:, :, None] * moments.mean_x[:, None, :]
+
+
+def _fit_all(equations: tuple[Float, Float], prior: Float, ridge: float) -> Float:
+    return np.stack([_fit(a, b, w, ridge) for a, b, w in zip(*equations, prior, strict=True)])
 
 
 def _fit(xx: Float, yx: Float, prior: Float, ridge: float) -> Float:
@@ -70,3 +79,25 @@ def _fit(xx: Float, yx: Float, prior: Float, ridge: float) -> Float:
     system = xx.copy()
     system[np.diag_indices_from(system)] += diagonal
     return np.asarray(np.linalg.solve(system, (yx + diagonal * prior).T).T, np.float64)
+
+
+class Refit:
+    """Solves for changing targets y over the same inputs: the system is inverted once. As `fit` otherwise."""
+
+    def __init__(self, moments: Moments, prior: Float, ridge: float) -> None:
+        self.moments, self.prior = moments, prior
+        system = moments.covariance()[0]
+        mean = np.trace(system, axis1=1, axis2=2) / system.shape[1]
+        self.diagonal = np.where(mean > 0, ridge * mean, 1.0)[:, None, None]
+        index = np.arange(system.shape[1])
+        system[:, index, index] += self.diagonal[:, 0]
+        self.inverse = np.linalg.inv(system)
+
+    def solve(self, y: Float, yx: Float) -> tuple[Float, Float]:
+        """Weight and bias for the sums `y` (groups, o) and `yx` (groups, o, d), about the shifts of the moments."""
+        m = self.moments
+        n = max(m.count, 1)
+        mixed = yx / n - (y / n)[:, :, None] * (m.x / n)[:, None, :]
+        weight: Float = (mixed + self.diagonal * self.prior) @ self.inverse
+        mean: Float = (weight @ m.mean_x[:, :, None])[:, :, 0]
+        return weight, m.shift_y + y / n - mean
