@@ -61,42 +61,45 @@ def removal_path(consumers: Sequence[Consumer], size: int, *, least: int = 1, ch
 
 
 class _State:
-    """One consumer while indices are removed: the inverse Gram matrix and the weight, both refitted so far."""
+    """One consumer while indices are removed: a Cholesky factor of the inverse Gram matrix, its pivots the removed
+    indices, `done` columns so far. `blocks`: what is left of the inverse between the inputs of each index, (n, s, s);
+    `weight`: refitted so far."""
 
     def __init__(self, consumer: Consumer) -> None:
         gram = consumer.gram + np.eye(len(consumer.gram)) * max(
             RIDGE * float(np.trace(consumer.gram)) / len(consumer.gram), 1e-12
         )
         self.inverse = np.linalg.inv(gram)
+        self.factor = np.empty(gram.shape, order="F")
+        self.done = 0
         self.weight = consumer.weight.copy()
-        self.positions = consumer.positions
+        self.positions = at = consumer.positions
+        self.blocks = self.inverse[at[:, :, None], at[:, None, :]]
         self.scale = consumer.scale
 
     def prices(self, left: Index) -> Float:
         """What removing each of the indices `left`, alone, would cost."""
-        at = self.positions[left]
-        blocks = self.inverse[at[:, :, None], at[:, None, :]]
-        w = np.moveaxis(self.weight[:, at], 1, 0)
+        w = np.moveaxis(self.weight[:, self.positions[left]], 1, 0)
         moments = np.matmul(w.transpose(0, 2, 1), w)
-        errors: Float = np.trace(np.linalg.solve(blocks, moments), axis1=1, axis2=2)
+        errors: Float = np.trace(np.linalg.solve(self.blocks[left], moments), axis1=1, axis2=2)
         return errors / self.scale
 
     def remove(self, taken: Index) -> Float:
         """Remove these indices one after the other, in place, and refit the rest; what each of them cost."""
         s = self.positions[taken].reshape(-1)
-        inner = self.inverse[np.ix_(s, s)]
-        # With inner = L L^T the squares of L^-1 w add up, index by index, to the cost of each removal after the last.
-        lower = np.linalg.cholesky((inner + inner.T) / 2)
-        w = np.linalg.solve(lower, self.weight[:, s].T)
-        prices: Float = np.square(w).reshape(len(taken), -1).sum(1)
-        factor = np.linalg.solve(inner, self.inverse[s])
-        self.weight -= self.weight[:, s] @ factor
-        self.inverse -= self.inverse[:, s] @ factor
-        # The removed rows are zero up to rounding; one on the diagonal keeps later blocks regular.
-        self.inverse[s, :] = 0
-        self.inverse[:, s] = 0
-        self.inverse[s, s] = 1
+        before = self.factor[:, : self.done]
+        panel = self.inverse[:, s] - before @ before[s].T
+        inner = np.linalg.cholesky((panel[s] + panel[s].T) / 2)
+        new = np.linalg.solve(inner, panel.T).T
+        # The squares of inner^-1 w add up, index by index, to the cost of each removal after the last.
+        w = np.linalg.solve(inner, self.weight[:, s].T)
+        self.weight -= w.T @ new.T
         self.weight[:, s] = 0
+        parts = new[self.positions]
+        self.blocks -= parts @ parts.transpose(0, 2, 1)
+        self.factor[:, self.done : self.done + len(s)] = new
+        self.done += len(s)
+        prices: Float = np.square(w).reshape(len(taken), -1).sum(1)
         return prices / self.scale
 
 

@@ -25,11 +25,11 @@ from onnxprune import dims
 from onnxprune.criteria import obs
 from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Feed
-from onnxprune.recover import sites
+from onnxprune.recover import large, sites
 from onnxprune.recover.execution import Shelf, Walk, operands, stored_tensors
 from onnxprune.recover.layers import Weights
-from onnxprune.recover.moments import Moments, Stream
-from onnxprune.recover.relax import Block, flat_regions, relax
+from onnxprune.recover.moments import Moments
+from onnxprune.recover.relax import Block, Side, flat_regions, relax
 from onnxprune.recover.sites import Site
 from onnxprune.recover.solve import Solution, solve
 from onnxprune.shapes import node_attributes
@@ -38,10 +38,11 @@ log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
 Keep = Mapping[Dim, npt.NDArray[np.bool_]]
 
 LARGEST = 4608
-"""Inputs (channels x taps) up to which a whole Gram matrix is solved."""
+"""Inputs (channels x taps) up to which a whole Gram matrix is solved; beyond, see `large`."""
 COLUMNS_PER_INPUT = 60
 LEAST_COLUMNS = 60_000
 """Columns gathered per layer: this many at least, and this many times the number of inputs; no more are looked at."""
@@ -79,7 +80,7 @@ def reconstruct(
 ) -> list[LayerReport]:
     """Solve every linear operator of the pruned model in place (`weights`). `keep`: bool mask by cut atom."""
     found = list(find_sites(original, analysis))
-    kept = int(memory_bytes * BLOCK_SHARE) if relaxed else 0
+    kept = int(memory_bytes * BLOCK_SHARE)
     with contextlib.closing(Shelf(memory_bytes - kept)) as shelf:
         teacher = Walk(original, read_original, feeds, threads=threads, shelf=shelf)
         student = Walk(weights.proto, weights.get, feeds, threads=threads, shelf=shelf)
@@ -171,20 +172,98 @@ class Task:
         if weight.ndim < 2 or (site.axis == -1 and weight.ndim != 2):
             return None
         effective, bias, scale = self.weights.effective(site, node, weight)
-        if effective.shape[2] > LARGEST:
-            return None
         target = site.total if compensated and site.total else site.out
-        self.teacher.compute([target])
+        is_large = effective.shape[2] > LARGEST
+        self.teacher.compute([target, *([site.x] if is_large else [])])
         self.student.compute([site.x, *([site.other] if compensated and site.other else [])])
-        train, held, blocks = self.gather(site, weight.shape[2:], target, compensated)
+        if is_large:
+            solution = self.solve_large(site, weight.shape[2:], target, compensated, (effective, bias, scale))
+        else:
+            solution = self.solve_small(site, weight.shape[2:], target, compensated, (effective, bias, scale))
+        if solution.ridge is not None:
+            self.weights.write(site, node, weight, solution.weight, solution.bias, scale)
+        return solution
+
+    def solve_small(
+        self, site: Site, kernel: tuple[int, ...], target: str, compensated: bool, now: tuple[Float, Float, Float]
+    ) -> Solution:
+        """Least squares from moments. `now`: weight, bias and scale (see `Weights.effective`)."""
+        effective, bias, scale = now
+        train, held, blocks = self.gather(site, kernel, target, compensated)
         if train.count + held.count < FEW_COLUMNS * effective.shape[2]:
             effective = self.pooled_prior(site, effective, scale)
         solution = solve(train, held, effective, bias, fit_bias=site.bias is not None)
         if blocks is not None and solution.ridge:
             solution = relax(blocks, train, held, effective, solution)
-        if solution.ridge is not None:
-            self.weights.write(site, node, weight, solution.weight, solution.bias, scale)
         return solution
+
+    def solve_large(
+        self, site: Site, kernel: tuple[int, ...], target: str, compensated: bool, now: tuple[Float, Float, Float]
+    ) -> Solution:
+        """Least squares over the columns themselves (`large`), as many as there is memory for."""
+        effective, bias, scale = now
+        most = min(large.COLUMNS, self.block_bytes // (8 * effective.shape[2] * site.groups))
+        parts: tuple[list[tuple[Array, Array]], list[tuple[Array, Array]]] = ([], [])
+        for x, y, _, held in self.columns(site, kernel, target, compensated, most):
+            for side, chosen in zip(parts, (~held, held), strict=True):
+                side.append((_pick(x, chosen), _pick(y, chosen)))
+        train, test = ([np.concatenate(a, axis=2)[:, :, :most] for a in zip(*side, strict=True)] for side in parts)
+        starts = [effective]
+        mapped = self.channel_start(site, scale)
+        if mapped is not None:
+            starts.append(mapped)
+        return large.solve((train[0], train[1]), (test[0], test[1]), starts, bias, fit_bias=site.bias is not None)
+
+    def channel_start(self, site: Site, scale: Float) -> Float | None:
+        """The original's weight with every channel replaced by what the channels left say of it, the same at every
+        tap; None where inputs are no channels with taps."""
+        layout = self.channels(site)
+        if layout is None:
+            return None
+        source, result, kept = layout
+        sums: Moments | None = None
+        for b in range(self.teacher.batches):
+            whole = sites.by_channel(site, self.teacher.get(site.x, b), source)
+            left = sites.by_channel(site, self.student.get(site.x, b), result)
+            step = max(1, whole.shape[2] * self.teacher.batches // POSITIONS)
+            whole, left = whole[:, :, ::step], left[:, :, ::step]
+            sums = sums or Moments.about(left.mean(2, dtype=np.float64), whole.mean(2, dtype=np.float64))
+            sums.add(left, whole)
+        if sums is None:
+            raise ValueError("no batches")
+        xx, yx, _ = sums.covariance()
+        weight = sites.to_matrix(site, sites.value(self.teacher.proto, self.teacher.read, site.weight))[0]
+        rows = self.kept(site.out, site.axis)
+        weight = (weight if rows is None else weight[rows]) * scale[0][:, None]
+        return large.spread(weight, large.channel_map(yx[0], xx[0], kept), source, result)[None]
+
+    def channels(self, site: Site) -> tuple[Index, Index, Index] | None:
+        """Which inputs belong to each channel in the original (channels, taps) and in the pruned model (k, taps), and
+        the numbers of the k channels kept; None where no such layout is known."""
+        dim = self.analysis.tensors[site.x][site.axis]
+        mask = dims.mask(dim, self.keep)
+        if site.axis == 1:
+            number, left = np.arange(len(mask)), np.flatnonzero(mask)
+            taps = int(np.prod(self.weights.constant(site.weight).shape[2:]))
+            number, left = np.repeat(number, taps), np.repeat(left, taps)
+        else:
+            cut = [a for a in dims.atoms(dim) if a in self.keep]
+            if len(cut) != 1:
+                return None
+            number = dims.indices(dim, cut[0])
+            left = number[mask]
+        kept, counts = np.unique(left, return_counts=True)
+        _, whole = np.unique(number, return_counts=True)
+        taps = int(whole[0])
+        if number.min() < 0 or taps < 2 or len(whole) > LARGEST or (counts != taps).any() or (whole != taps).any():
+            return None
+        if site.groups != 1:
+            return None
+        return (
+            np.argsort(number, kind="stable").reshape(-1, taps),
+            np.argsort(left, kind="stable").reshape(-1, taps),
+            kept,
+        )
 
     def pooled_prior(self, site: Site, plain: Float, scale: Float) -> Float:
         """The weight to start from where x is a mean over space (squeeze and excitation): too few items to fit to, but
@@ -248,12 +327,12 @@ class Task:
         return train.moments, held_side.moments, blocks
 
     def columns(
-        self, site: Site, kernel: tuple[int, ...], target: str, compensated: bool
+        self, site: Site, kernel: tuple[int, ...], target: str, compensated: bool, most: int | None = None
     ) -> Iterator[tuple[Array, Array, Array | None, npt.NDArray[np.bool_]]]:
         """By batch: inputs (groups, d, items, positions), targets and the other operand of the sum behind (groups, o,
-        items, positions), and which of (items, positions) are held out."""
+        items, positions), and which of (items, positions) are held out. `most`: columns in all, about."""
         rows = self.kept(target, site.axis)
-        budget = self.budget(site, target)
+        budget = self.budget(site, target, most)
         item = 0
         for b in range(self.teacher.batches):
             y = self.teacher.get(target, b)
@@ -267,10 +346,12 @@ class Task:
             yield x, y, other, held_out(item, x.shape[2], x.shape[3], self.teacher.batches)
             item += x.shape[2]
 
-    def budget(self, site: Site, target: str) -> float:
-        """The share of the positions to look at."""
+    def budget(self, site: Site, target: str, most: int | None = None) -> float:
+        """The share of the positions to look at: that of `most`, or what the number of inputs calls for."""
         shapes = [self.teacher.shape(target, b) for b in range(self.teacher.batches)]
         total = sum(sites.position_count(site, s) * (s[0] if len(s) > 1 else 1) for s in shapes)
+        if most is not None:
+            return most / max(total, 1)
         node = self.weights.nodes[self.teacher.proto.graph.node[site.node].output[0]]
         inputs = int(np.prod(self.weights.constant(node.input[1]).shape[1:]))
         return max(LEAST_COLUMNS, COLUMNS_PER_INPUT * inputs) / max(total, 1)
@@ -281,30 +362,6 @@ class Task:
         if share >= 1 or count == 1:
             return None
         return np.sort(self.random.choice(count, max(1, round(count * share)), replace=False))
-
-
-class Side:
-    """The columns to fit to, or those held out, of one layer: their moments, and with `flat` (see `relax`) themselves
-    in `blocks`, until that is set to None."""
-
-    def __init__(self, shift_x: Float, shift_y: Float, flat: tuple[np.float32, np.float32] | None, held: bool) -> None:
-        self.moments = Moments.about(shift_x, shift_y)
-        self.flat, self.held = flat, held
-        self.blocks: list[Block] | None = None if flat is None else []
-        self.bytes = 0
-        self.stream = Stream(self._take)
-
-    def add(self, x: Array, y: Array, *other: Array) -> None:
-        """Columns (groups, d, n), (groups, o, n), and the other operand of a sum behind."""
-        self.stream.add(x, y, *other)
-        if self.blocks is not None:
-            self.bytes += x.nbytes + y.nbytes * (1 + 2 * len(other))
-
-    def _take(self, x: Array, y: Array, *other: Array) -> None:
-        self.moments.add(x, y)
-        if self.blocks is not None and self.flat is not None:
-            shift = other[0] if other else np.float32(0)
-            self.blocks.append(Block(x, y, self.flat[0] - shift, self.flat[1] - shift, self.held))
 
 
 def pooled_source(proto: onnx.ModelProto, name: str) -> str | None:

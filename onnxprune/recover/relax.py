@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from onnxprune.recover.moments import Moments
+from onnxprune.recover.moments import Moments, Stream
 from onnxprune.recover.solve import Refit, Solution
 from onnxprune.shapes import constant_tensor, node_attributes
 
@@ -46,6 +46,30 @@ class Block:
         """The targets, those in a flat region moved to the nearest value as good as the prediction."""
         below = np.where(self.y <= self.low, np.minimum(prediction, self.low), self.y)
         return np.where(self.y >= self.high, np.maximum(prediction, self.high), below)
+
+
+class Side:
+    """The columns to fit to, or those held out, of one layer: their moments, and with `flat` (below, above) themselves
+    in `blocks`, until that is set to None."""
+
+    def __init__(self, shift_x: Float, shift_y: Float, flat: tuple[np.float32, np.float32] | None, held: bool) -> None:
+        self.moments = Moments.about(shift_x, shift_y)
+        self.flat, self.held = flat, held
+        self.blocks: list[Block] | None = None if flat is None else []
+        self.bytes = 0
+        self.stream = Stream(self._take)
+
+    def add(self, x: Array, y: Array, *other: Array) -> None:
+        """Columns (groups, d, n), (groups, o, n), and the other operand of a sum behind."""
+        self.stream.add(x, y, *other)
+        if self.blocks is not None:
+            self.bytes += x.nbytes + y.nbytes * (1 + 2 * len(other))
+
+    def _take(self, x: Array, y: Array, *other: Array) -> None:
+        self.moments.add(x, y)
+        if self.blocks is not None and self.flat is not None:
+            shift = other[0] if other else np.float32(0)
+            self.blocks.append(Block(x, y, self.flat[0] - shift, self.flat[1] - shift, self.held))
 
 
 def relax(blocks: Sequence[Block], train: Moments, held: Moments, prior: Float, start: Solution) -> Solution:

@@ -240,6 +240,15 @@ def targets(site: Site, y: Array, positions: npt.NDArray[np.int64] | None) -> Ar
     return np.ascontiguousarray(np.moveaxis(flat, 1, 0)).reshape(site.groups, -1, flat.shape[0], flat.shape[2])
 
 
+def by_channel(site: Site, x: Array, inputs: npt.NDArray[np.int64]) -> Array:
+    """(1, channels, n) of a batch: every position is one column. `inputs` int (channels, taps)."""
+    x = np.asarray(x, np.float32)
+    if site.axis == 1:
+        return np.moveaxis(x, 1, 0).reshape(1, x.shape[1], -1)
+    rows = x.reshape(-1, x.shape[-1])[:, inputs]
+    return np.moveaxis(rows, 1, 0).reshape(1, len(inputs), -1)
+
+
 def position_count(site: Site, y_shape: tuple[int, ...]) -> int:
     """Output positions of one item."""
     return math.prod(y_shape[2:]) if site.axis == 1 else math.prod(y_shape[1:-1])
