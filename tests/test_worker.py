@@ -244,4 +244,4 @@ def test_exit_codes_in_words(exit_code: int, words: str) -> None:
 
 def test_usage_errors_cross_the_border() -> None:
     with pytest.raises(UsageError, match="at least two models"):
-        worker.call("onnxprune.latency:compare_many", {"models": ["a.onnx"], "feeds": {}}, timeout_s=60)
+        worker.call("onnxprune.latency.measure:compare_many", {"models": ["a.onnx"], "feeds": {}}, timeout_s=60)
