@@ -25,7 +25,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import onnxruntime
 
-from onnxprune import allocate, analysis, cost, cut, modelfile, planning, recovery, score, select, shapes
+from onnxprune import allocate, analysis, cost, cut, modelfile, planning, processor, recovery, score, select, shapes
 from onnxprune.records import Feed, Plan
 from onnxprune.recover import solve
 
@@ -70,7 +70,9 @@ class Bench:
         scores = score.score(self.analysis, self.groups, planning.reader(self.model), criterion="l2", seed=0)
 
         def at(ratio: float) -> Plan:
-            counts = allocate.uniform(self.analysis, self.groups, ratio=ratio, round_to=1, block=16)
+            counts = allocate.uniform(
+                self.analysis, self.groups, ratio=ratio, round_to=1, widths=processor.table("cpu")
+            )
             return select.select(scores, counts)
 
         low, high = 0.0, 0.99

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 
 from onnxprune import dims
 from onnxprune.dims import Dim
-from onnxprune.records import Allocation, Analysis, Group
-
-GEMM_BLOCK = 8
-"""Widths of matrix products are rounded to whole vectors of 8 floats."""
-FAST_MULTIPLE = 4
-"""ONNX Runtime's blocked convolutions need channel counts that are multiples of this."""
+from onnxprune.processor import LEAST_MULTIPLE
+from onnxprune.records import Allocation, Analysis, FastWidths, Group
 
 
 def uniform(
-    analysis: Analysis, groups: Iterable[Group], *, ratio: float, round_to: int | None, block: int
+    analysis: Analysis, groups: Iterable[Group], *, ratio: float, round_to: int | None, widths: FastWidths
 ) -> Allocation:
     """Remove the share `ratio` of every group.
 
-    `round_to`: None for fast widths on a processor with convolution blocks of `block` channels, else the multiple
-    that kept counts are rounded up to.
+    `round_to`: None for the fast `widths`, else the multiple that kept counts are rounded up to.
     """
     counts = {}
     for group in groups:
         wanted = max(group.least, round(group.size * (1 - ratio)))
-        step = fast_step(analysis, group, block) if round_to is None else round_to
+        step = fast_step(analysis, group, widths) if round_to is None else round_to
         counts[group.id] = round_count(wanted, group.size, step)
     return Allocation(counts)
 
@@ -40,22 +35,35 @@ def round_count(wanted: int, size: int, step: int) -> int:
     if up <= size:
         return up
     down = size // step * step
-    slow = step % FAST_MULTIPLE == 0 and size % FAST_MULTIPLE != 0
+    slow = step % LEAST_MULTIPLE == 0 and size % LEAST_MULTIPLE != 0
     return down if slow and down >= step else size
 
 
-def fast_step(analysis: Analysis, group: Group, block: int) -> int:
-    """The step in which the width of a group is fast: every axis it lies on must be whole blocks; parts are single."""
+def fast_step(analysis: Analysis, group: Group, widths: FastWidths) -> int:
+    """The step in which a group is fast: every axis it lies on must be whole steps of its kind; parts are single."""
     steps = [1]
     if group.parts:
         return 1
     for o in group.occurrences:
-        axes = analysis.weights[o.tensor]
-        multiple = block if len(axes) > 2 else GEMM_BLOCK
         if o.role == "carried":
             continue
+        axes = analysis.weights[o.tensor]
+        multiple = _multiple(axes, widths)
         steps += [multiple // math.gcd(multiple, n) for n in _inner_sizes(axes[o.axis], group.dim)]
     return math.lcm(*steps)
+
+
+def _multiple(axes: Sequence[Dim], widths: FastWidths) -> int:
+    """The step of the kind of layer that a weight with these axes belongs to.
+
+    Outputs in groups are the mark of a grouped convolution, or of a layer that feeds one: both have to suit it.
+    """
+    if len(axes) <= 2:
+        return widths.product
+    if axes[1].size == 1:
+        return widths.depthwise
+    own = widths.pointwise if all(d.size == 1 for d in axes[2:]) else widths.convolution
+    return math.lcm(own, widths.grouped) if len(dims.prod_factors(axes[0])) > 1 else own
 
 
 def _inner_sizes(axis: Dim, wanted: Dim) -> Iterable[int]:

@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 from collections.abc import Sequence
 
-from onnxprune import allocate, processor, recovery, select, worker
+from onnxprune import allocate, recovery, select, widths, worker
 from onnxprune import plan as plans
 from onnxprune import score as scores
 from onnxprune.config import MEASURED_CRITERIA, Config, parse_target
@@ -55,8 +55,8 @@ def _plan(opened: Opened, config: Config, source: recovery.Source | None) -> Pla
 def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterion: str) -> Plan:
     """The plan by a criterion over the weights alone."""
     round_to = None if config.round_to == "auto" else int(config.round_to)
-    block = processor.convolution_block(config.provider)
-    counts = allocate.uniform(opened.analysis, chosen, ratio=config.ratio, round_to=round_to, block=block)
+    fast = widths.known(config.provider)
+    counts = allocate.uniform(opened.analysis, chosen, ratio=config.ratio, round_to=round_to, widths=fast)
     found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=criterion, seed=config.seed)
     return select.select(found, counts)
 
@@ -101,9 +101,9 @@ def plan_data(opened: Opened, plan: Plan, done: Cut) -> dict[str, object]:
 
 def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], source: recovery.Source) -> Plan:
     """The plan by what the calibration inputs show, made in a child process."""
-    block = processor.convolution_block(config.provider)
+    fast = widths.known(config.provider)
     step = None if config.round_to == "auto" else int(config.round_to)
-    steps = {g.id: step or allocate.fast_step(opened.analysis, g, block) for g in chosen}
+    steps = {g.id: step or allocate.fast_step(opened.analysis, g, fast) for g in chosen}
     target = parse_target(config.target) if config.target else None
     names = [g.id for g in chosen]
     wanted = recovery.Wanted(names, config.allocation, target, config.ratio, steps, config.measure)

@@ -117,6 +117,42 @@ class Work:
 
 
 @dataclass(frozen=True)
+class FastWidths:
+    """For each kind of layer the step in which its width should rise: what lies within a step costs the same.
+
+    `convolution`: of kernels above one position; `pointwise`: of one position; `grouped`: per group; `product`: Gemm
+    and MatMul. `measured`: on this machine, and not taken from the table.
+    """
+
+    convolution: int
+    pointwise: int
+    depthwise: int
+    grouped: int
+    product: int
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Staircases:
+    """`widths`: what to round to. `milliseconds`: latency by width, by kind of layer. `unclear`: kinds whose latencies
+    gave no clear answer, and that have the values of the table.
+    """
+
+    widths: FastWidths
+    milliseconds: Mapping[str, Mapping[int, float]]
+    unclear: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class WidthCalibration:
+    """What was measured, `key`: for which processor, runtime, provider and threads; `path`: where it is remembered."""
+
+    key: Mapping[str, str | int]
+    staircases: Staircases
+    path: str | None
+
+
+@dataclass(frozen=True)
 class LatencySide:
     """Latency in milliseconds of one model: percentiles over the measured runs; `samples` in order of measurement."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from onnxprune import allocate, cost, wording
+from onnxprune import allocate, cost, processor, widths, wording
 from onnxprune.config import Config
 from onnxprune.dims import Dim, resolve
 from onnxprune.modelfile import ModelFile
@@ -85,9 +85,15 @@ def _options(opened: Opened, config: Config, plan: Plan) -> dict[str, object]:
     return {
         **dataclasses.asdict(config),
         "criterion": config.measure,
+        **_fast_widths(config),
         **blocks,
         "macs_input_shapes": _macs_shapes(opened),
     }
+
+
+def _fast_widths(config: Config) -> dict[str, object]:
+    """The steps that "auto" rounds to."""
+    return {"fast_widths": dataclasses.asdict(widths.known(config.provider))} if config.round_to == "auto" else {}
 
 
 def _left(opened: Opened) -> float:
@@ -135,7 +141,7 @@ def _reach(found: Analysis, weights: Sequence[str], single: Mapping[Dim, int]) -
     free = [g for g in found.groups if g.refusal is None]
     atoms = {g.dim for g in free}
     chosen = allocate.choose_factors(found, free)
-    counts = allocate.uniform(found, chosen, ratio=0.5, round_to=1, block=1).counts
+    counts = allocate.uniform(found, chosen, ratio=0.5, round_to=1, widths=processor.table("cpu")).counts
     half = {**single, **{g.dim: counts[g.id] for g in chosen}}
     parameters, macs = cost.parameters(found, weights), cost.macs(found, single)
     return Reach(

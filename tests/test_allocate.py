@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from oracle import TOLERANCE, graph, model, prune
 
 from onnxprune import allocate
-from onnxprune.allocate import FAST_MULTIPLE, GEMM_BLOCK, round_count
+from onnxprune.allocate import round_count
+from onnxprune.processor import LEAST_MULTIPLE, PRODUCT_MULTIPLE
+from onnxprune.records import FastWidths
 
 
 @pytest.mark.parametrize(
@@ -41,16 +43,41 @@ def test_rounding_stays_on_the_fast_path(size: int, ratio: float, step: int) -> 
     assert 1 <= kept <= size
     assert kept % step == 0 or kept == size, "a width that shrinks is whole steps"
     assert kept >= min(step, size), "never below one step, unless the group was smaller"
-    if step % FAST_MULTIPLE == 0 and size % FAST_MULTIPLE == 0:
-        assert kept % FAST_MULTIPLE == 0, "a fast width never becomes a slow one"
+    if step % LEAST_MULTIPLE == 0 and size % LEAST_MULTIPLE == 0:
+        assert kept % LEAST_MULTIPLE == 0, "a fast width never becomes a slow one"
 
 
 @given(st.integers(1, 600), st.integers(1, 600), st.sampled_from([1, 4, 8, 16]))
 def test_rounding_goes_up_within_the_step(wanted: int, size: int, step: int) -> None:
     wanted = min(wanted, size)
     kept = round_count(wanted, size, step)
-    assert kept >= wanted or (size % FAST_MULTIPLE and kept == size // step * step)
+    assert kept >= wanted or (size % LEAST_MULTIPLE and kept == size // step * step)
     assert kept < wanted + step or kept == size
+
+
+def _widths(block: int) -> FastWidths:
+    return FastWidths(block, block, block, block, PRODUCT_MULTIPLE)
+
+
+def test_every_kind_of_layer_has_its_own_step() -> None:
+    m = model("""(float[2,3,4,4] x) => (float[2,5] y)
+        <float[64,3,3,3] a, float[64,1,3,3] d, float[64,64,1,1] b, float[128,32,3,3] g, float[2048,40] c,
+        float[40,5] e> {
+        h = Conv<pads=[1,1,1,1]>(x, a)
+        i = Conv<pads=[1,1,1,1], group=64>(h, d)
+        k = Conv(i, b)
+        l = Conv<pads=[1,1,1,1], group=2>(k, g)
+        f = Flatten(l)
+        z = MatMul(f, c)
+        y = MatMul(z, e)
+    }""")
+    found, _ = graph(m)
+    primes = FastWidths(convolution=5, pointwise=7, depthwise=11, grouped=13, product=17)
+    groups = {g.id: g for g in found.groups if g.refusal is None}
+    steps = {name: allocate.fast_step(found, g, primes) for name, g in groups.items()}
+    assert steps["a:0"] == 5 * 11 * 7 * 13, "made by a convolution, read by a depthwise and then a pointwise one"
+    assert steps["b:0#2"] == 5 * 7 * 13, "made by a pointwise convolution, read by a grouped one, in each group"
+    assert steps["c:1"] == 17
 
 
 def test_convolutions_keep_whole_blocks_and_matrix_products_whole_vectors() -> None:
@@ -63,10 +90,10 @@ def test_convolutions_keep_whole_blocks_and_matrix_products_whole_vectors() -> N
         y = MatMul(g, d)
     }""")
     found, _ = graph(m)
-    steps = {g.id: allocate.fast_step(found, g, 16) for g in found.groups if g.refusal is None}
-    assert steps == {"a:0": 16, "b:0": 16, "c:1": GEMM_BLOCK}
-    steps = {g.id: allocate.fast_step(found, g, 8) for g in found.groups if g.refusal is None}
-    assert steps == {"a:0": 8, "b:0": 8, "c:1": GEMM_BLOCK}
+    steps = {g.id: allocate.fast_step(found, g, _widths(16)) for g in found.groups if g.refusal is None}
+    assert steps == {"a:0": 16, "b:0": 16, "c:1": PRODUCT_MULTIPLE}
+    steps = {g.id: allocate.fast_step(found, g, _widths(8)) for g in found.groups if g.refusal is None}
+    assert steps == {"a:0": 8, "b:0": 8, "c:1": PRODUCT_MULTIPLE}
 
 
 def test_a_factor_needs_fewer_indices_the_more_elements_each_spans() -> None:
@@ -80,7 +107,7 @@ def test_a_factor_needs_fewer_indices_the_more_elements_each_spans() -> None:
         y = MatMul(f, v)
     }""")
     found, _ = graph(m)
-    assert [(g.size, allocate.fast_step(found, g, 16)) for g in found.groups[:2]] == [(12, 2), (4, 8)]
+    assert [(g.size, allocate.fast_step(found, g, _widths(16))) for g in found.groups[:2]] == [(12, 2), (4, 8)]
 
 
 def test_uniform_counts_are_the_share_that_stays() -> None:
@@ -91,13 +118,13 @@ def test_uniform_counts_are_the_share_that_stays() -> None:
     }""")
     found, _ = graph(m)
     groups = [g for g in found.groups if g.refusal is None]
-    exact = allocate.uniform(found, groups, ratio=0.3, round_to=1, block=16)
+    exact = allocate.uniform(found, groups, ratio=0.3, round_to=1, widths=_widths(16))
     assert exact.counts == {"w:1": 28, "u:1": 8}
-    fast = allocate.uniform(found, groups, ratio=0.3, round_to=None, block=16)
+    fast = allocate.uniform(found, groups, ratio=0.3, round_to=None, widths=_widths(16))
     assert fast.counts == {"w:1": 32, "u:1": 8}
-    nearly_all = allocate.uniform(found, groups, ratio=0.999, round_to=1, block=16)
+    nearly_all = allocate.uniform(found, groups, ratio=0.999, round_to=1, widths=_widths(16))
     assert nearly_all.counts == {"w:1": 1, "u:1": 1}
-    tens = allocate.uniform(found, groups, ratio=0.3, round_to=10, block=16)
+    tens = allocate.uniform(found, groups, ratio=0.3, round_to=10, widths=_widths(16))
     assert tens.counts == {"w:1": 30, "u:1": 10}
 
 

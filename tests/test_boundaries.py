@@ -31,7 +31,7 @@ STAGES = {
     "latency",
     "search",
 }
-DRIVERS = {"api", "comparison", "cli", "opening", "planning", "proving", "recovery", "saving"}
+DRIVERS = {"api", "comparison", "cli", "opening", "planning", "proving", "recovery", "saving", "widths"}
 LEAVES = {"errors", "dims", "signature", "records", "rules", "criteria", "folding", "modelfile", "worker", "processor"}
 
 

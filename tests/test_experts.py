@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 from oracle import Pruned, differences, feeds, graph, groups, model, prunable, prune, reasons, replace_weight, stored
 
-from onnxprune import allocate, plan
+from onnxprune import allocate, plan, processor
 from onnxprune.errors import UsageError
 
 EXPERTS = 6
@@ -255,8 +255,9 @@ def test_a_plan_must_keep_what_the_gate_chooses(tmp_path: Path) -> None:
 def test_experts_are_neither_rounded_nor_cut_below_the_choice() -> None:
     found = graph(build(CHOSEN))[0]
     group = next(g for g in found.groups if g.parts)
-    assert allocate.fast_step(found, group, 16) == 1
+    fast = processor.table("cpu")
+    assert allocate.fast_step(found, group, fast) == 1
     counts = [
-        allocate.uniform(found, [group], ratio=r, round_to=None, block=16).counts[group.id] for r in (0.3, 0.5, 0.9)
+        allocate.uniform(found, [group], ratio=r, round_to=None, widths=fast).counts[group.id] for r in (0.3, 0.5, 0.9)
     ]
     assert counts == [4, 3, 2]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from onnxprune.cli import benchmarking, inspection, pruning
+from onnxprune.cli import benchmarking, inspection, pruning, widths
 from onnxprune.cli.group import command
 
 TERMINATED = 143
@@ -17,6 +17,7 @@ TERMINATED = 143
 command.add_command(pruning.prune_command)
 command.add_command(inspection.inspect_command)
 command.add_command(benchmarking.benchmark_command)
+command.add_command(widths.widths_command)
 
 
 def main() -> None:

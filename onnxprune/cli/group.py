@@ -29,6 +29,14 @@ EXIT_CODES = """\
 """
 
 
+ARGUMENTS = {
+    "inspect": "MODEL [OPTIONS]",
+    "benchmark": "A.onnx B.onnx [...] [OPTIONS]",
+    "calibrate-widths": "[OPTIONS]",
+}
+"""The commands that need their name, and what they take."""
+
+
 class Group(click.Group):
     """`onnxprune MODEL ...` is `onnxprune prune MODEL ...`."""
 
@@ -39,8 +47,7 @@ class Group(click.Group):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "MODEL [OPTIONS]")
-        for name in ("inspect", "benchmark"):
-            arguments = "MODEL [OPTIONS]" if name == "inspect" else "A.onnx B.onnx [...] [OPTIONS]"
+        for name, arguments in ARGUMENTS.items():
             formatter.write_usage(ctx.command_path, f"{name} {arguments}", prefix="       ")
         self.format_help_text(ctx, formatter)
         default = self.commands["prune"]
@@ -49,9 +56,7 @@ class Group(click.Group):
             records = (option.get_help_record(ctx) for option in options)
             formatter.write_dl([record for record in records if record])
         with formatter.section("Commands"):
-            formatter.write_dl(
-                [(name, self.commands[name].get_short_help_str(90)) for name in ("inspect", "benchmark")]
-            )
+            formatter.write_dl([(name, self.commands[name].get_short_help_str(90)) for name in ARGUMENTS])
             formatter.write_text("`onnxprune COMMAND --help` lists their options.")
         with formatter.section("Exit codes"):
             formatter.write_text(EXIT_CODES)

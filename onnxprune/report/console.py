@@ -12,7 +12,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from onnxprune.records import GroupReport, Inputs, Latency, LatencySide, Occurrence, Report, Tie, Totals
+from onnxprune.records import (
+    GroupReport,
+    Inputs,
+    Latency,
+    LatencySide,
+    Occurrence,
+    Report,
+    Tie,
+    Totals,
+    WidthCalibration,
+)
 from onnxprune.report import numbers
 
 WIDTH = 100
@@ -123,6 +133,29 @@ def comparison_text(
         page.line(f"{escape(str(model))}: {_placement(result)}")
     for warning in dict.fromkeys(text for result in results for text in result.warnings):
         page.line(f"[yellow]warning:[/yellow] {escape(warning)}")
+    return page.text()
+
+
+def widths_text(found: WidthCalibration, *, width: int = WIDTH, colour: bool = False) -> str:
+    """The steps that widths are rounded up to, and the latencies that show them."""
+    page = _Page(width, colour)
+    key, seen = found.key, found.staircases
+    threads = "1 thread" if key["threads"] == 1 else f"{key['threads']} threads"
+    page.line(f"[bold]{escape(str(key['processor']))}[/bold], {key['provider']}, {threads}, {key['runtime']}")
+    kinds = list(seen.milliseconds)
+    table = _table("width", *kinds)
+    for width_of in sorted({w for times in seen.milliseconds.values() for w in times}):
+        table.add_row(str(width_of), *(f"{seen.milliseconds[kind][width_of]:.3f}" for kind in kinds))
+    steps = (f"{getattr(seen.widths, kind)}{' ?' * (kind in seen.unclear)}" for kind in kinds)
+    table.add_row("[bold]step[/bold]", *steps)
+    page.table("Latency (ms) of four layers, by width; --round-to auto rounds up to the step", table)
+    page.line()
+    if seen.unclear:
+        page.line(
+            f"[yellow]note:[/yellow] no clear steps for {', '.join(seen.unclear)}: the values of the table are used; "
+            "measure again when the machine is quiet"
+        )
+    page.line(f"Remembered in {escape(found.path)}" if found.path else "Not remembered")
     return page.text()
 
 

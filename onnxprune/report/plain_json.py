@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import __version__
-from onnxprune.records import GroupReport, Latency, LatencySide, Report, Totals
+from onnxprune.records import GroupReport, Latency, LatencySide, Report, Totals, WidthCalibration
 
 SCHEMA = 1
 
@@ -63,6 +63,12 @@ def comparison_data(models: Sequence[str | Path], results: Sequence[Latency], *,
         "seed": seed,
         "comparisons": entries,
     }
+    return {key: _valid(value) for key, value in data.items()}
+
+
+def widths_data(found: WidthCalibration) -> dict[str, Any]:
+    """The result of `calibrate-widths` as plain data."""
+    data = {"schema": SCHEMA, "tool_version": __version__, **found.key, **dataclasses.asdict(found.staircases)}
     return {key: _valid(value) for key, value in data.items()}
 
 
