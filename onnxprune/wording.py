@@ -19,9 +19,11 @@ from onnxprune.bodies import flat_nodes
 from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Group, Refusal, Tie
 
-RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
-CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "FusedConv", "QLinearConv", "ConvInteger"})
-LOOKUPS = frozenset({"Gather", "EmbedLayerNormalization"})
+RECURRENT = frozenset({"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"})
+CONVOLUTIONS = frozenset(
+    {"Conv", "ConvTranspose", "ConvTransposeWithDynamicPads", "FusedConv", "DeformConv", "QLinearConv", "ConvInteger"}
+)
+LOOKUPS = frozenset({"Gather", "EmbedLayerNormalization", "QEmbedLayerNormalization"})
 SPATIAL = "works along this axis"
 """How the reason ends that freezes the axes a convolution or pooling window moves along."""
 NAMED = 2

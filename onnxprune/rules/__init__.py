@@ -11,6 +11,7 @@ from onnxprune.rules import (
     quantized,
     recurrent,
     reduce,
+    sampling,
     scatter,
 )
 from onnxprune.rules.registry import Operator, find, rule, supported
@@ -29,6 +30,7 @@ __all__ = [
     "recurrent",
     "reduce",
     "rule",
+    "sampling",
     "scatter",
     "supported",
 ]

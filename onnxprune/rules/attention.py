@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from onnxprune import dims
 from onnxprune.dims import Dim
 from onnxprune.rules.norm import state_layer_normalization
-from onnxprune.rules.registry import Operator, rule
+from onnxprune.rules.registry import FIXED_FACTOR, Operator, rule
 
 CONTRIB = "com.microsoft"
 
@@ -86,6 +86,33 @@ def packed_attention(op: Operator) -> None:
         op.sizes("qkv_hidden_sizes", parts)
     op.macs(b, t, e, op.dims(1)[1])
     _attention_macs(op, op.outputs[0], t, parts[0])
+
+
+@rule("QAttention", domain=CONTRIB)
+def quantized_attention(op: Operator) -> None:
+    """x: b t e, w: e (3 h d), bias: (3 h d), their scales and zero points -> b t (h d)."""
+    if op.has(8) or len(op.outputs) > 1:
+        raise ValueError("QAttention with a cache")
+    (b, t, e), (rows, total) = op.dims(0), op.dims(1)
+    op.unify(rows, e)
+    op.freeze(t, "QAttention compares along the keys")
+    heads = dims.atom(op.attribute("num_heads"))
+    three, found, width = op.factor(total, [3, heads.size, total.size // (3 * heads.size)])
+    op.freeze(three, FIXED_FACTOR)
+    op.unify(found, heads)
+    op.freeze(width, "QAttention derives its scale from the width of a head")
+    for operand in (2, 4, 7):
+        for d in op.dims(operand) if op.has(operand) else ():
+            if d.size > 1:
+                op.unify(d, total)
+    _mask(op, 5, heads)
+    op.outputs[0] = (b, t, dims.prod([heads, width]))
+    op.contract(0, [2], quantized=True)
+    op.role(1, 0, "contracted")
+    op.role(1, 1, "produced")
+    op.sizes("num_heads", [heads])
+    op.macs(b, t, e, total)
+    _attention_macs(op, op.outputs[0], t, op.outputs[0][2])
 
 
 @rule("MultiHeadAttention", domain=CONTRIB)
@@ -165,6 +192,40 @@ def _attention_by_head(op: Operator) -> None:
     op.macs(b, heads, t, s, e)
 
 
+@rule("LinearAttention", since=27)
+@rule("LinearAttention", domain=CONTRIB)
+def linear_attention(op: Operator) -> None:
+    """q: b t (kv r d), k: b t (kv d), v: b t (kv e), state: b kv d e, decay: b t (kv d) or kv, rate: b t kv or 1."""
+    if op.attribute("state_window", 0) or op.attribute("q_num_heads") < op.attribute("kv_num_heads"):
+        raise ValueError("LinearAttention with a window of states, or with fewer heads of queries than of keys")
+    kv, heads = _grouped_heads(op, op.attribute("q_num_heads"), op.attribute("kv_num_heads"))
+    (b, t, _), k, v = op.dims(0), op.dims(1)[2], op.dims(2)[2]
+    key_width, value_width = (op.factor(d, [kv.size, d.size // kv.size])[1] for d in (k, v))
+    op.unify(t, op.dims(1)[1])
+    states = [d for d in (op.inputs[3] if op.has(3) else None, *op.outputs[1:]) if d]
+    for state in states:
+        op.unify_all(state, (b, kv, key_width, value_width))
+    if op.has(4):
+        op.unify(op.dims(4)[2], kv if op.dims(4)[2].size == kv.size else k)
+    if op.has(5) and op.dims(5)[2].size > 1:
+        op.unify(op.dims(5)[2], kv)
+    op.outputs[0] = (b, t, dims.prod([heads, value_width]))
+    op.sizes("kv_num_heads", [kv])
+    op.sizes("q_num_heads", [heads])
+    op.macs(b, t, kv, key_width, value_width)
+    op.macs(b, t, heads, key_width, value_width)
+
+
+@rule("LinearAttentionGate", domain=CONTRIB)
+def linear_attention_gate(op: Operator) -> None:
+    """a: b t h, its bias and scale: h, rate: b t h -> decay, rate."""
+    op.broadcast([0, 1, 2])
+    if op.has(3):
+        op.unify(op.dims(3)[2], op.dims(0)[2])
+        op.broadcast([3], 1)
+
+
+@rule("MRotaryEmbedding", domain=CONTRIB)
 @rule("RotaryEmbedding", domain=CONTRIB)
 @rule("RotaryEmbedding", since=23)
 def rotary_embedding(op: Operator) -> None:
@@ -192,7 +253,7 @@ def skip_layer_normalization(op: Operator) -> None:
         op.outputs[3] = op.outputs[0]
 
 
-@rule("EmbedLayerNormalization", domain=CONTRIB)
+@rule("EmbedLayerNormalization", "QEmbedLayerNormalization", domain=CONTRIB)
 def embed_layer_normalization(op: Operator) -> None:
     """ids, segments: b t; tables: v e, p e, s e; scale, shift: e -> b t e; mask index: b; sum: b t e."""
     b, t = op.dims(0)
@@ -210,6 +271,6 @@ def embed_layer_normalization(op: Operator) -> None:
         op.outputs[2] = (b, t, e)
 
 
-@rule("BiasGelu", "FastGelu", "QuickGelu", "Gelu", "BiasAdd", domain=CONTRIB)
+@rule("BiasGelu", "FastGelu", "QuickGelu", "Gelu", "BiasAdd", "GatedAdd", "ScaledSiLU", domain=CONTRIB)
 def activation(op: Operator) -> None:
     op.broadcast([i for i in range(len(op.inputs)) if op.has(i)])

@@ -141,6 +141,7 @@ def _picked(op: Operator, d: Dim) -> Dim | None:
 
 
 @rule("Pad")
+@rule("Pad", domain="com.microsoft")
 def pad(op: Operator) -> None:
     """Constant padding puts fixed parts around the axis; every other mode copies from it."""
     x = op.dims(0)

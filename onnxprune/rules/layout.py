@@ -156,6 +156,26 @@ def _scales(op: Operator) -> dict[int, float]:
     return {a % len(op.dims(0)): float(s) for a, s in zip(axes, given, strict=True)}
 
 
+@rule("CenterCropPad", since=18)
+def center_crop_pad(op: Operator) -> None:
+    """Works along `axes`, or all axes."""
+    rank = len(op.dims(0))
+    axes = {a % rank for a in op.attribute("axes", range(rank))}
+    for axis in axes:
+        op.freeze(op.dims(0)[axis], "CenterCropPad cuts or pads this axis")
+        op.freeze(op.outputs[0][axis], "CenterCropPad cuts or pads this axis")
+    op.outputs[0] = tuple(op.outputs[0][k] if k in axes else d for k, d in enumerate(op.dims(0)))
+
+
+@rule("ExpandDims", domain="com.microsoft")
+def expand_dims(op: Operator) -> None:
+    axis = op.fixed(1)
+    if axis is None:
+        raise ValueError("ExpandDims at a computed axis")
+    at = int(axis.item()) % len(op.outputs[0])
+    op.outputs[0] = (*op.dims(0)[:at], op.outputs[0][at], *op.dims(0)[at:])
+
+
 @rule("Shape", "Size")
 def shape(op: Operator) -> None:
     """Only reached where the shape is not known; known ones are folded."""

@@ -10,6 +10,7 @@ from onnxprune.rules.registry import Operator, rule
 
 
 @rule("Gemm")
+@rule("FusedGemm", domain="com.microsoft")
 def gemm(op: Operator) -> None:
     a = "k m" if op.attribute("transA", 0) else "m k"
     b = "n k" if op.attribute("transB", 0) else "k n"
@@ -23,7 +24,7 @@ def gemm(op: Operator) -> None:
 
 
 @rule("MatMul")
-@rule("FusedMatMul", domain="com.microsoft")
+@rule("FusedMatMul", "TransposeMatMul", domain="com.microsoft")
 def matmul(op: Operator) -> None:
     if op.attribute("transBatchA", 0) or op.attribute("transBatchB", 0):
         op.freeze_all("FusedMatMul that transposes batch axes")

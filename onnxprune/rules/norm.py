@@ -73,3 +73,12 @@ def rms_normalization(op: Operator) -> None:
 def lp_normalization(op: Operator) -> None:
     op.contract(0, [op.attribute("axis", -1)], weighted=False)
     op.broadcast([0])
+
+
+@rule("GatedRMSNorm", domain="com.microsoft")
+def gated_rms_normalization(op: Operator) -> None:
+    """x: ... (h c), scale: c, gate: ... (h c) -> ... (h c); averages over c."""
+    x, width = op.dims(0), op.dims(1)[0]
+    op.unify(op.factor(x[-1], [x[-1].size // width.size, width.size])[1], width)
+    op.contract(0, [-1], average=True)
+    op.broadcast([0, 2])

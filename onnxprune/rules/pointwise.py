@@ -14,6 +14,7 @@ UNARY = (
     "Asinh",
     "Atan",
     "Atanh",
+    "BitCast",
     "BitwiseNot",
     "Cast",
     "Ceil",
@@ -75,6 +76,7 @@ BINARY = (
     "PRelu",
     "Sub",
     "Sum",
+    "SwiGLU",
     "Where",
     "Xor",
 )
@@ -125,18 +127,22 @@ def first_operand(op: Operator) -> None:
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
 def softmax(op: Operator) -> None:
+    state_softmax(op, op.opset)
+
+
+def state_softmax(op: Operator, opset: int) -> None:
     """Along `axis`; before opset 13 along all axes from `axis` (default 1) on."""
     rank = len(op.dims(0))
-    old = op.opset < 13
+    old = opset < 13
     axis = op.attribute("axis", 1 if old else -1) % rank
     op.compare(0, range(axis, rank) if old else [axis], f"{op.kind} compares along this axis")
     op.broadcast([0])
 
 
-@rule("CumSum")
-def cumulative_sum(op: Operator) -> None:
+@rule("CumSum", "CumProd")
+def cumulative(op: Operator) -> None:
     axis = op.fixed(1)
     frozen = op.dims(0) if axis is None else [op.dims(0)[int(axis.reshape(-1)[0])]]
     for d in frozen:
-        op.freeze(d, "CumSum runs along this axis")
+        op.freeze(d, f"{op.kind} runs along this axis")
     op.broadcast([0])

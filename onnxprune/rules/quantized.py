@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from onnxprune.dims import Dim
 from onnxprune.rules.join import state_concat
 from onnxprune.rules.linear import operand_terms, result_terms
+from onnxprune.rules.pointwise import state_softmax
 from onnxprune.rules.registry import Operator, rule
 
 CONTRIB = "com.microsoft"
@@ -42,27 +43,24 @@ def dynamic_quantize(op: Operator) -> None:
 
 
 @rule("QLinearConv")
+@rule("QLinearConv", domain=CONTRIB)
 def qlinear_conv(op: Operator) -> None:
     """x, its scale and zero point, w, its scales and zero points, those of y, bias."""
-    scalars = [" ".join(["_"] * len(op.dims(i))) or "*" for i in (1, 2)]
-    letters = op.apply(
-        f"n (g i) *, {', '.join(scalars)}, (g o) i * -> n (g o) *", quantized=True, g=op.attribute("group", 1)
-    )
-    if op.attribute("group", 1) > 1:
-        op.sizes("group", [letters["g"]])
-    _along(op, op.outputs[0][1], [4, 5, 8])
+    last = op.attribute("channels_last", 0)
+    x, y = ("n * (g i)", "n * (g o)") if last else ("n (g i) *", "n (g o) *")
+    letters = op.apply(f"{x}, *, *, (g o) i * -> {y}", quantized=True, g="group")
+    _along(op, op.outputs[0][-1 if last else 1], [4, 5, 8])
     op.macs(*op.outputs[0], letters["i"], *op.dims(3)[2:])
 
 
 @rule("ConvInteger")
 def conv_integer(op: Operator) -> None:
-    letters = op.apply("n (g i) *, (g o) i * -> n (g o) *", quantized=True, g=op.attribute("group", 1))
-    if op.attribute("group", 1) > 1:
-        op.sizes("group", [letters["g"]])
+    letters = op.apply("n (g i) *, (g o) i * -> n (g o) *", quantized=True, g="group")
     _along(op, op.outputs[0][1], [3])
     op.macs(*op.outputs[0], letters["i"], *op.dims(1)[2:])
 
 
+@rule("MatMulInteger16", domain=CONTRIB)
 @rule("MatMulInteger")
 def matmul_integer(op: Operator) -> None:
     a, b = operand_terms(op)
@@ -102,9 +100,8 @@ def qgemm(op: Operator) -> None:
 def _product(op: Operator, second: int, *, transposed: bool) -> dict[str, Dim]:
     """A matrix product whose second operand comes after the scale and zero point of the first."""
     b = "... n k" if transposed else "... k n"
-    ignored = [" ".join(["_"] * len(op.dims(i))) for i in range(1, second)]
-    ignored = [text or "*" for text in ignored]
-    return op.apply(f"... m k, {', '.join(ignored)}, {b} -> {result_terms(op, second)}", quantized=True)
+    ignored = ", ".join(["*"] * (second - 1))
+    return op.apply(f"... m k, {ignored}, {b} -> {result_terms(op, second)}", quantized=True)
 
 
 @rule("QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", domain=CONTRIB)
@@ -113,12 +110,21 @@ def qlinear_pointwise(op: Operator) -> None:
     op.broadcast([0, 3] if op.kind in ("QLinearAdd", "QLinearMul") else [0])
 
 
+@rule("QLinearWhere", domain=CONTRIB)
+def qlinear_where(op: Operator) -> None:
+    """The condition, then twice a tensor, its scale and zero point, then those of the result."""
+    op.broadcast([0, 1, 4])
+
+
+@rule("QLinearSoftmax", domain=CONTRIB)
+def qlinear_softmax(op: Operator) -> None:
+    state_softmax(op, op.attribute("opset"))
+
+
 @rule("QLinearGlobalAveragePool", "QLinearAveragePool", domain=CONTRIB)
 def qlinear_pool(op: Operator) -> None:
-    if op.attribute("channels_last", 0):
-        raise ValueError("pooling with channels last")
-    terms = ", ".join(["n c *"] + [" ".join(["_"] * len(op.dims(i))) or "*" for i in range(1, len(op.inputs))])
-    op.apply(f"{terms} -> n c *")
+    x = "n * c" if op.attribute("channels_last", 0) else "n c *"
+    op.apply(f"{x} -> {x}")
 
 
 @rule("QLinearConcat", domain=CONTRIB)

@@ -31,3 +31,27 @@ def recurrent(op: Operator) -> None:
     cell = (letters["t"], letters["b"], letters["d"], dims.atom(gates), letters["h"])
     op.macs(*cell, letters["i"])
     op.macs(*cell, letters["h"])
+
+
+@rule("DynamicQuantizeLSTM", domain="com.microsoft")
+def quantized_lstm(op: Operator) -> None:
+    """W and R with the gates last, then their scales and zero points: d, or one for every unit of every gate.
+
+    The scales of the input and of the states come from their extremes, so they change with what is left of them.
+    """
+    scales = ["d (4 h)" if op.dims(operand)[-1].size == op.dims(1)[2].size else "d" for operand in range(8, 12)]
+    letters = op.apply(
+        f"t b i, d i (4 h), d h (4 h), d (8 h)?, b?, d b h?, d b h?, d (3 h)?, {', '.join(scales)}"
+        " -> t d b h, d b h, d b h",
+        quantized=True,
+        h=op.dims(2)[1].size,
+    )
+    op.role(2, 2, "produced")
+    op.role(2, 1, "contracted")
+    op.contract(0, [2], average=True)
+    op.contract(2, [1], average=True)
+    op.freeze(letters["d"], FIXED_FACTOR)
+    op.sizes("hidden_size", [letters["h"]])
+    cell = (letters["t"], letters["b"], letters["d"], dims.atom(4), letters["h"])
+    op.macs(*cell, letters["i"])
+    op.macs(*cell, letters["h"])

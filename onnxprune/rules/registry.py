@@ -225,13 +225,18 @@ class Operator:
                 result[-back] = full[0]
         self.outputs[output] = tuple(result)
 
-    def apply(self, text: str, *, quantized: bool = False, **sizes: int) -> dict[str, Dim]:
+    def apply(self, text: str, *, quantized: bool = False, **sizes: int | str) -> dict[str, Dim]:
         """State the whole operator in the notation of `signature`; `sizes` gives letters known from attributes.
 
-        `quantized` as in `contract`. Returns the dimension of every letter.
+        A size, or the name of an attribute (1 where it is absent), which then follows the letter. `quantized` as in
+        `contract`. Returns the dimension of every letter.
         """
         signature = parse(text)
-        letters = {letter: dims.atom(size) for letter, size in sizes.items()}
+        known = {letter: self.attribute(n, 1) if isinstance(n, str) else n for letter, n in sizes.items()}
+        letters = {letter: dims.atom(size) for letter, size in known.items()}
+        for letter, name in sizes.items():
+            if isinstance(name, str) and known[letter] > 1:
+                self.sizes(name, [letters[letter]])
         runs: list[Dims] = []
         for operand, terms in enumerate(signature.inputs):
             if self.has(operand):

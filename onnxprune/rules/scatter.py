@@ -7,6 +7,7 @@ from onnxprune.rules.registry import Operator, rule
 
 
 @rule("GatherND")
+@rule("GatherND", domain="com.microsoft")
 def gather_nd(op: Operator) -> None:
     """data: B, indexed, rest; indices: B, I, k -> B, I, rest."""
     data, index = op.dims(0), op.dims(1)
@@ -51,6 +52,51 @@ def elements(op: Operator) -> None:
     op.outputs[0] = op.dims(1 if op.kind == "GatherElements" else 0)
 
 
+@rule("TensorScatter", since=24)
+def tensor_scatter(op: Operator) -> None:
+    """A cache, what is written into it along `axis`, and where, for every b -> the cache."""
+    cache, update = op.dims(0), op.dims(1)
+    axis = op.attribute("axis", -2) % len(cache)
+    for k, (a, b) in enumerate(zip(cache, update, strict=True)):
+        if k == axis:
+            op.freeze(a, "TensorScatter writes along this axis")
+            op.freeze(b, "TensorScatter writes along this axis")
+        else:
+            op.unify(a, b)
+    if op.has(2):
+        op.unify(op.dims(2)[0], cache[0])
+    op.broadcast([0])
+
+
+@rule("Compress")
+def compress(op: Operator) -> None:
+    """A condition picks from one axis; without `axis`, from all elements in a row."""
+    axis = op.attribute("axis")
+    if axis is None:
+        raise ValueError("Compress of all elements in a row")
+    axis %= len(op.dims(0))
+    op.freeze(op.dims(0)[axis], "Compress picks from this axis")
+    op.freeze(op.outputs[0][axis], "Compress picks from this axis")
+    op.outputs[0] = tuple(op.outputs[0][k] if k == axis else d for k, d in enumerate(op.dims(0)))
+
+
+@rule("ReverseSequence")
+def reverse_sequence(op: Operator) -> None:
+    x = op.dims(0)
+    op.freeze(x[op.attribute("time_axis", 0)], "ReverseSequence turns this axis round")
+    op.unify(op.dims(1)[0], x[op.attribute("batch_axis", 1)])
+    op.broadcast([0])
+
+
+@rule("Det")
+@rule("Inverse", domain="com.microsoft")
+def square_matrix(op: Operator) -> None:
+    """The last two axes are a matrix."""
+    for d in op.dims(0)[-2:]:
+        op.freeze(d, f"{op.kind} works on whole matrices")
+    op.outputs[0] = op.dims(0) if op.kind == "Inverse" else op.dims(0)[:-2]
+
+
 @rule("OneHot")
 def one_hot(op: Operator) -> None:
     axis = op.attribute("axis", -1) % len(op.outputs[0])
@@ -63,6 +109,7 @@ def one_hot(op: Operator) -> None:
 
 
 @rule("Trilu")
+@rule("Trilu", domain="com.microsoft")
 def trilu(op: Operator) -> None:
     for d in op.dims(0)[-2:]:
         op.freeze(d, "Trilu compares positions on this axis")

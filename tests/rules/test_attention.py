@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from oracle import groups, model, prunable, prune_and_compare, reasons
 
@@ -193,3 +194,108 @@ def test_an_activation_that_halves_its_operand_is_left_alone() -> None:
     }""")
     assert prunable(m) == {}
     assert "w:1" in reasons(m)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_quantized_attention(columns: bool) -> None:
+    scale = "36" if columns else "1"
+    m = model(
+        f"""(float[N,6,4] x) => (float[N,6,4] y) <float[4,6] e, uint8[6,36] w, float[36] b, float[12,4] o,
+        float[{scale}] ws, uint8[{scale}] wz> {{
+        h = MatMul(x, e)
+        q, s, z = DynamicQuantizeLinear(h)
+        a = com.microsoft.QAttention<num_heads=3>(q, w, b, s, ws, , z, wz)
+        y = MatMul(a, o)
+    }}""",
+        ws=np.full(int(scale), 0.01),
+        wz=np.full(int(scale), 50),
+    )
+    assert prunable(m) == {"e:1": 6, "w:1": 3}
+    result = prune_and_compare(m)
+    assert result.weights["w"] == (3, 24)
+    assert result.attribute("QAttention", "num_heads") == 2
+
+
+@pytest.mark.parametrize(("heads", "decay"), [(3, "3"), (6, "12")])
+def test_linear_attention_loses_whole_heads(heads: int, decay: str) -> None:
+    m = model(f"""(float[N,T,4] x) => (float[N,T,4] y, float[N,3,4,5] state)
+        <float[4,{4 * heads}] q, float[4,12] k, float[4,15] u, float[4,{decay}] g, float[4,3] r,
+        float[{5 * heads},4] o, float[3] gb, float[3] gs> {{
+        a = MatMul(x, q)
+        b = MatMul(x, k)
+        c = MatMul(x, u)
+        d = MatMul(x, g)
+        e = Sigmoid(d)
+        l = Neg(e)
+        f = MatMul(x, r)
+        i = Sigmoid(f)
+        z, state = com.microsoft.LinearAttention<q_num_heads={heads}, kv_num_heads=3>(a, b, c, , l, i)
+        y = MatMul(z, o)
+    }}""")
+    assert "graph output" in reasons(m)["q:1"]
+    m.graph.output.pop()
+    assert prunable(m) == {"q:1": 3}
+    result = prune_and_compare(m)
+    assert result.attribute("LinearAttention", "q_num_heads") == 2 * heads // 3
+    assert result.weights["r"] == (4, 2)
+
+
+def test_the_gates_of_linear_attention() -> None:
+    m = model("""(float[N,T,4] x) => (float[N,T,4] y, float[N,T,4] z)
+        <float[4,6] q, float[4,6] k, float[6] b, float[6] s, float[6,4] o> {
+        a = MatMul(x, q)
+        c = MatMul(x, k)
+        d, r = com.microsoft.LinearAttentionGate(a, b, s, c)
+        y = MatMul(d, o)
+        z = MatMul(r, o)
+    }""")
+    assert prunable(m) == {"q:1": 6}
+    prune_and_compare(m)
+
+
+def test_rotary_embedding_of_images_and_text() -> None:
+    m = model("""(float[2,6,4] x, int64[3,2,6] i) => (float[2,6,4] y)
+        <float[4,24] q, float[24,4] o, float[8,4] c, float[8,4] s> {
+        a = MatMul(x, q)
+        r = com.microsoft.MRotaryEmbedding<num_heads=3, mrope_section=[2,1,1], rotary_embedding_dim=8>(a, i, c, s)
+        y = MatMul(r, o)
+    }""")
+    assert prunable(m) == {"q:1": 3}
+    prune_and_compare(m)
+
+
+def test_quantized_embeddings() -> None:
+    m = model(
+        """(int32[N,6] ids, int32[N,6] segments) => (float[N,6,3] y)
+        <uint8[9,8] tokens, uint8[6,8] positions, uint8[4,8] kinds, uint8[8] g, uint8[8] b, float[8,3] v,
+        float s, uint8 z = {50}> {
+        h, i = com.microsoft.QEmbedLayerNormalization(ids, segments, tokens, positions, kinds, g, b, ,
+            s, s, s, s, s, z, z, z, z, z)
+        y = MatMul(h, v)
+    }""",
+        s=np.asarray(0.03),
+    )
+    assert list(prunable(m).values()) == [8]
+    result = prune_and_compare(m)
+    assert result.weights["positions"] == (6, 4)
+
+
+@pytest.mark.parametrize("call", ["com.microsoft.GatedAdd(h, k, r)", "com.microsoft.ScaledSiLU<alpha=1.5>(h)"])
+def test_gates_are_element_wise(call: str) -> None:
+    m = model(f"""(float[2,6,4] x) => (float[2,6,3] y) <float[4,8] w, float[4,8] u, float[4,1] t, float[8,3] v> {{
+        h = MatMul(x, w)
+        k = MatMul(x, u)
+        r = MatMul(x, t)
+        g = {call}
+        s = Add(g, k)
+        y = MatMul(s, v)
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+def test_linear_attention_of_onnx() -> None:
+    """Newer than the runtime, so analysed only."""
+    call = 'LinearAttention<q_num_heads=3, kv_num_heads=3, update_rule="linear">(a, c, d)'
+    text = _PROJECTED.format(kv=12, call=call).replace("z =", "z, s =")
+    assert prunable(model(text, opset=27, ir=10)) == {"q:1": 3}

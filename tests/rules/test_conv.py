@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import onnx
 import pytest
 from oracle import groups, model, places, prunable, prune_and_compare, reasons
 
@@ -172,3 +175,101 @@ def test_lrn_mixes_neighbouring_channels() -> None:
     }""")
     assert reasons(m)["w:0"] == "LRN: LRN mixes neighbouring channels"
     assert prunable(m) == {}
+
+
+def test_a_transposed_conv_that_is_given_its_padding() -> None:
+    m = model("""(float[2,3,6,6] x) => (float[2,5,6,6] y)
+        <float[8,3,1,1] w, float[8,5,3,3] v, int64[4] p = {1,1,1,1}, float[5] b> {
+        h = Conv(x, w)
+        y = com.microsoft.ConvTransposeWithDynamicPads<kernel_shape=[3,3]>(h, v, p, b)
+    }""")
+    assert prunable(m) == {"w:0": 8}
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize(("group", "offsets"), [(1, 1), (1, 2), (2, 2), (4, 2)])
+def test_deformable_conv(group: int, offsets: int) -> None:
+    """Inputs and outputs shrink with their groups; the offsets, made by another layer, keep two for every point."""
+    m = model(
+        f"""(float[2,3,6,6] x) => (float[2,5,4,4] y)
+        <float[8,3,1,1] w, float[{18 * offsets},3,3,3] f, float[{9 * offsets},3,3,3] g, float[12,{8 // group},3,3] d,
+        float[12] b, float[5,12,1,1] v> {{
+        h = Conv(x, w)
+        o = Conv(x, f)
+        k = Conv(x, g)
+        m = Sigmoid(k)
+        e = DeformConv<group={group}, offset_group={offsets}>(h, d, o, b, m)
+        y = Conv(e, v)
+    }}""",
+        opset=19,
+        ir=9,
+    )
+    assert sorted(prunable(m).values())[-1] == 12 // group
+    assert sum(math.prod(s) for s in prune_and_compare(m).weights.values()) < 0.8 * _elements(m)
+
+
+def _elements(m: onnx.ModelProto) -> int:
+    return sum(math.prod(t.dims) for t in m.graph.initializer)
+
+
+@pytest.mark.parametrize("call", ["CausalConvWithState", 'CausalConvWithState<activation="silu">'])
+def test_causal_conv_passes_its_channels_on(call: str) -> None:
+    m = model(f"""(float[N,3,T] x) => (float[N,5,T] y)
+        <float[8,3,1] w, float[8,1,4] d, float[8] b, float[5,8,1] v> {{
+        h = Conv(x, w)
+        c, last = com.microsoft.{call}(h, d, b)
+        y = Conv(c, v)
+    }}""")
+    assert prunable(m) == {"w:0": 8}
+    assert prune_and_compare(m).weights["d"] == (4, 1, 4)
+
+
+def test_causal_conv_with_channels_last_and_a_state() -> None:
+    m = model("""(float[2,T,3] x, float[2,3,3] s) => (float[2,T,5] y, float[2,3,5] z)
+        <float[3,8] w, float[3,8] u, float[8,1,4] d, float[8,5] v> {
+        h = MatMul(x, w)
+        a = MatMul(s, u)
+        c, last = com.microsoft.CausalConvWithState<channels_last=1>(h, d, , a)
+        y = MatMul(c, v)
+        z = MatMul(last, v)
+    }""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+def test_columns_become_channels() -> None:
+    m = model(
+        """(float[2,3,16] x) => (float[2,5,5,5] y)
+        <float[32,3,1] w, int64[2] size = {5,5}, int64[2] block = {2,2}, float[5,8,1,1] v> {
+        h = Conv(x, w)
+        c = Col2Im(h, size, block)
+        y = Conv(c, v)
+    }""",
+        opset=18,
+    )
+    assert prunable(m) == {"w:0": 8}
+    assert prune_and_compare(m).weights["w"] == (16, 3, 1)
+
+
+def test_causal_conv_of_onnx() -> None:
+    """Newer than the runtime, so analysed only."""
+    m = model(
+        """(float[N,3,T] x) => (float[N,5,T] y) <float[8,3,1] w, float[8,1,4] d, float[5,8,1] v> {
+        h = Conv(x, w)
+        c, last = CausalConvWithState(h, d)
+        y = Conv(c, v)
+    }""",
+        opset=27,
+        ir=10,
+    )
+    assert prunable(m) == {"w:0": 8}
+
+
+def test_causal_conv_with_a_window_of_states_is_left_alone() -> None:
+    m = model("""(float[2,3,6] x) => (float[2,5,6] y)
+        <float[8,3,1] w, float[8,1,4] d, float[5,8,1] v, float[2,8,6] c, float[2,2,8,3] last> {
+        h = Conv(x, w)
+        c, last = com.microsoft.CausalConvWithState<state_window=2>(h, d)
+        y = Conv(c, v)
+    }""")
+    assert "a window of states" in reasons(m)["w:0"]

@@ -382,3 +382,42 @@ def test_shape_and_size_of_a_pruned_tensor_that_become_outputs_are_not_changed()
     }""")
     assert prunable(m) == {}
     assert reasons(m)["w:1"].endswith("the size is a result of the model")
+
+
+def test_a_window_in_the_centre_leaves_the_channels() -> None:
+    m = model(
+        """(float[2,3,6,6] x) => (float[2,5,4,8] y) <float[8,3,1,1] w, float[5,8,1,1] v, int64[2] s = {4, 8}> {
+        h = Conv(x, w)
+        c = CenterCropPad<axes=[2,-1]>(h, s)
+        y = Conv(c, v)
+    }""",
+        opset=18,
+    )
+    assert prunable(m) == {"w:0": 8}
+    prune_and_compare(m)
+
+
+def test_a_window_over_all_axes_keeps_them() -> None:
+    m = model(
+        """(float[2,4] x) => (float[2,3] y) <float[4,8] w, float[6,3] v, int64[2] s = {2, 6}> {
+        h = MatMul(x, w)
+        c = CenterCropPad(h, s)
+        y = MatMul(c, v)
+    }""",
+        opset=18,
+    )
+    assert reasons(m)["w:1"] == "CenterCropPad: CenterCropPad cuts or pads this axis"
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_expand_dims_adds_an_axis(axis: int) -> None:
+    m = model(f"""(float[2,4] x) => (float[A,B,C] y) <float[4,8] w, int32 k = {{{axis}}}, int64[2] flat = {{2,8}},
+        float[8,3] v, int64[3] last = {{2,3,1}}> {{
+        h = MatMul(x, w)
+        u = com.microsoft.ExpandDims(h, k)
+        r = Reshape(u, flat)
+        z = MatMul(r, v)
+        y = com.microsoft.ExpandDims(z, k)
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)

@@ -180,11 +180,29 @@ def test_einsum_in_forms_that_are_not_covered(equation: str) -> None:
 
 
 @pytest.mark.parametrize("transposed", [0, 1])
-def test_fused_matmul(transposed: int) -> None:
+@pytest.mark.parametrize(
+    "call",
+    [
+        "com.microsoft.FusedMatMul<transB={}, alpha=0.5>(x, w)",
+        "com.microsoft.TransposeMatMul<transB={}>(x, w)",
+        'com.microsoft.FusedGemm<transB={}, activation="Relu">(x, w, b)',
+    ],
+)
+def test_fused_products(call: str, transposed: int) -> None:
     order = "8,4" if transposed else "4,8"
-    m = model(f"""(float[N,4] x) => (float[N,3] y) <float[{order}] w, float[8,3] v> {{
-        h = com.microsoft.FusedMatMul<transB={transposed}, alpha=0.5>(x, w)
+    m = model(f"""(float[N,4] x) => (float[N,3] y) <float[{order}] w, float[8] b, float[8,3] v> {{
+        h = {call.format(transposed)}
         y = com.microsoft.FusedMatMul(h, v)
     }}""")
     assert list(prunable(m).values()) == [8]
+    prune_and_compare(m)
+
+
+def test_products_of_short_integers() -> None:
+    m = model("""(int16[N,4] x) => (int32[N,3] y) <int16[4,8] w, int16[8,3] v> {
+        h = com.microsoft.MatMulInteger16(x, w)
+        k = Cast<to=5>(h)
+        y = com.microsoft.MatMulInteger16(k, v)
+    }""")
+    assert prunable(m) == {"w:1": 8}
     prune_and_compare(m)

@@ -160,3 +160,16 @@ def test_lp_normalization_sums_over_its_axis(p: int) -> None:
     assert prunable(m) == {"w:1": 8}
     assert not groups(m)["w:1"].renormalised
     prune_and_compare(m)
+
+
+def test_gated_rms_normalization_by_head() -> None:
+    m = model("""(float[N,T,4] x) => (float[N,T,3] y)
+        <float[4,12] w, float[4,12] u, float[4] scale, float[12,3] v> {
+        h = MatMul(x, w)
+        g = MatMul(x, u)
+        n = com.microsoft.GatedRMSNorm(h, scale, g)
+        y = MatMul(n, v)
+    }""")
+    assert prunable(m) == {"w:1": 3, "w:1#2": 4}
+    prune_and_compare(m)
+    assert prune_and_compare(m, factors=True).weights["scale"] == (2,)

@@ -246,6 +246,32 @@ def test_cumsum_freezes_the_axis_it_runs_along(axis: str, frozen: bool) -> None:
         prune_and_compare(m)
 
 
+def test_cumulative_products_of_tokens() -> None:
+    m = model(
+        """(float[N,6,4] x) => (float[N,6,3] y) <float[4,8] w, float[8,3] v, int64 k = {1}> {
+        h = MatMul(x, w)
+        r = CumProd(h, k)
+        y = MatMul(r, v)
+    }""",
+        opset=26,
+        ir=10,
+    )
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+def test_bits_of_another_type_and_back() -> None:
+    m = model(_between("i = BitCast<to=6>(h)\n r = BitCast<to=1>(i)"), opset=26, ir=10)
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+def test_gates_with_swish() -> None:
+    """Newer than the runtime, so analysed only."""
+    m = model(_between("r = SwiGLU(h, h)"), opset=28, ir=10)
+    assert prunable(m) == {"w:1": 8}
+
+
 def test_cumsum_along_a_computed_axis_freezes_everything() -> None:
     m = model("""(float[N,6,4] x, int64 k) => (float[N,6,3] y) <float[4,8] w, float[8,3] v> {
         h = MatMul(x, w)

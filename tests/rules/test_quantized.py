@@ -201,20 +201,47 @@ def test_quantized_concatenation() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        "com.microsoft.QLinearSoftmax<axis=1, opset=13>(h, sx, zx, sy, zy)",
-        "com.microsoft.QLinearWhere(c, h, sx, zx, h, sx, zx, sy, zy)",
+        "com.microsoft.QLinearSoftmax<axis=1, opset=13>(h, sx, zx, sx, zx)",
+        "com.microsoft.QLinearWhere(c, h, sx, zx, h, sx, zx, sx, zx)",
     ],
 )
-def test_quantized_operators_that_are_not_covered(call: str) -> None:
-    m = model(f"""(float[2,4] x, bool c) => (float[2,3] y) <float[4,8] w, float[8,3] v, {_SCALES}> {{
+def test_a_quantized_comparison_and_choice_of_tokens(call: str) -> None:
+    m = model(f"""(float[2,6,4] x, bool[2,6,1] c) => (float[2,6,3] y) <float[4,8] w, float[8,3] v, {_SCALES}> {{
         p = MatMul(x, w)
         h = QuantizeLinear(p, sx, zx)
         r = {call}
+        f = DequantizeLinear(r, sx, zx)
+        y = MatMul(f, v)
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+def test_quantized_softmax_needs_its_axis_whole() -> None:
+    m = model(f"""(float[2,4] x) => (float[2,3] y) <float[4,8] w, float[8,3] v, {_SCALES}> {{
+        p = MatMul(x, w)
+        h = QuantizeLinear(p, sx, zx)
+        r = com.microsoft.QLinearSoftmax<axis=1, opset=13>(h, sx, zx, sy, zy)
         f = DequantizeLinear(r, sy, zy)
         y = MatMul(f, v)
     }}""")
-    assert prunable(m) == {}
-    assert "w:1" in reasons(m)
+    assert reasons(m)["w:1"] == "QLinearSoftmax: QLinearSoftmax compares along this axis"
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_quantized_convolution_and_pooling_with_channels_last(group: int) -> None:
+    m = model(f"""(float[2,6,6,3] x) => (float[2,4,4,5] y) <float[3,8] w, uint8[8,{8 // group},2,2] u, int32[8] b,
+        float[8,5] v, uint8 zw = {{50}}, {_SCALES.replace("int8 zw", "int8 zs")}> {{
+        p = MatMul(x, w)
+        h = QuantizeLinear(p, sx, zx)
+        c = com.microsoft.QLinearConv<channels_last=1, group={group}>(h, sx, zx, u, sw, zw, sx, zx, b)
+        m = com.microsoft.NhwcMaxPool<kernel_shape=[2,1]>(c)
+        a = com.microsoft.QLinearAveragePool<kernel_shape=[1,2], channels_last=1>(m, sx, zx, sx, zx)
+        f = DequantizeLinear(a, sx, zx)
+        y = MatMul(f, v)
+    }}""")
+    assert prunable(m)
+    prune_and_compare(m)
 
 
 def test_products_by_packed_weights_lose_rows() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from oracle import groups, model, places, prunable, prune_and_compare
 
@@ -63,3 +64,27 @@ def test_peepholes_and_initial_states_are_carried() -> None:
     found = places(groups(m)["w:1"])
     assert (found["p", 1], found["h0", 2], found["c0", 2]) == ("carried", "carried", "carried")
     prune_and_compare(m)
+
+
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_quantized_lstm(directions: int, columns: bool) -> None:
+    d, direction = directions, "bidirectional" if directions == 2 else "forward"
+    scale = f"{d},32" if columns else f"{d}"
+    m = model(
+        f"""(float[6,N,4] x) => (float[{d},N,3] y) <float[4,6] e, int8[{d},6,32] w, int8[{d},8,32] r, float[{d},64] b,
+        float[{scale}] ws, int8[{scale}] wz, float[{scale}] rs, int8[{scale}] rz, float[8,3] v> {{
+        g = MatMul(x, e)
+        s, h = com.microsoft.DynamicQuantizeLSTM<hidden_size=8, direction="{direction}">(
+            g, w, r, b, , , , , ws, wz, rs, rz)
+        y = MatMul(h, v)
+    }}""",
+        ws=np.full([d, 32] if columns else [d], 0.01),
+        rs=np.full([d, 32] if columns else [d], 0.01),
+        wz=np.zeros([d, 32] if columns else [d]),
+        rz=np.zeros([d, 32] if columns else [d]),
+    )
+    assert prunable(m) == {"e:1": 6, "w:2": 8}
+    result = prune_and_compare(m)
+    assert result.attribute("DynamicQuantizeLSTM", "hidden_size") == 4
+    assert result.weights["r"] == (d, 4, 16)

@@ -108,3 +108,75 @@ def test_dft_freezes_its_axis_and_passes_the_others() -> None:
         opset=17,
     )
     assert reasons(frozen)["w:1"] == "DFT: DFT works along this axis"
+
+
+def test_a_cache_that_is_written_into_keeps_its_steps() -> None:
+    m = model(
+        """(float[2,3,4] x, int64[2] at) => (float[2,6,3] y) <float[4,8] w, float[2,6,8] cache, float[8,3] v> {
+        h = MatMul(x, w)
+        c = TensorScatter(cache, h, at)
+        y = MatMul(c, v)
+    }""",
+        opset=24,
+        ir=10,
+    )
+    assert prunable(m) == {"w:1": 8}
+    assert prune_and_compare(m).weights["cache"] == (2, 6, 4)
+
+
+def test_compress_picks_rows() -> None:
+    m = model("""(float[6,4] x) => (float[M,3] y) <float[4,8] w, bool[6] c = {1,0,1,1,0,0}, float[8,3] v> {
+        h = MatMul(x, w)
+        p = Compress<axis=0>(h, c)
+        y = MatMul(p, v)
+    }""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize(
+    ("axis", "reason"), [("axis=1", "Compress picks from this axis"), ("", "all elements in a row")]
+)
+def test_compress_of_the_width_keeps_it(axis: str, reason: str) -> None:
+    m = model(f"""(float[6,4] x) => (float[A] z) <float[4,8] w, bool[8] c = {{1,0,1,1,0,0,1,1}}> {{
+        h = MatMul(x, w)
+        p = Compress{f"<{axis}>" if axis else ""}(h, c)
+        z = ReduceSum<keepdims=0>(p)
+    }}""")
+    assert reason in reasons(m)["w:1"]
+
+
+def test_sequences_are_turned_round() -> None:
+    m = model("""(float[6,2,4] x) => (float[6,2,3] y) <float[4,8] w, int64[2] l = {4, 6}, float[8,3] v> {
+        h = MatMul(x, w)
+        r = ReverseSequence(h, l)
+        y = MatMul(r, v)
+    }""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize(("call", "shape"), [("Det(h)", "2,8"), ("com.microsoft.Inverse(h)", "2,8,3,3")])
+def test_functions_of_whole_matrices(call: str, shape: str) -> None:
+    m = model(f"""(float[2,3,3,3] x) => (float[{shape.replace("8", "5")}] y) <float[8,3,1,1] w, float[8,1,1] e,
+        int64[2] rows = {{2,8}}, int64[4] back, float[8,5] v, float[5,8,1,1] u> {{
+        h = Conv(x, w)
+        d = {call}
+        y = {"MatMul(d, v)" if call == "Det(h)" else "Conv(d, u)"}
+    }}""")
+    assert prunable(m) == {"w:0": 8}
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize("call", ["com.microsoft.GatherND(h, i)", "com.microsoft.Trilu(t)", "com.microsoft.Pad(h, p)"])
+def test_the_forms_of_the_contributed_domain(call: str) -> None:
+    m = model(f"""(float[2,6,4] x) => (float[A,B,3] y) <float[4,8] w, int64[2,2,2] i = {{0,3,1,5,0,0,1,1}},
+        int64[6] p = {{0,1,0,0,2,0}}, float[8,3] v> {{
+        h = MatMul(x, w)
+        t = Transpose<perm=[2,0,1]>(h)
+        g = {call}
+        r = {"Transpose<perm=[1,2,0]>" if "Trilu" in call else "Identity"}(g)
+        y = MatMul(r, v)
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
