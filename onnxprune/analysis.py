@@ -21,12 +21,15 @@ from onnxprune.bodies import (
     returning,
     walked_bodies,
 )
+from onnxprune.computed import Numbers, is_statable
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
 from onnxprune.records import Analysis, Comparison, Contraction, Group, Occurrence, Pick, Refusal, Role, SizeUse, Work
 from onnxprune.rules import Operator
+from onnxprune.rules.opaque import why_no_rule
 from onnxprune.rules.registry import FIXED_FACTOR, SizeMismatchError
 from onnxprune.shapes import Shapes, graph_inputs, node_attributes
+from onnxprune.unknown import Makers
 
 Dims = tuple[Dim, ...]
 _Roles = dict[tuple[str, int | None, Dim], Role]
@@ -43,6 +46,7 @@ CARRIES = MOVES | {"Expand", "Flatten", "Gather", "Tile"}
 class _State:
     shapes: Shapes
     opsets: dict[str, int]
+    makers: Makers
     tensors: dict[str, Dims] = field(default_factory=dict)
     weights: dict[str, Dims] = field(default_factory=dict)
     origin: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -66,7 +70,7 @@ class _State:
 
 def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
     """Find the groups of the main graph of the skeleton `proto`."""
-    state = _State(shapes, {o.domain: o.version for o in proto.opset_import})
+    state = _State(shapes, {o.domain: o.version for o in proto.opset_import}, Makers(proto))
     state.opsets.setdefault("", state.opsets.get("ai.onnx", 1))
     for tensor in proto.graph.initializer:
         _add_weight(state, tensor.name, tensor.dims)
@@ -96,19 +100,25 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
 
 
 def _freeze_measured(state: _State, proto: onnx.ModelProto) -> None:
-    """A tensor whose size is a result of the model, or of a body, keeps it."""
-    flat = flat_nodes(proto)
-    names = {o.name for graph in graphs(proto) for o in graph.output}
-    for _, node in flat:
-        names.update(captured_names(node))
-    wanted = names & state.shapes.derived
-    for _, node in reversed(flat if wanted else []):
-        if not wanted.intersection(node.output):
-            continue
-        if node.op_type in ("Shape", "Size"):
-            reason = Refusal(node_name(node, 0), node.op_type, "the size is a result of the model")
-            _freeze(state.tensors.get(node.input[0], ()), reason)
-        wanted.update(n for n in node.input if n in state.shapes.derived)
+    """A size that the model uses in a way that cannot follow a width keeps that width: as a result of the model or of
+    a body, in a number that also follows the input, or among sizes that only the data tells."""
+    flat = [node for _, node in flat_nodes(proto)]
+    numbers = Numbers(flat, state.tensors, state.shapes)
+    derived = state.shapes.derived
+    results = {o.name for graph in graphs(proto) for o in graph.output}
+    stated = {(use.node, use.where) for use in state.uses}
+    for index, node in enumerate(flat):
+        results.update(captured_names(node))
+        for operand, name in enumerate(node.input if any(o not in derived for o in node.output if o) else ()):
+            if (index, operand) not in stated and name in derived and state.shapes.dynamic_values[name].any():
+                reason = "takes a number computed from this width and from the size of the input"
+                _freeze(numbers.widths(name), Refusal(node_name(node, index), node.op_type, reason))
+    for name in sorted(results & derived):
+        _freeze(numbers.widths(name), Refusal(name, "Shape", "the size is a result of the model, or of a body"))
+    for use in state.uses:
+        if not is_statable(state.shapes, flat[use.node], use):
+            refusal = Refusal(state.names[use.node], flat[use.node].op_type, "takes sizes that only the data tells")
+            _freeze((d for d in use.dims if d is not None), refusal)
 
 
 def node_name(node: onnx.NodeProto, index: int) -> str:
@@ -143,7 +153,11 @@ def _visit(state: _State, node: onnx.NodeProto, walkable: bool) -> None:
         return
     if all(o in state.shapes.derived for o in node.output if o):
         for o in node.output:
-            state.tensors[o] = _fresh(state, o, Refusal(name, node.op_type, "a computed shape or index"))
+            state.tensors[o] = _fresh(
+                state,
+                o,
+                Refusal(name, node.op_type, "numbers computed from sizes alone (positions, masks) keep their axes"),
+            )
         return
     op = _operator(state, index, name, node)
     if walked:
@@ -236,12 +250,10 @@ def _contradiction(state: _State, node: onnx.NodeProto, op: Operator) -> str | N
 def _why_not(state: _State, node: onnx.NodeProto, unknown: bool) -> str | None:
     """Why the rule cannot be applied, or None."""
     if unknown:
-        domain = f"{node.domain}::" if node.domain else ""
-        return f"no rule for operator {domain}{node.op_type}"
-    for tensor in (*node.input, *node.output):
-        if tensor and tensor not in state.tensors and tensor not in state.shapes.shape:
-            return f"the shape of {tensor!r} is not known"
-    return None
+        return why_no_rule(node.domain, node.op_type)
+    known = state.shapes.shape
+    missing = next((name for name in (*node.input, *node.output) if name and name not in known), None)
+    return None if missing is None else state.makers.why_unknown(missing, known)
 
 
 def _fresh(state: _State, name: str, frozen: Refusal | None = None) -> Dims:

@@ -19,11 +19,11 @@ from onnx import helper, numpy_helper
 
 from onnxprune import dims
 from onnxprune.bodies import captured_names, flat_nodes, graphs, numbered_graphs
+from onnxprune.computed import is_statable, recompute
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
-from onnxprune.folding import evaluate
 from onnxprune.records import Analysis, IndexArray, SizeUse
-from onnxprune.shapes import Shapes, constant_tensor, node_attributes
+from onnxprune.shapes import Shapes, constant_tensor
 
 Array = npt.NDArray[Any]
 INITIALIZERS_NEED_NO_INPUT = 4
@@ -227,7 +227,7 @@ def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | Non
     name = node.input[operand]
     actual = surgery.values.get(name, surgery.shapes.values.get(name))
     if actual is None:
-        _replace_unknown(surgery, use.node, operand, wanted)
+        _replace_unknown(surgery, use, operand, wanted)
         return
     flat = actual.reshape(-1)
     target = np.asarray([a if w is None else w for a, w in zip(flat, wanted, strict=True)], flat.dtype)
@@ -240,16 +240,16 @@ def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | Non
         _scale_operand(surgery, use.node, operand, flat, target, moving.reshape(-1))
 
 
-def _replace_unknown(surgery: _Surgery, index: int, operand: int, wanted: Sequence[int | None]) -> None:
+def _replace_unknown(surgery: _Surgery, use: SizeUse, operand: int, wanted: Sequence[int | None]) -> None:
     """Sizes nobody could compute: the known new ones instead, and -1 for the one that follows the input."""
-    node = surgery.nodes[index]
-    moving = surgery.shapes.dynamic_axes.get(node.output[0])
-    if moving is None or None in wanted or moving.sum() > (node.op_type == "Reshape"):
+    node = surgery.nodes[use.node]
+    if not is_statable(surgery.shapes, node, use):
         raise ModelError(
             f"node {node.name!r}: the sizes in {node.input[operand]!r} are not known; exclude the group with --keep"
         )
+    moving = surgery.shapes.dynamic_axes[node.output[0]]
     sizes = [-1 if m else int(w or 0) for m, w in zip(moving, wanted, strict=True)]
-    _replace_operand(surgery, index, operand, np.asarray(sizes, np.int64))
+    _replace_operand(surgery, use.node, operand, np.asarray(sizes, np.int64))
 
 
 def _scale_operand(surgery: _Surgery, index: int, operand: int, actual: Array, target: Array, moving: Array) -> None:
@@ -300,18 +300,11 @@ def _insert_nodes(surgery: _Surgery) -> None:
 def _refold(surgery: _Surgery, node: onnx.NodeProto) -> None:
     """Recompute a node of shape arithmetic as the pruned model will."""
     if node.op_type in ("Shape", "Size"):
-        found = surgery.analysis.tensors.get(node.input[0])
-        if found is None:
+        if node.input[0] not in surgery.analysis.tensors:
             return
-        sizes = [dims.size(d, surgery.counts) for d in found]
-        bounds = {a.name: a.i for a in node.attribute}
-        chosen = sizes[bounds.get("start", 0) : bounds.get("end", len(sizes))]
-        results: list[Array] | None = [np.asarray(np.prod(sizes) if node.op_type == "Size" else chosen, np.int64)]
-    elif any(n in surgery.values for n in node.input):
-        inputs = [surgery.values.get(n, surgery.shapes.values.get(n)) if n else None for n in node.input]
-        results = evaluate(node.op_type, inputs, node_attributes(node), len(node.output))
-    else:
+    elif not any(n in surgery.values for n in node.input):
         return
+    results = recompute(node, surgery.values, surgery.shapes.values, surgery.analysis.tensors, surgery.counts)
     if results is None:
         raise ModelError(f"node {node.name!r} cannot be computed for the new sizes; exclude the group with --keep")
     for name, value in zip(node.output, results, strict=False):

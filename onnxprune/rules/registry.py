@@ -27,6 +27,10 @@ FIXED_FACTOR = "a factor fixed by the operator"
 """Reason of a factor that is no channel at all (the gates of an LSTM)."""
 
 
+LISTED = 4
+"""Parts of an axis that a reason spells out."""
+
+
 class SizeMismatchError(ValueError):
     """Two axes that an operator makes equal have different sizes: the model is wrong."""
 
@@ -143,7 +147,7 @@ class Operator:
         """The two dimensions are the same. Raises SizeMismatchError where their sizes differ."""
         if a.size != b.size:
             raise SizeMismatchError(f"{a.size} and {b.size} indices on axes that must be equal")
-        dims.unify(a, b, self.refusal(f"dimensions of {a.size} and {b.size} have no common refinement"))
+        dims.unify(a, b, self.refusal(f"axes made up as {_written(a)} and {_written(b)} cannot be made equal"))
 
     def unify_all(self, a: Sequence[Dim], b: Sequence[Dim]) -> None:
         """The two runs of axes are the same, axis by axis."""
@@ -152,11 +156,19 @@ class Operator:
 
     def split(self, dimension: Dim, sizes: Sequence[int]) -> list[Dim]:
         """Cut into consecutive parts."""
-        return dims.split(dimension, sizes, self.refusal(f"{dimension.size} cannot be cut into {list(sizes)}"))
+        return dims.split(
+            dimension,
+            sizes,
+            self.refusal(f"an axis made up as {_written(dimension)} cannot be cut into {_joined(sizes, ' + ')}"),
+        )
 
     def factor(self, dimension: Dim, sizes: Sequence[int]) -> list[Dim]:
         """Write as a row-major product, outermost first."""
-        return dims.factor(dimension, sizes, self.refusal(f"{dimension.size} cannot be factored as {list(sizes)}"))
+        return dims.factor(
+            dimension,
+            sizes,
+            self.refusal(f"an axis made up as {_written(dimension)} cannot be taken as {_joined(sizes, ' x ')}"),
+        )
 
     def contract(
         self,
@@ -275,6 +287,20 @@ class Operator:
             if axes:
                 self.contract(operand, axes, quantized=quantized, weighted=weighted)
             masked |= {letter for term in terms for letter in term}
+
+
+def _written(d: Dim) -> str:
+    """How an axis is made up: "136", parts end to end "24 + 112", or factors "12 x 23"."""
+    d = dims.resolve(d)
+    if d.kind == "atom":
+        return str(d.size)
+    parts = dims.cat_parts(d) if d.kind == "cat" else dims.prod_factors(d)
+    return _joined([p.size for p in parts], " + " if d.kind == "cat" else " x ")
+
+
+def _joined(sizes: Sequence[int], sign: str) -> str:
+    shown = [str(s) for s in sizes[:LISTED]]
+    return sign.join([*shown, "..."] if len(sizes) > LISTED else shown)
 
 
 def _match(op: Operator, found: Dims, terms: Sequence[Term], letters: dict[str, Dim]) -> Dims:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from onnxprune.rules.opaque import REASONS
 from onnxprune.rules.registry import Rule, supported
 
 PAGE = Path(__file__).with_name("OPERATORS.md")
@@ -29,8 +30,9 @@ notation of the rules, or in words: the same letter is the same dimension, `(g o
 factor, `...` is a run of axes that pass through, `?` marks an operand that may be absent; `_` is an axis, `*` a run
 of axes, that must stay whole ("works along this axis"). In braces stands what the attributes and the ranks decide.
 *Freezes* lists the reasons why a rule keeps an axis whole; *not covered* the forms of an operator that freeze all of
-its operands. Any rule freezes axes that it makes equal and that have no common refinement ("cannot be factored as",
-"cannot be cut into").
+its operands. Any rule freezes axes that are made up in ways that do not go together ("an axis made up as 34 x 4 cannot
+be taken as 4 x 34"). Some operators have no rule because nothing they touch can shrink:
+
 """
 _FREEZES = {"freeze": 1, "freeze_all": 0, "refusal": 0, "compare": 2}
 """Methods of an operator that refuse, and which argument holds the reason."""
@@ -64,7 +66,14 @@ def page() -> str:
         if row is None:
             rows.append(row := _Row(domain, since, rule, []))
         row.names.append(name)
-    return _HEAD + "".join(_family(sys.modules[name], families[name]) for name in sorted(families))
+    return _HEAD + _without_rule() + "".join(_family(sys.modules[name], families[name]) for name in sorted(families))
+
+
+def _without_rule() -> str:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in sorted(REASONS.items()):
+        reasons.setdefault(reason, []).append(name)
+    return "".join(f"- {', '.join(names)}: {reason}.\n" for reason, names in reasons.items())
 
 
 def _family(module: ModuleType, rows: list[_Row]) -> str:
