@@ -5,6 +5,7 @@ Models run in a child process, so that a crash of ONNX Runtime is an error messa
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,13 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune import calibration, runtime
+from onnxprune.branches import has_branches, take_branch
 from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.modelfile import external_files, skeleton
 from onnxprune.records import Exactness, Feed, OutputQuality, Proof, Quality
 from onnxprune.widening import has_half, widen
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
 """Largest allowed difference over the largest absolute output, for float32 arithmetic."""
@@ -219,10 +223,54 @@ def prove(
     del reference, result
     original_outputs = all_outputs(original, made, wide=wide)
     exactness = exactness_of(expected, found, original_outputs, _bounded_outputs(skeleton(Path(pruned))), tolerance)
+    if has_branches(skeleton(Path(masked))):
+        models = ((original, str(Path(original).parent)), (masked, folder), (pruned, str(Path(pruned).parent)))
+        for then in (True, False):
+            exactness = _with_branch(exactness, then, models, made, tolerance, wide)
     if not feeds:
         return Proof(exactness, compare_quality(original, pruned, made, data="synthetic"))
     chosen = calibration.batches(feeds, calibration.fixed_rows(skeleton(Path(original))), QUALITY_ROWS)
     return Proof(exactness, compare_quality(original, pruned, chosen, data="calibration"))
+
+
+def _with_branch(
+    so_far: Exactness,
+    then: bool,
+    models: Sequence[tuple[str, str]],
+    feeds: Sequence[Feed],
+    tolerance: float,
+    wide: bool,
+) -> Exactness:
+    """The worse of `so_far` and the exactness where every If takes one branch, on those of `feeds` that the masked
+    model then runs on. `models`: original, masked and pruned, with the folders of their external data.
+    """
+    original, masked, pruned = ((Path(path), folder) for path, folder in models)
+    working, expected = _those_that_run(_probed_session(*masked, wide, then), feeds)
+    if not working or not _has_numbers(expected):
+        return so_far
+    before = _those_that_run(_probed_session(*original, wide, then), working)[1]
+    session = _probed_session(*pruned, wide, then)
+    found = [_run_pruned(session, feed) for feed in working]
+    forced = exactness_of(expected, found, before, _bounded_outputs(skeleton(pruned[0])), tolerance)
+    return Exactness(
+        max(so_far.max_abs, forced.max_abs),
+        max(so_far.max_rel, forced.max_rel),
+        so_far.passed and forced.passed,
+        so_far.runs,
+        so_far.shown or forced.shown,
+    )
+
+
+def _those_that_run(session: Any, feeds: Sequence[Feed]) -> tuple[list[Feed], list[Outputs]]:
+    working: list[Feed] = []
+    results: list[Outputs] = []
+    for feed in feeds:
+        try:
+            results.append(_run(session, feed))
+            working.append(feed)
+        except ModelError as error:
+            log.debug("a branch that the inputs do not take does not run on them: %s", error)
+    return working, results
 
 
 def prove_equal(
@@ -279,12 +327,16 @@ def exactness_of(
 
 def _require_numbers(expected: Sequence[Outputs]) -> None:
     """Raise VerificationError where there is not one finite number to compare."""
-    found = [a for outputs in expected for a in outputs.values() if a.dtype.kind == "f"]
-    if found and not any(np.isfinite(a).any() for a in found):
+    if not _has_numbers(expected):
         raise VerificationError(
             "every output of the model is NaN or infinite at the inputs tried, so nothing can be proved; "
             "check the model, or give sizes it is meant for with --input-shape"
         )
+
+
+def _has_numbers(results: Sequence[Outputs]) -> bool:
+    found = [a for outputs in results for a in outputs.values() if a.dtype.kind == "f"]
+    return not found or any(np.isfinite(a).any() for a in found)
 
 
 BOUNDED = {"Sigmoid", "Softmax", "HardSigmoid", "Tanh", "Softsign"}
@@ -299,12 +351,14 @@ def _bounded_outputs(proto: onnx.ModelProto) -> set[str]:
     return {o for n in proto.graph.node if n.op_type in BOUNDED for o in n.output if o in outputs}
 
 
-def _probed_session(path: Path, folder: str, wide: bool) -> Any:
+def _probed_session(path: Path, folder: str, wide: bool, then: bool | None = None) -> Any:
     """A session, graph optimisations off, that also returns what goes into the last bounded or discrete operators.
 
-    `wide`: half precision is computed in float32.
+    `wide`: half precision is computed in float32. `then`: the branch that every If takes, None for what it says.
     """
     proto = skeleton(path)
+    if then is not None:
+        take_branch(proto, then)
     producers = {o: n for n in proto.graph.node for o in n.output}
     names = [o.name for o in proto.graph.output]
     for name in list(names):
