@@ -24,7 +24,20 @@ from onnxprune.bodies import (
 from onnxprune.computed import Numbers, is_statable
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
-from onnxprune.records import Analysis, Comparison, Contraction, Group, Occurrence, Pick, Refusal, Role, SizeUse, Work
+from onnxprune.parts import Roles, is_matrix, outer_parts, owned
+from onnxprune.records import (
+    Analysis,
+    Comparison,
+    Contraction,
+    Group,
+    Occurrence,
+    Pick,
+    Refusal,
+    Role,
+    SizeUse,
+    Stack,
+    Work,
+)
 from onnxprune.rules import Operator
 from onnxprune.rules.opaque import why_no_rule
 from onnxprune.rules.registry import FIXED_FACTOR, SizeMismatchError
@@ -32,7 +45,6 @@ from onnxprune.shapes import Shapes, graph_inputs, node_attributes
 from onnxprune.unknown import Makers
 
 Dims = tuple[Dim, ...]
-_Roles = dict[tuple[str, int | None, Dim], Role]
 RANK: tuple[Role, ...] = ("contracted", "produced", "carried")
 """Of several roles on one axis the first counts."""
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -58,6 +70,9 @@ class _State:
     places: dict[str, Dim] = field(default_factory=dict)
     """The tensors whose elements are places on a dimension."""
     comparisons: list[Comparison] = field(default_factory=list)
+    stacked: list[tuple[int, Dim]] = field(default_factory=list)
+    """Concats (by number) of operands of one index each, and the dimension of these indices."""
+    stacks: list[Stack] = field(default_factory=list)
     roles: list[tuple[str, int, Dim, Role]] = field(default_factory=list)
     users: dict[str, list[str]] = field(default_factory=dict)
     contractions: list[Contraction] = field(default_factory=list)
@@ -81,6 +96,7 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
     walkable = is_walkable(proto)
     for node in proto.graph.node:
         _visit(state, node, walkable)
+    _settle_stacks(state, proto)
     _settle_comparisons(state)
     for value in proto.graph.output:
         reason = Refusal(value.name, "graph output", "the interface keeps its shape")
@@ -96,6 +112,7 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
         work=tuple(state.work),
         nodes=tuple(state.names),
         places=state.places,
+        stacks=tuple(state.stacks),
     )
 
 
@@ -171,7 +188,7 @@ def _visit(state: _State, node: onnx.NodeProto, walkable: bool) -> None:
         for captured in captured_names(node):
             _freeze([*state.tensors.get(captured, ()), *_places(state, [captured])], op.refusal(reason))
         op.contractions, op.roles, op.uses, op.picks, op.work = [], [], [], [], []
-        op.comparisons, op.understood, op.placed = [], set(), {}
+        op.comparisons, op.understood, op.placed, op.stack = [], set(), {}, None
     _record(state, node, op)
 
 
@@ -301,6 +318,7 @@ def _record(state: _State, node: onnx.NodeProto, op: Operator) -> None:
         for weight in state.origin.get(operand, ()):
             state.users.setdefault(weight, []).append(op.name)
     state.comparisons += op.comparisons
+    state.stacked += [(op.index, op.stack)] if op.stack is not None else []
     state.contractions += op.contractions
     state.uses += op.uses
     state.picks += op.picks
@@ -319,29 +337,31 @@ def _record_places(state: _State, node: onnx.NodeProto, op: Operator) -> None:
             op.freeze(d, "it computes with the numbers of the indices")
 
 
+def _settle_stacks(state: _State, proto: onnx.ModelProto) -> None:
+    """What is stacked stays, except where operators choose among it."""
+    compared = {a for c in state.comparisons for a in dims.atoms(c.dim)}
+    flat = flat_nodes(proto) if state.stacked else []
+    for node, d in state.stacked:
+        if dims.resolve(d) in compared:
+            state.stacks.append(Stack(node, dims.resolve(d), tuple(owned(proto, flat, node))))
+        else:
+            dims.freeze(d, Refusal(state.names[node], "Concat", "nothing chooses among the tensors it stacks"))
+
+
 def _settle_comparisons(state: _State) -> None:
     """What operators compare stays, except where every index is a part of the model with a matrix of its own, of which
     more are there than they need."""
     roles = _roles_by_weight(state)
-    parts = {a for weight, axes in state.weights.items() for a in _parts(axes, weight, roles)}
+    parts = {a for weight, axes in state.weights.items() for a in outer_parts(axes, weight, roles)}
+    for stack in state.stacks:
+        matrices = [any(is_matrix(state.weights.get(w, ()), w, roles) for w in part.tensors) for part in stack.owned]
+        parts |= {dims.resolve(stack.dim)} if all(matrices) else set()
     for c in state.comparisons:
         found = dims.prod_factors(c.dim)
         whole = len(found) == 1 and found[0].kind == "atom" and c.least < c.dim.size
         for a in dims.atoms(c.dim):
             if a not in parts or not whole:
                 dims.freeze(a, c.refusal)
-
-
-def _parts(axes: Dims, weight: str, roles: _Roles) -> Iterator[Dim]:
-    """The dimensions of which each index owns a matrix in a weight: the outermost ones of an axis, beside which the
-    weight produces something from something else."""
-    found = {a for d in axes for a in dims.atoms(d) if a.size > 1}
-    stated = {a: {roles.get((weight, k, a)) for k in (None, *range(len(axes)))} for a in found}
-    for part in (p for d in axes for p in dims.cat_parts(d)):
-        outer = dims.prod_factors(part)[:1]
-        others = {role for a in found - set(outer) for role in stated[a]}
-        if {"produced", "contracted"} <= others:
-            yield from outer
 
 
 def _record_constant(state: _State, node: onnx.NodeProto, sources: frozenset[str]) -> None:
@@ -385,12 +405,12 @@ def _groups(state: _State) -> Iterator[Group]:
         )
 
 
-def _roles_by_weight(state: _State) -> _Roles:
+def _roles_by_weight(state: _State) -> Roles:
     """The role of each atom on each axis of each weight.
 
     A role stated of a constant computed from weights counts for all axes (None) of the weights behind it.
     """
-    roles: _Roles = {}
+    roles: Roles = {}
     for name, axis, d, role in state.roles:
         for a in dims.atoms(d):
             for weight in state.origin.get(name) or state.picked.get(name) or ():

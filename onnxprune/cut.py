@@ -63,6 +63,8 @@ class _Surgery:
     """New nodes to insert before the node of that index."""
     stored: frozenset[str] = frozenset()
     """Weights that have a payload: initializers and results of Constant nodes."""
+    dropped: frozenset[int] = frozenset()
+    """Nodes that fall with an operand of a stack."""
     readers: dict[str, int] = field(default_factory=dict)
     """How often each tensor is read, graph outputs and subgraphs included."""
 
@@ -79,11 +81,13 @@ def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mappin
     surgery.readers, surgery.stored = _count_readers(copy), frozenset(stored_names(proto))
     slices = {name: found for name in stored_names(proto) if (found := _slices(analysis.weights.get(name, ()), keep))}
     surgery.edits.update({name: _slicer(found) for name, found in slices.items()})
+    lost = _unstack(surgery)
     _renumber(surgery)
     _restate_sizes(surgery)
     _restate_value_info(surgery)
     _insert_nodes(surgery)
     _store_lists(surgery)
+    _forget(surgery, lost)
     return Cut(copy, slices, surgery.edits)
 
 
@@ -121,9 +125,32 @@ def _slicer(slices: Mapping[int, IndexArray]) -> Edit:
     return edit
 
 
+def _unstack(surgery: _Surgery) -> set[str]:
+    """Take the removed operands off the stacks; returns the names of the tensors that go with them."""
+    lost: set[str] = set()
+    for stack in surgery.analysis.stacks:
+        mask = dims.mask(stack.dim, surgery.keep)
+        node = surgery.nodes[stack.node]
+        node.input[:] = [name for name, stays in zip(node.input, mask, strict=True) if stays]
+        for part in (part for part, stays in zip(stack.owned, mask, strict=True) if not stays):
+            surgery.dropped |= part.nodes
+            lost |= part.tensors
+    return lost
+
+
+def _forget(surgery: _Surgery, lost: set[str]) -> None:
+    """Drop what is stored or noted of tensors that are there no more."""
+    graph = surgery.proto.graph
+    for entries in (graph.initializer, graph.value_info):
+        for index in reversed([k for k, entry in enumerate(entries) if entry.name in lost]):
+            del entries[index]
+    for name in lost & set(surgery.edits):
+        del surgery.edits[name]
+
+
 def _renumber(surgery: _Surgery) -> None:
     """Constant indices of a dimension that shrinks get the new numbers of what they picked and still pick."""
-    for pick in surgery.analysis.picks:
+    for pick in (p for p in surgery.analysis.picks if p.node not in surgery.dropped):
         source, result = dims.mask(pick.source, surgery.keep), dims.mask(pick.result, surgery.keep)
         if source.all():
             continue
@@ -137,6 +164,8 @@ def _restate_sizes(surgery: _Surgery) -> None:
     for use in surgery.analysis.uses:
         uses.setdefault(use.node, []).append(use)
     for index, node in enumerate(surgery.nodes):
+        if index in surgery.dropped:
+            continue
         stated = uses.get(index, [])
         for use in stated:
             _restate(surgery, use)
@@ -288,10 +317,11 @@ def _store_lists(surgery: _Surgery) -> None:
 
 
 def _insert_nodes(surgery: _Surgery) -> None:
-    if not surgery.before:
+    if not surgery.before and not surgery.dropped:
         return
     for graph, numbered in numbered_graphs(surgery.proto):
-        nodes = [n for index, node in numbered for n in (*surgery.before.get(index, []), node)]
+        left = [(index, node) for index, node in numbered if index not in surgery.dropped]
+        nodes = [n for index, node in left for n in (*surgery.before.get(index, []), node)]
         copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
         del graph.node[:]
         graph.node.extend(copies)

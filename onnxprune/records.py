@@ -109,6 +109,23 @@ class Pick:
 
 
 @dataclass(frozen=True)
+class Owned:
+    """What only one operand of a node needs: the numbers of nodes, and the names of tensors, stored or made by them."""
+
+    nodes: frozenset[int]
+    tensors: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Operand i of the Concat number `node` is index i of `dim`, and falls with `owned[i]`."""
+
+    node: int
+    dim: Dim
+    owned: tuple[Owned, ...]
+
+
+@dataclass(frozen=True)
 class Work:
     """Multiply-accumulates of one node: the product of the sizes of `dims`."""
 
@@ -196,6 +213,7 @@ class Analysis:
     `weights`: the dimensions of every stored weight, by name (a Constant node is named by its output); `tensors`:
     those of every tensor; `contractions`, `uses`, `picks` and `work` index `nodes`, the names of the walked nodes.
     `places`: the tensors whose elements are places on a dimension (results of TopK, ArgMax), and that dimension.
+    `stacks`: the Concats whose operands are the indices of a prunable dimension.
     """
 
     groups: tuple[Group, ...]
@@ -207,6 +225,7 @@ class Analysis:
     work: tuple[Work, ...]
     nodes: tuple[str, ...]
     places: Mapping[str, Dim] = field(default_factory=dict)
+    stacks: tuple[Stack, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from onnxprune.recover import tune
 from onnxprune.recover.execution import Read, Shelf, reader, stored_tensors
 from onnxprune.recover.layers import Weights, weights_of
 from onnxprune.recover.reconstruct import LayerReport, reconstruct
-from onnxprune.target import Cost, Damage
+from onnxprune.target import Damage
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -174,17 +174,18 @@ def limited(feeds: Sequence[Feed], items: int) -> list[Feed]:
     return chosen
 
 
-def terms_of(model: ModelFile, found: Analysis, kind: str) -> tuple[list[Cost], int]:
+def terms_of(model: ModelFile, found: Analysis, kind: str) -> tuple[list[cost.Term], int]:
     """The terms of a total (macs, params, bytes), and what of it does not depend on any group."""
     if kind == "macs":
-        return [(w.dims, 1) for w in found.work], 0
+        return cost.work_terms(found), 0
     tensors = {n: t for n, t in stored_tensors(model.proto).items() if n in found.weights}
     floats = {n: t for n, t in tensors.items() if onnx.helper.tensor_dtype_to_np_dtype(t.data_type).kind in "fV"}
     if kind == "params":
-        return [(found.weights[n], 1) for n in floats], 0
+        return cost.weight_terms(found, floats), 0
     sizes = {n: onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for n, t in floats.items()}
-    terms = [(found.weights[n], size) for n, size in sizes.items()]
-    return terms, model.bytes - sum(cost.product(d, {}) * size for d, size in terms)
+    counted = zip(cost.weight_terms(found, sizes), sizes.values(), strict=True)
+    terms = [(factors, unit * size) for (factors, unit), size in counted]
+    return terms, model.bytes - cost.total(terms, {})
 
 
 def _allocate(
@@ -195,14 +196,14 @@ def _allocate(
     if wanted.target is None:
         return _uniform(groups, wanted, order, wanted.ratio)
     terms, rest = terms_of(model.file, model.analysis, wanted.target[0])
-    whole = sum(cost.product(d, {}) * unit for d, unit in terms) + rest
+    whole = cost.total(terms, {}) + rest
     limit = wanted.target[1]
     target = (limit * whole if limit <= 1 else limit) - rest
     by_id = {g.id: g for g in groups}
 
     def price(allocation: Allocation) -> float:
         kept = {by_id[name].dim: n for name, n in allocation.counts.items()}
-        return sum(cost.product(d, kept) * unit for d, unit in terms)
+        return cost.total(terms, kept)
 
     if wanted.allocation == "uniform":
         found = targets.ratio_for(lambda r: _uniform(groups, wanted, order, r), price, target)

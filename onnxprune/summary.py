@@ -53,7 +53,8 @@ def report(
     after = None
     if plan.kept or plan.blocks:
         size = ModelFile.load(output).bytes if output else 0
-        after = Totals(len(found.nodes), cost.parameters(found, weights, kept), size, cost.macs(found, kept))
+        nodes = len(found.nodes) - _dropped(found, plan)
+        after = Totals(nodes, cost.parameters(found, weights, kept), size, cost.macs(found, kept))
     return Report(
         model=str(opened.model.path),
         output=str(output) if output else None,
@@ -71,6 +72,13 @@ def report(
         reach=_reach(found, weights, single),
         inputs=inputs,
     )
+
+
+def _dropped(found: Analysis, plan: Plan) -> int:
+    """How many nodes fall with operands of stacks."""
+    kept = {g.dim: set(plan.kept[g.id].tolist()) for g in found.groups if g.id in plan.kept}
+    stacks = [(s.owned, kept[s.dim]) for s in found.stacks if s.dim in kept]
+    return len({node for owned, left in stacks for k, o in enumerate(owned) if k not in left for node in o.nodes})
 
 
 def _before(original: Opened) -> Totals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 
 from onnxprune import dims
 from onnxprune.dims import Dim
@@ -12,7 +13,7 @@ from onnxprune.records import Allocation, Group
 
 Damage = Callable[[int], float]
 """Damage of a group when so many of its indices are removed."""
-Cost = tuple[tuple[Dim, ...], int]
+Cost = tuple[tuple[Dim, ...], int | Fraction]
 """One term of a total: a product of dimensions, and how much each unit costs."""
 
 LEAST_SHARE = 1 / 16
@@ -74,7 +75,7 @@ class _Split:
         self.kept = {self.dims[name]: n for name, n in self.counts.items()}
         self.total = self.whole = sum(_price(t, self.kept) for t in terms)
 
-    def saving(self, name: str, count: int) -> int:
+    def saving(self, name: str, count: int) -> int | Fraction:
         changed = {**self.kept, self.dims[name]: count}
         return sum(_price(t, self.kept) - _price(t, changed) for t in self.terms[name])
 
@@ -92,7 +93,7 @@ class _Split:
         saved = self.saving(group.id, count)
         if saved <= 0:
             return None
-        return (damage(group.size - count) - damage(group.size - now)) / saved, group.id, count
+        return (damage(group.size - count) - damage(group.size - now)) / float(saved), group.id, count
 
     def give_back(self, group: Group, step: int, target: float) -> None:
         while self.counts[group.id] < group.size:
@@ -102,5 +103,5 @@ class _Split:
             self.set(group.id, count)
 
 
-def _price(term: Cost, kept: Mapping[Dim, int]) -> int:
+def _price(term: Cost, kept: Mapping[Dim, int]) -> int | Fraction:
     return term[1] * math.prod(dims.size(d, kept) for d in term[0])

@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 from oracle import Pruned, differences, feeds, graph, groups, model, prunable, prune, reasons, replace_weight, stored
 
-from onnxprune import allocate, plan, processor
+from onnxprune import allocate, cost, plan, processor
 from onnxprune.errors import UsageError
 
 EXPERTS = 6
@@ -166,7 +166,7 @@ def never_chosen(proto: onnx.ModelProto, kept: np.ndarray) -> onnx.ModelProto:
     result.CopyFrom(proto)
     tensor = stored(result)["bg"]
     bias = numpy_helper.to_array(tensor).copy()
-    bias[np.setdiff1d(np.arange(EXPERTS), kept)] = -1e30
+    bias[np.setdiff1d(np.arange(len(bias)), kept)] = -1e30
     replace_weight(tensor, bias)
     return result
 
@@ -202,6 +202,67 @@ def test_as_many_experts_stay_as_the_gate_chooses(form: str, least: int) -> None
     proto = build(FORMS[form])
     group = groups(proto)[experts_of(proto)]
     assert (group.size, group.least, group.parts, group.renormalised) == (EXPERTS, least, True, True)
+
+
+STACKED = """(float[N,6] x) => (float[N,3] y)
+    <float[6,3] wg, float[3] bg, float[6,10] u0, float[6,10] u1, float[6,10] u2,
+    float[10,5] d0, float[10,5] d1, float[10,5] d2, float[5,3] v, int64[1] one = {1}, int64[1] last = {-1}> {
+    g0 = MatMul(x, wg)
+    g1 = Add(g0, bg)
+    g = Softmax<axis=-1>(g1)
+    h0 = MatMul(x, u0)
+    h1 = MatMul(x, u1)
+    h2 = MatMul(x, u2)
+    r0 = Relu(h0)
+    r1 = Relu(h1)
+    r2 = Relu(h2)
+    o0 = MatMul(r0, d0)
+    o1 = MatMul(r1, d1)
+    o2 = MatMul(r2, d2)
+    a0 = Unsqueeze(o0, one)
+    a1 = Unsqueeze(o1, one)
+    a2 = Unsqueeze(o2, one)
+    s = Concat<axis=1>(a0, a1, a2)
+    gu = Unsqueeze(g, last)
+    w = Mul(s, gu)
+    m = ReduceSum<keepdims=0>(w, one)
+    y = MatMul(m, v)
+}"""
+
+
+@pytest.mark.parametrize("kept", [[0, 2], [1]])
+def test_experts_written_out_fall_with_their_nodes_and_weights(kept: list[int]) -> None:
+    proto = build(STACKED)
+    name = experts_of(proto)
+    result = prune(proto, {name: np.asarray(kept)})
+    assert result.differences["masked"] < 1e-5
+    silent = {"gate": never_chosen(proto, np.asarray(kept))}
+    assert differences(silent, result.pruned, feeds(proto))["gate"] < 1e-5
+    left = {f"{letter}{k}" for letter in "ud" for k in kept}
+    assert {n for n in result.weights if n[0] in "ud"} == left
+    assert result.weights["wg"] == (6, len(kept))
+    assert list(result.node("Concat").input) == [f"a{k}" for k in kept]
+    assert len(result.pruned.graph.node) == len(proto.graph.node) - 4 * (3 - len(kept))
+    found = graph(proto)[0]
+    counts = {g.dim: len(kept) for g in found.groups if g.id == name}
+    after = graph(result.pruned)[0]
+    assert cost.macs(found, counts) == cost.macs(after)
+    assert cost.parameters(found, found.weights, counts) == cost.parameters(after, after.weights)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("w = Mul(s, gu)", "w = Identity(s)"),
+        ("s = Concat<axis=1>(a0, a1, a2)", "s = Concat<axis=1>(a0, a1, a1)"),
+        ("y = MatMul(m, v)", "n = Add(m, o1)\ny = MatMul(n, v)"),
+    ],
+    ids=["not chosen among", "one twice", "read elsewhere"],
+)
+def test_what_is_stacked_stays_where_it_is_no_part_that_is_chosen(change: tuple[str, str]) -> None:
+    proto = build(STACKED.replace(*change))
+    assert experts_of(proto) not in prunable(proto)
+    assert all(s.owned for s in graph(proto)[0].stacks)
 
 
 def test_all_experts_stay_where_the_gate_chooses_all() -> None:

@@ -93,7 +93,7 @@ def _solve_all(task: Task, found: Sequence[Site]) -> Iterator[LayerReport]:
     latest = _latest_site(original, found)
     touched = _touched(original, found, analysis, task.keep)
     for index, site in enumerate(found):
-        if index not in touched:
+        if index not in touched or site.out not in task.weights.nodes:
             continue
         ready = site.other is not None and latest.get(site.other, -1) < index
         solution = task.solve(site, ready)

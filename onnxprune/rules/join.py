@@ -13,7 +13,15 @@ from onnxprune.rules.registry import Operator, rule
 
 @rule("Concat")
 def concat(op: Operator) -> None:
+    """Operands of one index each are the indices of a new dimension; else their dimensions lie end to end."""
     state_concat(op, [i for i in range(len(op.inputs)) if op.has(i)])
+    axis = op.attribute("axis", 1) % len(op.outputs[0])
+    stacked = [found[axis] for found in op.inputs if found is not None]
+    free = all(d.size == 1 and dims.resolve(d).frozen is None for d in stacked)
+    if len(stacked) > 1 and free and not any(op.constant):
+        dimension = dims.atom(len(stacked))
+        op.outputs[0] = (*op.outputs[0][:axis], dimension, *op.outputs[0][axis + 1 :])
+        op.state_stack(dimension)
 
 
 def state_concat(op: Operator, operands: Iterable[int]) -> None:

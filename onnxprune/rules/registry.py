@@ -103,6 +103,7 @@ class Operator:
         self.picks: list[Pick] = []
         self.work: list[Work] = []
         self.comparisons: list[Comparison] = []
+        self.stack: Dim | None = None
         self.places: list[Dim | None] = [None] * len(self.inputs)
         self.understood: set[int] = set()
         self.placed: dict[int, Dim] = {}
@@ -194,6 +195,10 @@ class Operator:
         self.contract(operand, axes, average=True)
         found = [self.dims(operand)[a] for a in axes]
         self.comparisons += [Comparison(d, self.refusal(reason), least) for d in found if d.size > 1]
+
+    def state_stack(self, dimension: Dim) -> None:
+        """Every operand is one index of `dimension`, which may go where operators choose among them."""
+        self.stack = dimension
 
     def state_places(self, output: int, dimension: Dim) -> None:
         """The elements of a result are places on `dimension`."""
