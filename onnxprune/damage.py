@@ -15,7 +15,7 @@ import onnx
 from onnxprune import dims
 from onnxprune.criteria import activation, obs
 from onnxprune.records import Analysis, Feed, Group
-from onnxprune.recover import sites
+from onnxprune.recover import divergence, sites
 from onnxprune.recover.execution import Shelf, Walk
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments, Stream
@@ -146,7 +146,7 @@ def orders(
 
 @dataclass
 class Curve:
-    """Damage of removing `removed` indices (ascending, first 0) of a group: relative squared error of the outputs."""
+    """Damage of removing `removed` indices (ascending, first 0) of a group: divergence of the outputs."""
 
     removed: list[int] = field(default_factory=list)
     damage: list[float] = field(default_factory=list)
@@ -156,30 +156,15 @@ class Curve:
         return float(np.interp(count, self.removed, self.damage))
 
 
-def outputs_of(
+def probed(
     proto: onnx.ModelProto, read: Callable[[str], Array], feeds: Sequence[Feed], threads: int
 ) -> list[list[Array]]:
-    """The outputs of a model for every batch, with its weights as `read` gives them."""
-    names = [o.name for o in proto.graph.output]
+    """The probes of a model for every batch, with its weights as `read` gives them."""
+    names = [p.name for p in divergence.probes(proto)]
     with contextlib.closing(Shelf(2 << 30)) as shelf:
         walk = Walk(proto, read, feeds, threads=threads, shelf=shelf)
         walk.compute(names)
         return [[np.array(walk.get(n, b)) for n in names] for b in range(walk.batches)]
-
-
-def relative_error(reference: Sequence[Sequence[Array]], result: Sequence[Sequence[Array]]) -> float:
-    """Mean over the float outputs of |difference|^2 / |reference - its mean|^2."""
-    shares = []
-    for k in range(len(reference[0])):
-        if reference[0][k].dtype.kind != "f":
-            continue
-        error = spread = 0.0
-        for a, b in zip(reference, result, strict=True):
-            x, y = a[k].astype(np.float64), b[k].astype(np.float64)
-            error += float(np.square(x - y).sum())
-            spread += float(np.square(x - x.mean()).sum())
-        shares.append(error / max(spread, 1e-30))
-    return float(np.mean(shares)) if shares else 0.0
 
 
 LEVELS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
@@ -199,7 +184,7 @@ def curves(
     levels: Sequence[float] = LEVELS,
 ) -> dict[str, Curve]:
     """Cut one group at a time, refit its consumers, and measure the error at the outputs."""
-    reference = outputs_of(proto, read, feeds, threads)
+    probes, reference = divergence.probes(proto), probed(proto, read, feeds, threads)
     result = {}
     for group in groups:
         if group.id not in order:
@@ -211,7 +196,8 @@ def curves(
             if removed <= curve.removed[-1] or removed >= group.size:
                 continue
             without = _without(proto, read, own, order[group.id].order[:removed])
-            damage = relative_error(reference, outputs_of(without.proto, without.get, feeds, threads))
+            result_of = probed(without.proto, without.get, feeds, threads)
+            damage = divergence.divergence(probes, reference, result_of)
             curve.removed.append(removed)
             curve.damage.append(max(damage, curve.damage[-1]))
         result[group.id] = curve

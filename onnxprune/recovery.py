@@ -28,10 +28,11 @@ from onnxprune.dims import Dim
 from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
-from onnxprune.recover import tune
+from onnxprune.recover import divergence, tune
+from onnxprune.recover.augmentation import enriched
 from onnxprune.recover.execution import Read, Shelf, reader, stored_tensors
 from onnxprune.recover.layers import Weights, weights_of
-from onnxprune.recover.reconstruct import LayerReport, reconstruct
+from onnxprune.recover.reconstruct import LayerReport, Options, reconstruct
 from onnxprune.target import Damage
 
 log = logging.getLogger(__name__)
@@ -244,13 +245,15 @@ def _best(
     order: Mapping[str, obs.Path],
     candidates: Sequence[Allocation],
 ) -> Allocation:
-    """Of several allocations the one whose quickly reconstructed model errs least on inputs it was not fitted to."""
+    """Of several allocations the one whose quickly reconstructed model errs least on inputs it was not fitted to; the
+    last, most even one, where that would be too much work."""
     feeds = limited(source.feeds, 4 * CURVE_ITEMS)
     held = max(1, len(feeds) // 4)
     work = len(candidates) * macs_per_item(source, model) * sum(len(next(iter(f.values()))) for f in feeds)
     if len(feeds) < 2 or work > CURVE_WORK:
-        return candidates[0]
-    reference = damage.outputs_of(model.file.proto, model.read, feeds[-held:], source.threads)
+        return candidates[-1]
+    probes = divergence.probes(model.file.proto)
+    reference = damage.probed(model.file.proto, model.read, feeds[-held:], source.threads)
     errors = []
     for candidate in candidates:
         kept = {
@@ -260,8 +263,8 @@ def _best(
         }
         weights = _cut(model, kept)
         _reconstruct(source, model, weights, kept, feeds[:-held], relaxed=False)
-        result = damage.outputs_of(weights.proto, weights.get, feeds[-held:], source.threads)
-        errors.append(damage.relative_error(reference, result))
+        result = damage.probed(weights.proto, weights.get, feeds[-held:], source.threads)
+        errors.append(divergence.divergence(probes, reference, result))
         log.info("allocation %d: held-out error %.5f", len(errors), errors[-1])
     return candidates[int(np.argmin(errors))]
 
@@ -273,7 +276,8 @@ def recover(source: Source, kept: Mapping[str, IndexArray], *, tuned: bool) -> R
     """New weights for the model cut by the plan `kept`. Run in a child process."""
     model = _open(source)
     weights = _cut(model, kept)
-    layers = _reconstruct(source, model, weights, kept, source.feeds, relaxed=True)
+    feeds = enriched(source.feeds, source.seed)
+    layers = _reconstruct(source, model, weights, kept, feeds, relaxed=True, period=len(source.feeds))
     distilled: tuple[float, float] | None = None
     notes: list[str] = []
     if tuned:
@@ -294,11 +298,11 @@ def _reconstruct(
     feeds: Sequence[Feed],
     *,
     relaxed: bool,
+    period: int | None = None,
 ) -> list[LayerReport]:
-    return reconstruct(
-        model.file.proto, model.read, weights, model.analysis, masks(model.analysis, kept), feeds,
-        seed=source.seed, threads=source.threads, memory_bytes=source.memory_bytes, relaxed=relaxed,
-    )  # fmt: skip
+    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, period)
+    keep = masks(model.analysis, kept)
+    return reconstruct(model.file.proto, model.read, weights, model.analysis, keep, feeds, options)
 
 
 def masks(found: Analysis, kept: Mapping[str, IndexArray]) -> dict[Dim, npt.NDArray[np.bool_]]:

@@ -100,9 +100,10 @@ def consumer(size: int = 6, taps: int = 2) -> obs.Consumer:
     return obs.Consumer(random.normal(size=(3, size * taps)), gram, np.arange(size * taps).reshape(size, taps), 1.0)
 
 
-def test_obs_price_of_each_removal_is_the_least_squares_error() -> None:
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_obs_price_of_each_removal_is_the_least_squares_error(chunk: int) -> None:
     c = consumer()
-    path = obs.removal_path([c], 6)
+    path = obs.removal_path([c], 6, chunk=chunk)
     gram = c.gram + np.eye(12) * obs.RIDGE * np.trace(c.gram) / 12
     for removed in range(1, 6):
         kept = np.setdiff1d(np.arange(12), c.positions[path.order[:removed]].reshape(-1))
@@ -122,6 +123,13 @@ def test_obs_removes_first_what_another_channel_can_replace() -> None:
     path = obs.removal_path([obs.Consumer(c.weight, gram, c.positions, 1.0)], 6)
     assert path.order[0] in (4, 5)
     assert path.cost[1] < 0.01 * path.cost[2]
+
+
+def test_obs_does_not_remove_both_of_two_copies_between_updates() -> None:
+    gram = np.diag([1.0, 1.0, 0.3, 0.4, 0.5, 0.6])
+    gram[0, 1] = gram[1, 0] = 0.9999
+    path = obs.removal_path([obs.Consumer(np.ones((2, 6)), gram, np.arange(6)[:, None], 1.0)], 6, chunk=2)
+    assert set(path.order[:2]) & {0, 1} and not {0, 1} <= set(path.order[:2])
 
 
 def test_refit_of_a_redundant_input_is_exact() -> None:

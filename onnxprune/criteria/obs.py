@@ -41,18 +41,25 @@ class Path:
 
 
 RIDGE = 1e-3
+POOL = 4
+"""Candidates looked at for every index that is removed between two updates of the whole matrices."""
 
 
 def removal_path(consumers: Sequence[Consumer], size: int, *, least: int = 1, chunk: int = 1) -> Path:
-    """Remove indices greedily until `least` are left; `chunk` at a time between updates."""
-    states = [_State(c) for c in consumers]
+    """Remove indices greedily until `least` are left.
+
+    The whole matrices are updated once for `chunk` indices, which are chosen one by one, with exact updates, among the
+    cheapest `POOL` times as many.
+    """
+    states = [_State.of(c) for c in consumers]
     alive = np.ones(size, bool)
     order: list[int] = []
     cost = [0.0]
     while alive.sum() > least:
         left = np.flatnonzero(alive)
-        prices = np.sum([s.prices(left) for s in states], axis=0) if states else np.zeros(len(left))
-        taken = left[np.argsort(prices, kind="stable")[: min(chunk, len(left) - least)]]
+        count = min(chunk, len(left) - least)
+        pool = left[np.argsort(_prices(states, left), kind="stable")[: POOL * count if count > 1 else 1]]
+        taken = pool[_cheapest([s.within(pool) for s in states], len(pool), count)]
         prices = np.sum([s.remove(taken) for s in states], axis=0) if states else np.zeros(len(taken))
         cost.extend(cost[-1] + np.cumsum(prices))
         alive[taken] = False
@@ -60,22 +67,50 @@ def removal_path(consumers: Sequence[Consumer], size: int, *, least: int = 1, ch
     return Path(np.asarray(order, np.int64), np.asarray(cost))
 
 
+def _cheapest(states: Sequence[_State], size: int, count: int) -> Index:
+    """The `count` of `size` indices that are the cheapest one after the other; removes them from the states."""
+    rest = list(range(size))
+    taken: list[int] = []
+    while len(taken) < count:
+        index = rest.pop(int(np.argmin(_prices(states, np.asarray(rest)))))
+        taken.append(index)
+        for s in states:
+            s.remove(np.array([index]))
+    return np.asarray(taken, np.int64)
+
+
+def _prices(states: Sequence[_State], left: Index) -> Float:
+    """What removing each of `left`, alone, would cost all consumers together."""
+    return np.asarray(np.sum([s.prices(left) for s in states], axis=0) if states else np.zeros(len(left)), np.float64)
+
+
 class _State:
     """One consumer while indices are removed: a Cholesky factor of the inverse Gram matrix, its pivots the removed
     indices, `done` columns so far. `blocks`: what is left of the inverse between the inputs of each index, (n, s, s);
     `weight`: refitted so far."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, inverse: Float, weight: Float, positions: Index, scale: float) -> None:
+        self.inverse, self.weight, self.positions, self.scale = inverse, weight, positions, scale
+        self.factor = np.empty(inverse.shape, order="F")
+        self.done = 0
+        self.blocks = inverse[positions[:, :, None], positions[:, None, :]]
+
+    @classmethod
+    def of(cls, consumer: Consumer) -> _State:
+        """All indices, none removed."""
         gram = consumer.gram + np.eye(len(consumer.gram)) * max(
             RIDGE * float(np.trace(consumer.gram)) / len(consumer.gram), 1e-12
         )
-        self.inverse = np.linalg.inv(gram)
-        self.factor = np.empty(gram.shape, order="F")
-        self.done = 0
-        self.weight = consumer.weight.copy()
-        self.positions = at = consumer.positions
-        self.blocks = self.inverse[at[:, :, None], at[:, None, :]]
-        self.scale = consumer.scale
+        inverse = np.asarray(np.linalg.inv(gram), np.float64)
+        return cls(inverse, consumer.weight.copy(), consumer.positions, consumer.scale)
+
+    def within(self, indices: Index) -> _State:
+        """The part about these indices alone; among them its updates are those of the whole."""
+        at = self.positions[indices]
+        flat = at.reshape(-1)
+        before = self.factor[flat, : self.done]
+        inverse = self.inverse[np.ix_(flat, flat)] - before @ before.T
+        return _State(inverse, self.weight[:, flat], np.arange(len(flat)).reshape(at.shape), self.scale)
 
     def prices(self, left: Index) -> Float:
         """What removing each of the indices `left`, alone, would cost."""

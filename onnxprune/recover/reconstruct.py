@@ -65,6 +65,18 @@ class LayerReport:
     ridge: float | None
 
 
+@dataclass(frozen=True)
+class Options:
+    """`memory_bytes`: activations held in memory. `relaxed`: look at the columns again for what the activation behind
+    hides (`relax`). `period`: after so many batches changed copies of the same items follow, held out together."""
+
+    seed: int = 0
+    threads: int = 1
+    memory_bytes: int = 2 << 30
+    relaxed: bool = True
+    period: int | None = None
+
+
 def reconstruct(
     original: onnx.ModelProto,
     read_original: Callable[[str], Array],
@@ -72,19 +84,16 @@ def reconstruct(
     analysis: Analysis,
     keep: Keep,
     feeds: Sequence[Feed],
-    *,
-    seed: int = 0,
-    threads: int = 1,
-    memory_bytes: int = 2 << 30,
-    relaxed: bool = True,
+    options: Options,
 ) -> list[LayerReport]:
     """Solve every linear operator of the pruned model in place (`weights`). `keep`: bool mask by cut atom."""
     found = list(find_sites(original, analysis))
-    kept = int(memory_bytes * BLOCK_SHARE)
-    with contextlib.closing(Shelf(memory_bytes - kept)) as shelf:
-        teacher = Walk(original, read_original, feeds, threads=threads, shelf=shelf)
-        student = Walk(weights.proto, weights.get, feeds, threads=threads, shelf=shelf)
-        task = Task(teacher, student, weights, analysis, keep, np.random.default_rng(seed), relaxed, kept)
+    kept = int(options.memory_bytes * BLOCK_SHARE)
+    with contextlib.closing(Shelf(options.memory_bytes - kept)) as shelf:
+        teacher = Walk(original, read_original, feeds, threads=options.threads, shelf=shelf)
+        student = Walk(weights.proto, weights.get, feeds, threads=options.threads, shelf=shelf)
+        random = np.random.default_rng(options.seed)
+        task = Task(teacher, student, weights, analysis, keep, random, options.relaxed, kept, options.period)
         return list(_solve_all(task, found))
 
 
@@ -156,6 +165,7 @@ class Task:
     random: np.random.Generator
     relaxed: bool = False
     block_bytes: int = 1 << 29
+    period: int | None = None
 
     def __post_init__(self) -> None:
         self.flat = flat_regions(self.teacher.proto)
@@ -334,6 +344,7 @@ class Task:
         rows = self.kept(target, site.axis)
         budget = self.budget(site, target, most)
         item = 0
+        period = self.period or self.teacher.batches
         for b in range(self.teacher.batches):
             y = self.teacher.get(target, b)
             positions = self.sample(site, y.shape, budget)
@@ -343,7 +354,8 @@ class Task:
             if compensated and site.other:
                 other = sites.targets(site, np.asarray(self.student.get(site.other, b)), positions)
                 y = y - other
-            yield x, y, other, held_out(item, x.shape[2], x.shape[3], self.teacher.batches)
+            item = 0 if b % period == 0 else item
+            yield x, y, other, held_out(item, x.shape[2], x.shape[3], period)
             item += x.shape[2]
 
     def budget(self, site: Site, target: str, most: int | None = None) -> float:

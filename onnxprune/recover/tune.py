@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx.version_converter
 from onnx import helper, numpy_helper
 
 from onnxprune import runtime
 from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
+from onnxprune.recover.augmentation import augment, is_image
+from onnxprune.recover.divergence import probes
 from onnxprune.recover.execution import operands, stored_tensors
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.sites import Site
@@ -34,7 +37,8 @@ Read = Callable[[str], Array]
 Teacher = Callable[[Feed], list[Array]]
 Tests = Sequence[tuple[Feed, Sequence[Array]]]
 """Held-out inputs and what the original gives for them."""
-_LAST = {"Softmax", "Sigmoid", "LogSoftmax", "ArgMax"}
+LEAST_OPSET = 13
+"""Older operator sets are converted before gradients are made."""
 
 
 @dataclass
@@ -48,18 +52,6 @@ class Layer:
     scale: Float
     names: tuple[str, str]
     gate: str | None
-
-
-def probes(proto: onnx.ModelProto) -> list[str]:
-    """The outputs, each traced back to before a last Softmax or Sigmoid."""
-    producers = {o: n for n in proto.graph.node for o in n.output}
-    found = []
-    for output in proto.graph.output:
-        name = output.name
-        while name in producers and producers[name].op_type in _LAST:
-            name = producers[name].input[0]
-        found.append(name)
-    return list(dict.fromkeys(found))
 
 
 class Trainer:
@@ -166,7 +158,7 @@ class Trainer:
             terms.append(f"term{k}")
         graph.node.append(helper.make_node("Sum", terms, ["loss"]))
         graph.output.append(helper.make_tensor_value_info("loss", 1, []))
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+        return onnx.shape_inference.infer_shapes(_modern(model), data_prop=True)
 
     def _gradients(self, model: onnx.ModelProto) -> Any:
         """A session of the gradient model, which gives the inputs of grouped convolutions too."""
@@ -218,6 +210,12 @@ class Trainer:
             layer.weight = adam.update(name, layer.weight, gradients[name], units[name])
             if layer.bias is not None:
                 layer.bias = adam.update(bias, layer.bias, gradients[bias], units[bias])
+
+
+def _modern(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in an operator set that gradients can be made of."""
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), LEAST_OPSET)
+    return model if version >= LEAST_OPSET else onnx.version_converter.convert_version(model, LEAST_OPSET)
 
 
 def _sizes(graph: onnx.GraphProto) -> dict[str, list[int]]:
@@ -307,7 +305,7 @@ def distil(
     threads: int = 1,
 ) -> tuple[float, float] | None:
     """Train the weights in place; held-out loss before and after, or None where there is too little data or time."""
-    names = probes(weights.proto)
+    names = [p.name for p in probes(weights.proto)]
     pool = _pool(weights.proto, feeds)
     items = len(next(iter(pool.values()))) if pool else 0
     held = np.arange(items) % 5 == 4
@@ -412,7 +410,7 @@ def _pool(proto: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, Array]:
         least = [min(axis) for axis in zip(*shapes, strict=True)]
         axes = next(v for v in proto.graph.input if v.name == name).type.tensor_type.shape.dim
         free = [len(axes) > k + 1 and not axes[k + 1].dim_value for k in range(len(least))]
-        if len(least) == 3 and _is_image(feeds[0][name]):
+        if len(least) == 3 and is_image(feeds[0][name]):
             least = [min(n, LARGEST_CROP) if f and k else n for k, (n, f) in enumerate(zip(least, free, strict=True))]
         pool[name] = np.concatenate([crop for f in feeds for crop in _crops(f[name], least, len(feeds[0]) == 1)])
     return pool
@@ -420,7 +418,7 @@ def _pool(proto: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, Array]:
 
 def _crops(array: Array, sizes: Sequence[int], many: bool) -> list[Array]:
     """`array` (n, ...) cut to `sizes`: the first corner, or, of images and with `many`, a grid of crops."""
-    if not many or not _is_image(array):
+    if not many or not is_image(array):
         return [array[(slice(None), *(slice(0, n) for n in sizes))]]
     grid = [
         np.unique(np.linspace(0, full - n, -(-full // n)).astype(int))
@@ -432,26 +430,3 @@ def _crops(array: Array, sizes: Sequence[int], many: bool) -> list[Array]:
 def _filled(feed: Feed, batch: int) -> Feed:
     """The feed with its items repeated up to `batch`."""
     return {n: np.resize(a, (batch, *a.shape[1:])) if len(a) < batch else a for n, a in feed.items()}
-
-
-def _is_image(array: Array) -> bool:
-    return array.ndim == 4 and array.shape[1] in (1, 3) and array.dtype.kind == "f"
-
-
-def augment(feed: Feed, random: np.random.Generator) -> Feed:
-    """Images (n, 1 or 3, h, w) shifted by up to a tenth, contrast and brightness moved per channel; the rest as is."""
-    result = {}
-    for name, array in feed.items():
-        result[name] = _augmented(array, random) if _is_image(array) else array
-    return result
-
-
-def _augmented(images: Array, random: np.random.Generator) -> Array:
-    n, channels, height, width = images.shape
-    reach = (min(height // 10, 16), min(width // 10, 16))
-    padded = np.pad(images, [(0, 0), (0, 0), (reach[0],) * 2, (reach[1],) * 2], mode="edge")
-    at = random.integers(0, [2 * reach[0] + 1, 2 * reach[1] + 1], (n, 2))
-    moved = np.stack([p[:, y : y + height, x : x + width] for p, (y, x) in zip(padded, at, strict=True)])
-    gain = random.uniform(0.7, 1.3, (n, channels, 1, 1))
-    offset = random.uniform(-0.4, 0.4, (n, channels, 1, 1)) * float(images.std())
-    return np.asarray(moved * gain + offset, images.dtype)

@@ -1,0 +1,64 @@
+"""Divergence of outputs from those of the original."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import parser
+from scipy.special import rel_entr, softmax
+
+from onnxprune.recover.divergence import Probe, divergence, probes
+
+RNG = np.random.default_rng
+
+
+def test_probes_go_back_to_before_the_last_activation() -> None:
+    proto = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 12]>
+        g (float[2,3,4] x) => (float[2,3,4] p, float[2,3,4] s, float[2,3,4] r) {
+            a = Neg(x)
+            p = Softmax<axis=2>(a)
+            b = Abs(x)
+            s = Sigmoid(b)
+            r = Relu(x)
+        }"""
+    )
+    assert probes(proto) == [Probe("a", "categorical", 2), Probe("b", "binary"), Probe("r", "real")]
+
+
+def test_the_default_axis_of_softmax_is_that_of_its_opset() -> None:
+    text = '<ir_version: 8, opset_import: ["" : %d]> g (float[2,3,4] x) => (float[2,3,4] p) { p = Softmax(x) }'
+    assert [probes(parser.parse_model(text % v))[0].axis for v in (11, 13)] == [1, -1]
+
+
+@pytest.mark.parametrize("kind", ["categorical", "binary", "real"])
+def test_divergence_is_zero_for_the_same_and_one_for_the_mean(kind: str) -> None:
+    x = RNG(0).normal(size=(200, 5)) * 2
+    if kind == "categorical":
+        constant = np.log(softmax(x, axis=-1).mean(0, keepdims=True))
+    elif kind == "binary":
+        mean = (1 / (1 + np.exp(-x))).mean()
+        constant = np.log(mean / (1 - mean)).reshape(1, 1)
+    else:
+        constant = x.mean().reshape(1, 1)
+    probe = Probe("x", kind)  # type: ignore[arg-type]
+    halves = [[x[:100].astype(np.float32)], [x[100:].astype(np.float32)]]
+    flat = [[np.broadcast_to(constant, (100, 5)).astype(np.float32)]] * 2
+    assert divergence([probe], halves, halves) == pytest.approx(0, abs=1e-9)
+    assert divergence([probe], halves, flat) == pytest.approx(1, rel=1e-3)
+
+
+def test_categorical_divergence_is_the_sum_of_relative_entropies() -> None:
+    x, y = RNG(0).normal(size=(2, 30, 4, 7))
+    p, q = softmax(x, axis=1), softmax(y, axis=1)
+    mean = p.mean((0, 2), keepdims=True)
+    wanted = rel_entr(p, q).sum() / rel_entr(p, np.broadcast_to(mean, p.shape)).sum()
+    assert divergence([Probe("x", "categorical", 1)], [[x]], [[y]]) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_outputs_that_are_no_floats_are_left_out() -> None:
+    ids = np.arange(4)
+    x = RNG(0).normal(size=(4, 2)).astype(np.float32)
+    both = [Probe("i", "real"), Probe("x", "real")]
+    assert divergence(both, [[ids, x]], [[ids + 1, x]]) == 0.0
+    assert divergence(both[:1], [[ids]], [[ids + 1]]) == 0.0
