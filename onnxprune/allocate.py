@@ -99,10 +99,13 @@ def choose_factors(
 
 
 def _products(analysis: Analysis, prunable: Set[Dim]) -> tuple[dict[Dim, set[Dim]], dict[Dim, int]]:
-    """The other prunable atoms that each one multiplies on some axis, and the most of them that lie outside of it."""
+    """The other prunable atoms that each one multiplies on some axis, and the most of them that lie outside of it.
+
+    A vector is passed over: it may be a matrix written as one axis (the scales of packed weights).
+    """
     rivals: dict[Dim, set[Dim]] = {d: set() for d in prunable}
     depth = dict.fromkeys(prunable, 0)
-    for axes in analysis.weights.values():
+    for axes in (found for found in analysis.weights.values() if len(found) > 1):
         for part in (p for d in axes for p in dims.cat_parts(d) if p.kind == "prod"):
             found = [a for a in dims.atoms(part) if a in prunable]
             for position, a in enumerate(found):

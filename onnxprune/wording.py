@@ -1,6 +1,8 @@
 """Groups in words: what a group is, where it lies, and what falls with it, from the graph and its names.
 
     product on a produced axis   (h d): h heads of d; (g c) of a convolution: g groups of c channels
+    packed weights               (k i): k blocks of i
+    gate that chooses            experts
     recurrent cell               hidden units
     looked-up table              embedding width
     convolution, matrix product  channels, features
@@ -25,6 +27,7 @@ CONVOLUTIONS = frozenset(
 )
 LOOKUPS = frozenset({"Gather", "EmbedLayerNormalization", "QEmbedLayerNormalization"})
 SPATIAL = "works along this axis"
+PACKED = "packs this axis in blocks"
 """How the reason ends that freezes the axes a convolution or pooling window moves along."""
 NAMED = 2
 """Producers that stand for the place where the names have nothing in common."""
@@ -60,7 +63,7 @@ def ties(group: Group, by_weight: Readers) -> tuple[Tie, ...]:
 
 def words(found: Analysis, group: Group, tied: Sequence[Tie]) -> str:
     """The group in words: "12 heads of 64 in encoder.layer.3.attention"."""
-    amount = _amount(found, group, tied)
+    amount = f"{group.size} experts" if group.parts else _amount(found, group, tied)
     producers = [t for t in tied if t.role == "produced"]
     place = _place([(t.tensor, t.operator) for t in tied]) or _place([(t.tensor, t.operator) for t in producers])
     if place:
@@ -78,7 +81,7 @@ def _amount(found: Analysis, group: Group, tied: Sequence[Tie]) -> str:
     kinds = [t.kind for t in tied if t.role == "produced"]
     if RECURRENT & set(kinds):
         return f"{n} hidden units"
-    if _is_spatial(group.dim):
+    if _is_fixed(group.dim, SPATIAL):
         return f"{n} positions"
     unit = "channels" if sum(k in CONVOLUTIONS for k in kinds) * 2 > len(kinds) else "features"
     produced = [o for o in group.occurrences if o.role == "produced"]
@@ -96,13 +99,15 @@ def _amount(found: Analysis, group: Group, tied: Sequence[Tie]) -> str:
 def _outer_factor(n: int, unit: str, inner: Sequence[Sequence[Dim]]) -> str:
     widths = sorted({dims.prod(factors).size for factors in inner})
     width = f"{widths[0]}{' and ' if len(widths) == 2 else ' to '}{widths[-1]}" if len(widths) > 1 else str(widths[0])
-    if all(_is_spatial(d) for factors in inner for d in factors):
+    if all(_is_fixed(d, SPATIAL) for factors in inner for d in factors):
         return f"{n} channels of {width} positions"
+    if all(_is_fixed(d, PACKED) for factors in inner for d in factors):
+        return f"{n} blocks of {width} {unit}"
     return f"{n} groups of {width} channels" if unit == "channels" else f"{n} heads of {width}"
 
 
-def _is_spatial(d: Dim) -> bool:
-    return isinstance(d.frozen, Refusal) and d.frozen.reason.endswith(SPATIAL)
+def _is_fixed(d: Dim, reason: str) -> bool:
+    return isinstance(d.frozen, Refusal) and d.frozen.reason.endswith(reason)
 
 
 def _counted(outer: Dim, unit: str) -> str:

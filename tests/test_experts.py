@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 from oracle import Pruned, differences, feeds, graph, groups, model, prunable, prune, reasons, replace_weight, stored
 
-from onnxprune import allocate, cost, plan, processor
+from onnxprune import allocate, cost, plan, processor, wording
 from onnxprune.errors import UsageError
 
 EXPERTS = 6
@@ -292,6 +292,13 @@ def test_the_numbers_of_the_experts_may_only_pick(use: str, reason: str | None) 
     text = CHOSEN.replace("(float[N,3] y)", "(float[N,3] y, int64[N,2] z)").replace("> {", ", int64[6] names> {", 1)
     proto = build(text.replace(chosen, chosen + use + "\n"))
     assert reasons(proto).get(experts_of(proto)) == reason
+
+
+def test_experts_are_named_so() -> None:
+    proto = build(CHOSEN)
+    found = graph(proto)[0]
+    group = next(g for g in found.groups if g.parts)
+    assert wording.words(found, group, wording.ties(group, wording.readers(proto, found))).startswith("6 experts ")
 
 
 def test_classes_are_no_experts() -> None:

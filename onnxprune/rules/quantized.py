@@ -135,29 +135,52 @@ def qlinear_concat(op: Operator) -> None:
 
 @rule("MatMulNBits", domain=CONTRIB)
 def matmul_n_bits(op: Operator) -> None:
-    """b is packed as n x blocks x bytes: whole rows n can go, the blocks of k stay."""
+    """x: ... (k i), b: n k bytes, scales: n k, zero points: n k or n (k / per byte), bias: n -> ... n
+
+    A block of i inputs is packed as one run of bytes, so blocks k go as a whole; where a byte holds the zero points
+    of several blocks, those go together.
+    """
     x, b = op.dims(0), op.dims(1)
-    n = b[0]
-    for d in (x[-1], *b[1:], *(op.dims(4) if op.has(4) else ())):
-        op.freeze(d, "MatMulNBits packs this axis in blocks")
+    if len(b) != 3:
+        raise ValueError("MatMulNBits with weights that are not rows x blocks x bytes")
+    n, blocks, packed = b
+    op.freeze(packed, "MatMulNBits packs this axis in blocks")
+    whole = blocks.size * op.attribute("block_size") == x[-1].size
+    if whole and not op.has(4) and not op.attribute("weight_prepacked", 0):
+        found, inner = op.factor(x[-1], [blocks.size, x[-1].size // blocks.size])
+        op.unify(found, blocks)
+        op.freeze(inner, "MatMulNBits packs this axis in blocks")
+    else:
+        for d in (x[-1], blocks, *(op.dims(4) if op.has(4) else ())):
+            op.freeze(d, "MatMulNBits with a block that is not full, or an order of its own")
     for operand in (2, 3):
-        _by_row(op, operand, n)
+        _by_block(op, operand, n, blocks)
     if op.has(5):
         op.unify(op.dims(5)[0], n)
+    op.contract(0, [-1])
     op.role(1, 0, "produced")
+    op.role(2, len(op.dims(2)) - 1, "contracted")
     op.outputs[0] = (*x[:-1], n)
     op.sizes("N", [n])
+    op.sizes("K", [x[-1]])
     op.macs(*op.outputs[0], x[-1])
 
 
-def _by_row(op: Operator, operand: int, n: Dim) -> None:
-    """Scales or zero points: n x blocks, or the two as one axis."""
+def _by_block(op: Operator, operand: int, n: Dim, blocks: Dim) -> None:
+    """Scales or zero points: n x blocks, or the two as one axis; zero points of several blocks may share a byte."""
     if not op.has(operand):
         return
     first, *rest = op.dims(operand)
     if not rest:
-        first, blocks = op.factor(first, [n.size, first.size // n.size])
-        rest = [blocks]
+        first, last = op.factor(first, [n.size, first.size // n.size])
+        rest = [last]
     op.unify(first, n)
-    for d in rest:
-        op.freeze(d, "MatMulNBits packs this axis in blocks")
+    if rest[0].size == blocks.size:
+        op.unify(rest[0], blocks)
+    elif blocks.size % rest[0].size == 0:
+        found, shared = op.factor(blocks, [rest[0].size, blocks.size // rest[0].size])
+        op.unify(found, rest[0])
+        op.freeze(shared, "a byte holds the zero points of several blocks")
+    else:
+        for d in (rest[0], blocks):
+            op.freeze(d, "a byte holds the zero points of several blocks, and the last one is not full")

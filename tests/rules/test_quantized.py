@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from oracle import groups, model, places, prunable, prune_and_compare, reasons
+from oracle import graph, groups, model, places, prunable, prune_and_compare, reasons
+
+from onnxprune import wording
 
 _SCALES = "float sx = {0.05}, uint8 zx = {128}, float sy = {0.1}, uint8 zy = {120}, float sw = {0.01}, int8 zw = {0}"
 
@@ -249,7 +252,79 @@ def test_products_by_packed_weights_lose_rows() -> None:
         h = com.microsoft.MatMulNBits<K=32, N=8, bits=4, block_size=16>(x, w, s)
         y = MatMul(h, v)
     }""")
-    if prunable(m):
-        assert prune_and_compare(m).attribute("MatMulNBits", "N") == 4
-    else:
-        assert "w:0" in reasons(m)
+    assert prunable(m) == {"w:0": 8}
+    assert prune_and_compare(m).attribute("MatMulNBits", "N") == 4
+
+
+_PACKED = """(float[N,8] x) => (float[N,3] y)
+    <float[8,64] e, uint8[5,4,8] w, float[5,4] s, {zero} float[5] b, int32[64] order, float[5,3] v> {{
+    h = MatMul(x, e)
+    r = Relu(h)
+    p = com.microsoft.MatMulNBits<K=64, N=5, bits={bits}, block_size=16>(r, w, s{operands})
+    y = MatMul(p, v)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("zero", "operands", "blocks"),
+    [
+        ("", "", 4),
+        ("", ", , , b", 4),
+        ("float[5,4] z,", ", z", 4),
+        ("uint8[5,2] z,", ", z", 2),
+    ],
+    ids=["symmetric", "bias", "a zero point per block", "two zero points in a byte"],
+)
+def test_products_by_packed_weights_lose_blocks_of_inputs(zero: str, operands: str, blocks: int) -> None:
+    m = model(_PACKED.format(zero=zero, operands=operands, bits=4))
+    assert prunable(m) == {"e:1": blocks, "w:0": 5}
+    result = prune_and_compare(m)
+    assert result.attribute("MatMulNBits", "K") == 32
+    assert result.weights["e"] == (8, 32)
+    assert result.weights["w"] == (2, 2, 8)
+    assert result.weights["s"] == (2, 2)
+    if zero:
+        assert result.weights["z"] == (2, blocks // 2 if "uint8" in zero else 2)
+
+
+def test_packed_weights_as_flat_scales_lose_blocks_of_inputs() -> None:
+    m = model(_PACKED.replace("float[5,4] s", "float[20] s").format(zero="uint8[10] z,", operands=", z", bits=4))
+    assert prunable(m) == {"e:1": 2, "w:0": 5}
+    result = prune_and_compare(m)
+    assert (result.weights["s"], result.weights["z"]) == ((4,), (2,))
+
+
+def test_zeros_in_the_scales_mask_packed_weights() -> None:
+    """The packed zero is no zero, so the plan names the scales as what sums over the blocks."""
+    m = model(_PACKED.format(zero="", operands="", bits=4))
+    assert places(groups(m)["e:1"]) == {("e", 1): "produced", ("w", 1): "carried", ("s", 1): "contracted"}
+
+
+def test_chains_of_packed_weights_lose_rows_in_blocks() -> None:
+    m = model("""(float[N,32] x) => (float[N,3] y)
+        <uint8[64,2,8] w, float[64,2] s, uint8[5,2,16] u, float[5,2] t, float[5,3] v> {
+        h = com.microsoft.MatMulNBits<K=32, N=64, bits=4, block_size=16>(x, w, s)
+        r = Relu(h)
+        p = com.microsoft.MatMulNBits<K=64, N=5, bits=4, block_size=32>(r, u, t)
+        y = MatMul(p, v)
+    }""")
+    assert prunable(m) == {"w:0": 2, "u:0": 5}
+    found = graph(m)[0]
+    tied = wording.ties(found.groups[0], wording.readers(m, found))
+    assert wording.words(found, found.groups[0], tied) == "2 blocks of 32 features of MatMulNBits(h)"
+    result = prune_and_compare(m)
+    assert result.weights["w"] == (32, 2, 8)
+    assert (result.attribute("MatMulNBits", "N"), result.attribute("MatMulNBits", "K", 1)) == (32, 32)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _PACKED.format(zero="", operands=", , order", bits=4),
+        _PACKED.replace("float[8,64] e", "float[8,60] e").replace("K=64", "K=60").format(zero="", operands="", bits=4),
+    ],
+    ids=["an order of its own", "a block that is not full"],
+)
+def test_inputs_of_packed_weights_stay_where_they_are_no_whole_blocks(text: str) -> None:
+    reason = "MatMulNBits: MatMulNBits with a block that is not full, or an order of its own"
+    assert reasons(model(text, order=np.arange(64) // 16))["e:1"] == reason
