@@ -28,6 +28,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError
+from onnxprune.naming import make_names_unique
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -70,8 +71,11 @@ class ModelFile:
     _graph: gs.Graph | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, path: str | Path) -> ModelFile:
-        """Open and check the model at `path`; every fault is a ModelError that says what to do."""
+    def load(cls, path: str | Path, *, unique_names: bool = False) -> ModelFile:
+        """Open and check the model at `path`; every fault is a ModelError that says what to do.
+
+        `unique_names`: tensors of bodies that share a name with another tensor get names of their own.
+        """
         path = Path(path)
         proto = _parse(path)
         _check_versions(path, proto)
@@ -89,6 +93,8 @@ class ModelFile:
         inlined = bool(proto.functions)
         if inlined:
             proto = onnx.inliner.inline_local_functions(proto)
+        if unique_names:
+            make_names_unique(proto)
         return cls(path, path.parent, proto, total, bool(files), inlined)
 
     def sha256(self) -> str:

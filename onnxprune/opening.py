@@ -20,7 +20,7 @@ from onnxprune.records import Feed
 def open_model(path: Path, given: Mapping[str, tuple[int, ...]], clock: Clock) -> Opened:
     """Load, infer shapes, analyse: three stages."""
     with clock("load"):
-        model = ModelFile.load(path)
+        model = ModelFile.load(path, unique_names=True)
     with clock("shapes"), unhurried_collector():
         found = shapes.infer(model.proto, given, model.base_dir)
     with clock("analyse"), unhurried_collector():

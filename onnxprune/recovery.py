@@ -105,7 +105,7 @@ class _Model:
 
 
 def _open(source: Source) -> _Model:
-    file = ModelFile.load(Path(source.model))
+    file = ModelFile.load(Path(source.model), unique_names=True)
     if source.skeleton is not None:
         file = dataclasses.replace(file, proto=onnx.ModelProto.FromString(source.skeleton))
     found = shapes.infer(file.proto, source.input_shapes, file.base_dir)

@@ -32,7 +32,20 @@ STAGES = {
     "search",
 }
 DRIVERS = {"api", "comparison", "cli", "opening", "planning", "proving", "recovery", "saving", "widths"}
-LEAVES = {"errors", "dims", "signature", "records", "rules", "criteria", "folding", "modelfile", "worker", "processor"}
+LEAVES = {
+    "bodies",
+    "criteria",
+    "dims",
+    "errors",
+    "folding",
+    "modelfile",
+    "naming",
+    "processor",
+    "records",
+    "rules",
+    "signature",
+    "worker",
+}
 
 
 def imports_of(name: str, tree: ast.AST | None = None) -> Iterator[str]:
