@@ -6,6 +6,8 @@ MatMul   y[..., m, n] = sum_k a[..., m, k] b[..., k, n]           a 1-D operand 
 
 from __future__ import annotations
 
+import re
+
 from onnxprune.rules.registry import Operator, rule
 
 
@@ -49,14 +51,23 @@ def result_terms(op: Operator, second: int = 1) -> str:
 
 @rule("Einsum")
 def einsum(op: Operator) -> None:
-    """Same letter, same dimension; a letter without a place in the result is summed over."""
+    """Same letter, same dimension; a letter without a place in the result is summed over. An absent result has every
+    letter that occurs once, in alphabetical order."""
     left, arrow, right = op.attribute("equation").replace(" ", "").partition("->")
-    if not arrow or "." in left or any(len(set(term)) != len(term) for term in left.split(",")):
-        op.freeze_all("an Einsum with an implicit result, an ellipsis or a diagonal")
+    terms = [_tokens(term) for term in left.split(",")]
+    everything = [x for term in terms for x in term]
+    result = _tokens(right) if arrow else sorted(x for x in set(everything) if everything.count(x) == 1 or x == "...")
+    if ("..." in everything and "..." not in result) or any(len(set(term)) != len(term) for term in terms):
+        op.freeze_all("an Einsum that takes a diagonal, or sums over the axes of an ellipsis")
         return
-    letters = op.apply(f"{', '.join(' '.join(term) for term in left.split(','))} -> {' '.join(right)}")
-    for operand, term in enumerate(left.split(",")):
-        alone = [k for k, x in enumerate(term) if x not in right and sum(x in t for t in left.split(",")) == 1]
+    letters = op.apply(f"{', '.join(' '.join(term) for term in terms)} -> {' '.join(result)}")
+    for operand, term in enumerate(terms):
+        alone = [k for k, x in enumerate(term) if x not in result and sum(x in t for t in terms) == 1]
         if alone:
-            op.contract(operand, alone, weighted=False)
-    op.macs(*letters.values())
+            after = term.index("...") if "..." in term else len(term)
+            op.contract(operand, [k if k < after else k - len(term) for k in alone], weighted=False)
+    op.macs(*op.outputs[0], *(d for x, d in letters.items() if x not in result))
+
+
+def _tokens(term: str) -> list[str]:
+    return re.findall(r"\.\.\.|\w", term)

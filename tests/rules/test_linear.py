@@ -166,17 +166,38 @@ def test_attention_by_einsum() -> None:
     prune_and_compare(m)
 
 
-@pytest.mark.parametrize("equation", ["...i,ih->...h", "ai,ib"])
-def test_einsum_in_forms_that_are_not_covered(equation: str) -> None:
-    m = model(
-        f"""(float[2,4] x) => (float[2,3] y) <float[4,8] w, float[8,6] u, float[6,3] v> {{
-        h = MatMul(x, w_square)
-        k = Einsum<equation="{equation}">(h, w)
+@pytest.mark.parametrize("equation", ["...i,ih->...h", "ai,ib", "...ai, ih -> ...ah", "...i,ih"])
+def test_einsum_with_an_ellipsis_or_an_implicit_result(equation: str) -> None:
+    m = model(f"""(float[2,4] x) => (float[2,3] y) <float[4,6] w, float[6,8] u, float[8,3] v> {{
+        h = MatMul(x, w)
+        k = Einsum<equation="{equation.replace("ih", "ib") if "->" not in equation else equation}">(h, u)
         y = MatMul(k, v)
-    }}""".replace("float[8,6] u, float[6,3] v", "float[4,4] w_square, float[8,3] v")
-    )
-    assert prunable(m) == {}
-    assert reasons(m)["w_square:1"] == "Einsum: an Einsum with an implicit result, an ellipsis or a diagonal"
+    }}""")
+    assert prunable(m) == {"w:1": 6, "u:1": 8}
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize("equation", ["...ij->...i", "i...j->...i"])
+def test_einsum_that_sums_behind_an_ellipsis(equation: str) -> None:
+    order = "0,1,2,3" if equation.startswith("...") else "2,0,1,3"
+    m = model(f"""(float[2,5,6,4] x) => (float[2,5,6] y) <float[4,8] w, float[8,9] u> {{
+        h = MatMul(x, w)
+        t = Transpose<perm=[{order}]>(h)
+        y = Einsum<equation="{equation}">(t)
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize("equation", ["...ii->...i", "...i->i"])
+def test_einsum_in_forms_that_are_not_covered(equation: str) -> None:
+    m = model(f"""(float[2,4,4] x) => (float[A,B] z, float[C] y) <float[4,4] w> {{
+        h = MatMul(x, w)
+        y = Einsum<equation="{equation}">(h)
+        z = ReduceSum<keepdims=0>(y)
+    }}""")
+    told = "an Einsum that takes a diagonal, or sums over the axes of an ellipsis"
+    assert reasons(m)["w:1"] == f"Einsum: {told}"
 
 
 @pytest.mark.parametrize("transposed", [0, 1])
