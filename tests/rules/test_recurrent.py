@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import groups, model, places, prunable, prune_and_compare
+from oracle import TOLERANCE, groups, model, places, prunable, prune, prune_and_compare
 
 CELLS = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -85,6 +85,9 @@ def test_quantized_lstm(directions: int, columns: bool) -> None:
         rz=np.zeros([d, 32] if columns else [d]),
     )
     assert prunable(m) == {"e:1": 6, "w:2": 8}
+    assert groups(m)["e:1"].renormalised
+    alone = prune(m, {"w:2": np.asarray([0, 2, 3, 7])})
+    assert max(alone.differences.values()) <= TOLERANCE
     result = prune_and_compare(m)
     assert result.attribute("DynamicQuantizeLSTM", "hidden_size") == 4
     assert result.weights["r"] == (d, 4, 16)
