@@ -1,12 +1,14 @@
 """Fused attention and the operators that fused transformer graphs are made of.
 
 heads are the outer factor of a projection: (h d). The width d of a head fixes the default scale 1/sqrt(d), so it
-stays; whole heads go. With grouped queries (kv r d): each key-value head serves r query heads.
+stays; whole heads go. With grouped queries (kv r d): each key-value head serves r query heads, and what goes of them is
+the same of every key-value head. A cache has the key-value heads as its second axis; where it is an input or a result
+of the model, they are part of the interface and stay, while query heads may still go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from onnxprune import dims
 from onnxprune.dims import Dim
@@ -30,7 +32,6 @@ def _grouped_heads(op: Operator, heads: int, groups: int) -> tuple[Dim, Dim]:
     op.freeze(t, f"{op.kind} knows the place of a query")
     found, repeats, width = op.factor(q, [groups, heads // groups, q.size // heads])
     op.unify(found, kv)
-    op.freeze(repeats, "query heads go with their key-value head")
     op.freeze(width, f"{op.kind} derives its scale from the width of a head")
     for projection in (k, v):
         _heads(op, projection, kv)
@@ -54,6 +55,25 @@ def _mask(op: Operator, operand: int, heads: Dim) -> None:
             op.freeze(d, f"the mask of {op.kind}")
 
 
+def _caches(op: Operator, operands: Sequence[int], outputs: Sequence[int], batch: Dim, heads: Dim) -> None:
+    """Past and present keys and values: b heads p d, or 2 b heads p d of both."""
+    past = [op.inputs[i] for i in operands if op.has(i)]
+    for cache in (*past, *(op.outputs[i] for i in outputs if i < len(op.outputs))):
+        if cache:
+            *both, b, h, places, width = cache
+            op.unify(b, batch)
+            op.unify(h, heads)
+            for d in (*both, places, width):
+                op.freeze(d, f"the cache of {op.kind}")
+
+
+def _scalars(op: Operator, operands: Iterable[int]) -> None:
+    """Lengths and tables that have no axis of heads."""
+    for operand in operands:
+        for d in op.inputs[operand] or () if op.has(operand) else ():
+            op.freeze(d, f"an operand of {op.kind}")
+
+
 def _attention_macs(op: Operator, out: Sequence[Dim], keys: Dim, width: Dim) -> None:
     """Scores and weighted sum: queries x keys x projection, twice."""
     op.macs(*out[:-1], keys, width)
@@ -62,9 +82,7 @@ def _attention_macs(op: Operator, out: Sequence[Dim], keys: Dim, width: Dim) -> 
 
 @rule("Attention", domain=CONTRIB)
 def packed_attention(op: Operator) -> None:
-    """x: b t e, w: e (3 parts), bias: (3 parts) -> b t v; each part is (h d)."""
-    if any(op.has(i) for i in (4, 5, 6)) or len(op.outputs) > 1:
-        raise ValueError("Attention with a cache")
+    """x: b t e, w: e (3 parts), bias: (3 parts), past: 2 b h p d -> b t v, present; each part is (h d)."""
     b, t, e = op.dims(0)
     op.unify(op.dims(1)[0], e)
     op.freeze(t, "Attention compares along the keys")
@@ -77,6 +95,9 @@ def packed_attention(op: Operator) -> None:
     if op.has(2):
         op.unify(op.dims(2)[0], dims.cat(parts))
     _mask(op, 3, heads)
+    _mask(op, 5, heads)
+    _caches(op, [4], [1], b, heads)
+    _scalars(op, [6])
     op.outputs[0] = (b, t, parts[2])
     op.contract(0, [2])
     op.role(1, 0, "contracted")
@@ -117,10 +138,10 @@ def quantized_attention(op: Operator) -> None:
 
 @rule("MultiHeadAttention", domain=CONTRIB)
 def multi_head_attention(op: Operator) -> None:
-    """q: b t (h d), k: b s (h d), v: b s (h e), bias: the three end to end -> b t (h e)."""
+    """q: b t (h d), k: b s (h d), v: b s (h e), bias: the three end to end, past: b h p d -> b t (h e), present."""
     plain = op.has(1) and op.has(2) and len(op.dims(0)) == len(op.dims(1)) == len(op.dims(2)) == 3
-    if not plain or len(op.outputs) > 1 or any(op.has(i) for i in range(6, len(op.inputs))):
-        raise ValueError("MultiHeadAttention with packed operands or a cache")
+    if not plain or len(op.outputs) > 3 or op.has(9):
+        raise ValueError("MultiHeadAttention with packed operands or beams")
     count = op.attribute("num_heads")
     heads, _ = _grouped_heads(op, count, count)
     (b, t, q), (_, s, k), (_, _, v) = op.dims(0), op.dims(1), op.dims(2)
@@ -129,6 +150,8 @@ def multi_head_attention(op: Operator) -> None:
     for d in op.dims(4) if op.has(4) else ():
         op.freeze(d, "the mask of MultiHeadAttention")
     _mask(op, 5, heads)
+    _caches(op, [6, 7], [1, 2], b, heads)
+    _scalars(op, [8])
     op.outputs[0] = (b, t, v)
     op.sizes("num_heads", [heads])
     _attention_macs(op, op.outputs[0], s, q)
@@ -140,15 +163,8 @@ def group_query_attention(op: Operator) -> None:
     if not (op.has(1) and op.has(2)) or len(op.outputs) > 3 or any(op.has(i) for i in range(11, len(op.inputs))):
         raise ValueError("GroupQueryAttention with packed operands, sinks or quantized caches")
     kv, heads = _grouped_heads(op, op.attribute("num_heads"), op.attribute("kv_num_heads"))
-    for cache in (*(op.inputs[i] for i in (3, 4) if op.has(i)), *op.outputs[1:3]):
-        for axis, d in enumerate(cache or ()):
-            if axis == 1:
-                op.unify(d, kv)
-            else:
-                op.freeze(d, "the cache of GroupQueryAttention")
-    for operand in range(5, min(len(op.inputs), 10)):
-        for d in op.inputs[operand] or ():
-            op.freeze(d, "an operand of GroupQueryAttention")
+    _caches(op, [3, 4], [1, 2], op.dims(0)[0], kv)
+    _scalars(op, range(5, 10))
     _mask(op, 10, heads)
     q = op.dims(0)[2]
     op.outputs[0] = (*op.dims(0)[:2], q)
@@ -159,9 +175,10 @@ def group_query_attention(op: Operator) -> None:
 
 @rule("Attention", since=23)
 def attention(op: Operator) -> None:
-    """q: b t (kv r d) or b (kv r) t d; k, v alike with kv heads; the mask ends in heads, t, s. No caches."""
-    if any(op.has(i) for i in range(4, len(op.inputs))) or len(op.outputs) > 1:
-        raise ValueError("Attention with a cache")
+    """q: b t (kv r d) or b (kv r) t d; k, v alike with kv heads; the mask ends in heads, t, s; caches: b kv p d."""
+    if len(op.outputs) > 3:
+        raise ValueError("Attention whose scores are a result")
+    _scalars(op, [6])
     if len(op.dims(0)) == 4:
         _attention_by_head(op)
         return
@@ -169,6 +186,7 @@ def attention(op: Operator) -> None:
     v = op.dims(2)[2]
     value_width = op.factor(v, [kv.size, v.size // kv.size])[1]
     _mask(op, 3, heads)
+    _caches(op, [4, 5], [1, 2], op.dims(0)[0], kv)
     op.outputs[0] = (*op.dims(0)[:2], dims.prod([heads, value_width]))
     op.sizes("kv_num_heads", [kv])
     op.sizes("q_num_heads", [heads])
@@ -176,17 +194,16 @@ def attention(op: Operator) -> None:
 
 
 def _attention_by_head(op: Operator) -> None:
-    """q: b (kv r) t d, k: b kv s d, v: b kv s e -> b (kv r) t e; d, the repeats r and the keys s stay."""
+    """q: b (kv r) t d, k: b kv s d, v: b kv s e -> b (kv r) t e; d and the keys s stay."""
     (b, heads, t, d), (b_k, kv, s, d_k), (b_v, kv_v, s_v, e) = op.dims(0), op.dims(1), op.dims(2)
-    found, repeats = op.factor(heads, [kv.size, heads.size // kv.size])
-    op.unify(found, kv)
+    op.unify(op.factor(heads, [kv.size, heads.size // kv.size])[0], kv)
     op.unify(kv, kv_v)
-    op.freeze(repeats, "query heads go with their key-value head")
     op.freeze(t, "Attention knows the place of a query")
     op.freeze(d, "Attention derives its scale from the width of a head")
     op.unify(d, d_k)
     _same_keys(op, (b, b_k, b_v), (s, s_v))
     _mask(op, 3, heads)
+    _caches(op, [4, 5], [1, 2], b, kv)
     op.outputs[0] = (b, heads, t, e)
     op.macs(b, heads, t, s, d)
     op.macs(b, heads, t, s, e)

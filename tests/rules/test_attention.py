@@ -44,7 +44,7 @@ def test_packed_attention_loses_heads_of_all_three_parts(mask: str) -> None:
 def test_attention_of_onnx_with_packed_heads(heads: int, kv_heads: int) -> None:
     call = f"Attention<q_num_heads={heads}, kv_num_heads={kv_heads}>(a, c, d)"
     m = model(_PROJECTED.format(kv=12 * kv_heads // heads, call=call), opset=23, ir=11)
-    assert prunable(m) == {"q:1": 3}
+    assert prunable(m) == {"q:1": 3} | ({"q:1#2": 2} if heads > kv_heads else {})
     result = prune_and_compare(m)
     assert result.attribute("Attention", "q_num_heads") == 2 * heads // 3
 
@@ -85,7 +85,7 @@ def test_group_query_attention_drops_a_key_value_head_with_its_queries() -> None
         z = com.microsoft.GroupQueryAttention<num_heads=8, kv_num_heads=4>(a, c, d, , , last, total)
         y = MatMul(z, o)
     }""")
-    assert prunable(m) == {"q:1": 4}
+    assert prunable(m) == {"q:1": 4, "q:1#2": 2}
     result = prune_and_compare(m)
     assert result.attribute("GroupQueryAttention", "num_heads") == 4
     assert result.attribute("GroupQueryAttention", "kv_num_heads") == 2
@@ -234,7 +234,8 @@ def test_linear_attention_loses_whole_heads(heads: int, decay: str) -> None:
     }}""")
     assert "graph output" in reasons(m)["q:1"]
     m.graph.output.pop()
-    assert prunable(m) == {"q:1": 3}
+    assert prunable(m) == {"q:1": 3} | ({"q:1#2": 2} if heads > 3 else {})
+    prune_and_compare(m, factors=True)
     result = prune_and_compare(m)
     assert result.attribute("LinearAttention", "q_num_heads") == 2 * heads // 3
     assert result.weights["r"] == (4, 2)
@@ -299,3 +300,76 @@ def test_linear_attention_of_onnx() -> None:
     call = 'LinearAttention<q_num_heads=3, kv_num_heads=3, update_rule="linear">(a, c, d)'
     text = _PROJECTED.format(kv=12, call=call).replace("z =", "z, s =")
     assert prunable(model(text, opset=27, ir=10)) == {"q:1": 3}
+
+
+_GROUPED = """(float[1,6,4] x{inputs}) => (float[1,6,4] y{outputs})
+    <float[4,5] e, float[5,64] q, float[5,32] k, float[5,32] u, float[64,4] o,
+    int32[1] last = {{8}}, int32 total = {{9}}, int64[4] none = {{1,4,3,8}}> {{
+    h = MatMul(x, e)
+    a = MatMul(h, q)
+    c = MatMul(h, k)
+    d = MatMul(h, u)
+    {past}
+    z, pk, pv = {call}
+    y = MatMul(z, o)
+}}"""
+_GQA = "com.microsoft.GroupQueryAttention<num_heads=8, kv_num_heads=4>(a, c, d, p, r, last, total)"
+_STANDARD = "Attention<q_num_heads=8, kv_num_heads=4>(a, c, d, , p, r)"
+_MADE = "p = ConstantOfShape(none)\n r = ConstantOfShape(none)"
+_GIVEN = {"inputs": ", float[1,4,3,8] p, float[1,4,3,8] r", "outputs": ", float[1,4,9,8] pk, float[1,4,9,8] pv"}
+
+
+@pytest.mark.parametrize(("call", "opset"), [(_GQA, 17), (_STANDARD, 23)], ids=["GroupQueryAttention", "Attention"])
+def test_a_cache_of_the_interface_keeps_the_key_value_heads_alone(call: str, opset: int) -> None:
+    m = model(_GROUPED.format(call=call, past="", **_GIVEN), opset=opset, ir=11 if opset > 21 else 8)
+    assert prunable(m) == {"e:1": 5, "q:1#2": 2}
+    assert reasons(m)["q:1"] == "graph input: the interface keeps its shape"
+    result = prune_and_compare(m)
+    assert result.weights["q"] == (2, 32)
+    assert result.weights["k"] == (2, 32)
+
+
+@pytest.mark.parametrize(("call", "opset"), [(_GQA, 17), (_STANDARD, 23)], ids=["GroupQueryAttention", "Attention"])
+def test_a_cache_inside_the_model_loses_heads(call: str, opset: int) -> None:
+    m = model(_GROUPED.format(call=call, past=_MADE, inputs="", outputs=""), opset=opset, ir=11 if opset > 21 else 8)
+    assert prunable(m) == {"e:1": 5, "q:1": 4, "q:1#2": 2}
+    result = prune_and_compare(m)
+    assert result.weights["k"] == (2, 16)
+    assert result.weights["q"] == (2, 32)
+
+
+_ALIKE = """(float[2,6,4] x{inputs}) => (float[2,6,4] y{outputs})
+    <float[4,5] e, float[5,12] q, float[5,12] k, float[5,12] u, float[12,4] o, int64[4] none = {{2,3,7,4}}> {{
+    h = MatMul(x, e)
+    a = MatMul(h, q)
+    c = MatMul(h, k)
+    d = MatMul(h, u)
+    {past}
+    z, pk, pv = com.microsoft.MultiHeadAttention<num_heads=3>(a, c, d, , , , p, r)
+    y = MatMul(z, o)
+}}"""
+
+
+def test_multi_head_attention_with_a_cache() -> None:
+    ends = {"inputs": ", float[2,3,7,4] p, float[2,3,7,4] r", "outputs": ", float[2,3,13,4] pk, float[2,3,13,4] pv"}
+    kept = model(_ALIKE.format(past="", **ends))
+    assert prunable(kept) == {"e:1": 5}
+    prune_and_compare(kept)
+    m = model(_ALIKE.format(past=_MADE, inputs="", outputs=""))
+    assert prunable(m) == {"e:1": 5, "q:1": 3}
+    assert prune_and_compare(m).attribute("MultiHeadAttention", "num_heads") == 2
+
+
+def test_packed_attention_with_a_cache() -> None:
+    text = """(float[2,6,4] x, float[2,2,3,5,4] p) => (float[2,6,4] y, float[2,2,3,11,4] pr)
+        <float[4,6] e, float[6,36] w, float[36] b, float[12,4] o, int64[5] none = {2,2,3,5,4}> {
+        h = MatMul(x, e)
+        z, pr = com.microsoft.Attention<num_heads=3>(h, w, b, , p)
+        y = MatMul(z, o)
+    }"""
+    assert prunable(model(text)) == {"e:1": 6}
+    prune_and_compare(model(text))
+    inside = text.replace(", float[2,2,3,5,4] p", "").replace(", float[2,2,3,11,4] pr", "")
+    m = model(inside.replace("z, pr =", "p = ConstantOfShape(none)\n z, pr ="))
+    assert prunable(m) == {"e:1": 6, "w:1": 3}
+    prune_and_compare(m)
