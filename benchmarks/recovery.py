@@ -4,7 +4,8 @@
                                   [--steps cut,obs]
 
 Calibration: the images of calib.npz without labels. Accuracy: the 5,000 test images. Rows: `cut` (weight norm,
-uniform), `statistics` (biases refitted), `reconstruction`, `obs` (uniform widths), `allocation`, `distilled`.
+uniform), `statistics` (mean and deviation of every channel), `reconstruction`, `obs` (uniform widths), `allocation`,
+`distilled`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ import onnxruntime
 
 from onnxprune import allocate, analysis, cost, cut, modelfile, planning, processor, recovery, score, select, shapes
 from onnxprune.records import Feed, Plan
-from onnxprune.recover import solve
 
 STEPS = ("cut", "statistics", "reconstruction", "obs", "allocation", "distilled")
 
@@ -101,11 +101,9 @@ class Bench:
         start = time.perf_counter()
         allocation = {"obs": "uniform", "allocation": "sensitivity", "distilled": "sensitivity"}.get(step)
         plan = self.by_damage(share, allocation) if allocation else self.by_norm(share)
-        grid, recovered = solve.GRID, None
+        recovered = None
         if step != "cut":
-            solve.GRID = () if step == "statistics" else grid
-            recovered = recovery.recover(self.source, plan.kept, tuned=step == "distilled")
-            solve.GRID = grid
+            recovered = recovery.recover(self.source, plan.kept, tuned=step == "distilled", fits=step != "statistics")
         seconds = round(time.perf_counter() - start, 1)
         return {
             "step": step,

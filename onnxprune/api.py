@@ -45,7 +45,7 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
         done = cut(opened.model.proto, opened.analysis, opened.shapes, plan.kept)
     proof = None
     if not config.dry_run:
-        recovering = source if config.recover and plan.kept else None
+        recovering = source if config.recover and (plan.kept or plan.blocks) else None
         proof = saving.save(saving.Job(opened, config, plan, done, output, gathered.held, clock), recovering)
     if config.save_plan:
         plans.save(planning.plan_data(opened, plan, done), config.save_plan)

@@ -67,7 +67,7 @@ def collect(
 
 def _collect(walk: Walk, weights: Weights, analysis: Analysis, atoms: set[dims.Dim], seed: int) -> Iterator[Statistics]:
     proto = walk.proto
-    task = Task(walk, walk, weights, analysis, {}, np.random.default_rng(seed))
+    task = Task(walk, walk, proto, weights, analysis, {}, np.random.default_rng(seed))
     for site in find_sites(proto, analysis):
         if site.groups != 1 or not any(a in atoms for a in dims.atoms(_axis(analysis, proto, site))):
             continue

@@ -32,7 +32,7 @@ from onnxprune.recover import divergence, tune
 from onnxprune.recover.augmentation import enriched
 from onnxprune.recover.execution import Read, Shelf, reader, stored_tensors
 from onnxprune.recover.layers import Weights, weights_of
-from onnxprune.recover.reconstruct import LayerReport, Options, reconstruct
+from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, reconstruct
 from onnxprune.target import Damage
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,9 @@ class Recovered:
 
 @dataclass(frozen=True)
 class _Model:
+    """`original`: the file as it is; `file.proto`: the same, or what the removal of residual blocks left of it."""
+
+    original: onnx.ModelProto
     file: ModelFile
     shapes: shapes.Shapes
     analysis: Analysis
@@ -106,15 +109,15 @@ class _Model:
 
 def _open(source: Source) -> _Model:
     file = ModelFile.load(Path(source.model), unique_names=True)
+    original, tensors = file.proto, file.tensors()
     if source.skeleton is not None:
         file = dataclasses.replace(file, proto=onnx.ModelProto.FromString(source.skeleton))
     found = shapes.infer(file.proto, source.input_shapes, file.base_dir)
-    tensors = file.tensors()
 
     def stored(name: str) -> Array | None:
         return file.read(tensors[name]) if name in tensors else None
 
-    return _Model(file, found, analysis.analyse(file.proto, found), stored, reader(file.proto, stored, {}))
+    return _Model(original, file, found, analysis.analyse(file.proto, found), stored, reader(original, stored, {}))
 
 
 # ---- Choosing --------------------------------------------------------------------------------------------------------
@@ -272,12 +275,14 @@ def _best(
 # ---- Recovering ------------------------------------------------------------------------------------------------------
 
 
-def recover(source: Source, kept: Mapping[str, IndexArray], *, tuned: bool) -> Recovered:
-    """New weights for the model cut by the plan `kept`. Run in a child process."""
+def recover(source: Source, kept: Mapping[str, IndexArray], *, tuned: bool, fits: bool = True) -> Recovered:
+    """New weights for the model cut by the plan `kept`; not `fits`: mean and deviation of every channel put right,
+    and no more. Run in a child process."""
     model = _open(source)
     weights = _cut(model, kept)
     feeds = enriched(source.feeds, source.seed)
-    layers = _reconstruct(source, model, weights, kept, feeds, relaxed=True, period=len(source.feeds))
+    period = len(source.feeds)
+    layers = _reconstruct(source, model, weights, kept, feeds, relaxed=True, period=period, fits=fits)
     distilled: tuple[float, float] | None = None
     notes: list[str] = []
     if tuned:
@@ -299,10 +304,11 @@ def _reconstruct(
     *,
     relaxed: bool,
     period: int | None = None,
+    fits: bool = True,
 ) -> list[LayerReport]:
-    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, period)
-    keep = masks(model.analysis, kept)
-    return reconstruct(model.file.proto, model.read, weights, model.analysis, keep, feeds, options)
+    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, period, fits)
+    cutting = Cutting(model.file.proto, model.analysis, masks(model.analysis, kept))
+    return reconstruct(model.original, model.read, cutting, weights, feeds, options)
 
 
 def masks(found: Analysis, kept: Mapping[str, IndexArray]) -> dict[Dim, npt.NDArray[np.bool_]]:
@@ -318,7 +324,7 @@ def _distil(
     per_item = macs_per_item(source, model) * share
     try:
         result = tune.distil(
-            model.file.proto, str(model.file.base_dir), weights, source.feeds,
+            model.original, str(model.file.base_dir), weights, source.feeds,
             macs_per_item=per_item, seed=source.seed, threads=source.threads,
         )  # fmt: skip
     except UsageError:

@@ -395,6 +395,18 @@ def test_depth_alone(network: Path, tmp_path: Path) -> None:
     assert data["before"]["macs"] > data["after"]["macs"]
 
 
+def test_a_removed_block_is_made_up_for_by_the_layers_behind_it(network: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(0).normal(size=(256, 3, 8, 8)).astype(np.float32))
+    errors = {}
+    for recover in (True, False):
+        options = Config(depth=1, ratio=0, calibration=data, recover=recover, force=True)
+        quality = api.prune(network, options).quality
+        assert quality is not None
+        errors[recover] = quality.outputs["y"].relative_error
+    assert errors[True] < 0.8 * errors[False]
+
+
 def test_depth_before_width_and_its_plan_replayed(network: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     options = ["--no-recover", "--round-to", 1]

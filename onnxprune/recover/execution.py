@@ -136,6 +136,20 @@ class Walk:
         """The shape of a computed tensor for one batch."""
         return self.feeds[batch][name].shape if name in self.feeds[batch] else self.shelf.shape(self, name, batch)
 
+    def results(self, name: str) -> Iterator[Array]:
+        """A tensor by batch with the weights as they are now. Nothing of it is kept: a later `compute` runs it anew."""
+        chosen = self._segment([name])
+        inputs = sorted({n for i in chosen for n in operands(self.nodes[i]) if n in self.live})
+        session = runtime.session(self._model(chosen, inputs, [name]).SerializeToString(), threads=self.threads)
+        taken = [i.name for i in session.get_inputs()]
+        for b in range(self.batches):
+            yield session.run([name], {n: np.asarray(self.get(n, b), order="C") for n in taken})[0]
+
+    def node_of(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The node of this model with the first output of `node`, which may be one of a version of the model."""
+        index = next((self.producer[o] for o in node.output if o in self.producer), None)
+        return node if index is None else self.nodes[index]
+
     def clear(self) -> None:
         """Forget every computed tensor."""
         self.done |= set(range(len(self.nodes)))

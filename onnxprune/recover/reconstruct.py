@@ -25,7 +25,7 @@ from onnxprune import dims
 from onnxprune.criteria import obs
 from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Feed
-from onnxprune.recover import large, sites
+from onnxprune.recover import large, sites, statistics
 from onnxprune.recover.execution import Shelf, Walk, operands, stored_tensors
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments
@@ -68,48 +68,75 @@ class LayerReport:
 @dataclass(frozen=True)
 class Options:
     """`memory_bytes`: activations held in memory. `relaxed`: look at the columns again for what the activation behind
-    hides (`relax`). `period`: after so many batches changed copies of the same items follow, held out together."""
+    hides (`relax`). `period`: after so many batches changed copies of the same items follow, held out together.
+    `fits`: least squares; else statistics alone."""
 
     seed: int = 0
     threads: int = 1
     memory_bytes: int = 2 << 30
     relaxed: bool = True
     period: int | None = None
+    fits: bool = True
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What was cut: `proto` (the original, or that without some residual blocks), its analysis, and the bool mask of
+    what is kept by cut atom."""
+
+    proto: onnx.ModelProto
+    analysis: Analysis
+    keep: Keep
 
 
 def reconstruct(
     original: onnx.ModelProto,
     read_original: Callable[[str], Array],
+    cutting: Cutting,
     weights: Weights,
-    analysis: Analysis,
-    keep: Keep,
     feeds: Sequence[Feed],
     options: Options,
 ) -> list[LayerReport]:
-    """Solve every linear operator of the pruned model in place (`weights`). `keep`: bool mask by cut atom."""
-    found = list(find_sites(original, analysis))
+    """Solve every linear operator of the pruned model in place (`weights`)."""
+    found = list(find_sites(cutting.proto, cutting.analysis))
     kept = int(options.memory_bytes * BLOCK_SHARE)
     with contextlib.closing(Shelf(options.memory_bytes - kept)) as shelf:
         teacher = Walk(original, read_original, feeds, threads=options.threads, shelf=shelf)
         student = Walk(weights.proto, weights.get, feeds, threads=options.threads, shelf=shelf)
         random = np.random.default_rng(options.seed)
-        task = Task(teacher, student, weights, analysis, keep, random, options.relaxed, kept, options.period)
+        task = Task(
+            teacher,
+            student,
+            cutting.proto,
+            weights,
+            cutting.analysis,
+            cutting.keep,
+            random,
+            options.relaxed,
+            kept,
+            options.period,
+            options.fits,
+        )
         return list(_solve_all(task, found))
 
 
 def _solve_all(task: Task, found: Sequence[Site]) -> Iterator[LayerReport]:
-    original, analysis = task.teacher.proto, task.analysis
-    latest = _latest_site(original, found)
-    touched = _touched(original, found, analysis, task.keep)
-    for index, site in enumerate(found):
-        if index not in touched or site.out not in task.weights.nodes:
-            continue
-        ready = site.other is not None and latest.get(site.other, -1) < index
-        solution = task.solve(site, ready)
+    latest = _latest_site(task.proto, found)
+    touched = _touched(task)
+    inside = {s.norm for s in found if s.norm is not None}
+    steps: list[Site | statistics.Norm] = [*found, *statistics.norms(task.proto, task.weights.stored, inside)]
+    number = {s.node: i for i, s in enumerate(found)}
+    left = (s for s in steps if s.node in touched and s.out in task.weights.nodes)
+    for step in sorted(left, key=lambda s: s.node):
+        if isinstance(step, statistics.Norm):
+            solution = task.match_norm(step)
+        else:
+            ready = step.other is not None and latest.get(step.other, -1) < number[step.node]
+            solution = task.solve(step, ready) if task.fits else task.match(step)
         if solution is None:
             continue
-        report = LayerReport(analysis.nodes[site.node], solution.before, solution.after, solution.ridge)
-        log.info("%d/%d %s: error %.4f -> %.4f", index + 1, len(found), report.node, report.before, report.after)
+        report = LayerReport(task.analysis.nodes[step.node], solution.before, solution.after, solution.ridge)
+        log.info("%s: error %.4f -> %.4f", report.node, report.before, report.after)
         yield report
 
 
@@ -135,30 +162,33 @@ def _latest_site(proto: onnx.ModelProto, found: Sequence[Site]) -> dict[str, int
     return latest
 
 
-def _touched(proto: onnx.ModelProto, found: Sequence[Site], analysis: Analysis, keep: Keep) -> set[int]:
-    """The sites whose input is cut or comes, somewhere above, from an operator that sums over a cut axis."""
-    number = {s.node: i for i, s in enumerate(found)}
-    cutting = {c.node for c in analysis.contractions if any(a in keep for d in c.dims for a in dims.atoms(d))}
+def _touched(task: Task) -> set[int]:
+    """The nodes that something changes for: themselves or somewhere above there is one that sums or averages over a cut
+    axis, or that reads something else in the original."""
     changed: set[str] = set()
     touched: set[int] = set()
-    for index, node in enumerate(proto.graph.node):
-        if index in cutting or any(n in changed for n in operands(node)):
+    cutting = {c.node for c in task.analysis.contractions if any(task.is_cut(d) for d in c.dims)}
+    for index, node in enumerate(task.proto.graph.node):
+        averaged = node.op_type in statistics.AVERAGING and task.is_cut(*task.analysis.tensors.get(node.input[0], ()))
+        other = list(node.input) != list(task.teacher.node_of(node).input)
+        if index in cutting or averaged or other or any(n in changed for n in operands(node)):
             changed.update(node.output)
-            if index in number:
-                touched.add(number[index])
+            touched.add(index)
     return touched
 
 
 @dataclass
 class Task:
     """One pass: the original (`teacher`) and the pruned model so far (`student`) side by side, and what is solved.
+    `proto` is the model that was cut.
 
-    `relaxed`: look at the columns again for what the activation behind hides (`relax`), where they take no more than
-    `block_bytes`.
+    `fits`: least squares; else statistics alone. `relaxed`: look at the columns again for what the activation behind
+    hides (`relax`), where they take no more than `block_bytes`.
     """
 
     teacher: Walk
     student: Walk
+    proto: onnx.ModelProto
     weights: Weights
     analysis: Analysis
     keep: Keep
@@ -166,6 +196,7 @@ class Task:
     relaxed: bool = False
     block_bytes: int = 1 << 29
     period: int | None = None
+    fits: bool = True
 
     def __post_init__(self) -> None:
         self.flat = flat_regions(self.teacher.proto)
@@ -175,8 +206,7 @@ class Task:
 
         `compensated`: its target is what the addition behind it gave, less the other operand as it is now.
         """
-        original = self.teacher.proto.graph.node
-        node = self.weights.nodes[original[site.node].output[0]]
+        node = self.weights.nodes[self.proto.graph.node[site.node].output[0]]
         site = replace(site, attributes=node_attributes(node))
         weight = self.weights.constant(node.input[1])
         if weight.ndim < 2 or (site.axis == -1 and weight.ndim != 2):
@@ -184,7 +214,7 @@ class Task:
         effective, bias, scale = self.weights.effective(site, node, weight)
         target = site.total if compensated and site.total else site.out
         is_large = effective.shape[2] > LARGEST
-        self.teacher.compute([target, *([site.x] if is_large else [])])
+        self.teacher.compute([target, *([self.original_x(site)] if is_large else [])])
         self.student.compute([site.x, *([site.other] if compensated and site.other else [])])
         if is_large:
             solution = self.solve_large(site, weight.shape[2:], target, compensated, (effective, bias, scale))
@@ -193,6 +223,30 @@ class Task:
         if solution.ridge is not None:
             self.weights.write(site, node, weight, solution.weight, solution.bias, scale)
         return solution
+
+    def match(self, site: Site) -> Solution | None:
+        """Bring the mean and deviation of every channel of an operator back (`statistics`)."""
+        node = self.weights.nodes[self.proto.graph.node[site.node].output[0]]
+        weight = self.weights.constant(node.input[1])
+        if weight.ndim < 2 or (site.axis == -1 and weight.ndim != 2):
+            return None
+        self.teacher.compute([site.out])
+        rows, offset = self.kept(site.out, site.axis), site.bias is not None
+        found = statistics.change(self.teacher, self.student, site.out, site.axis, rows, fit=False, offset=offset)
+        statistics.apply_to_site(self.weights, site, node, found)
+        return found.solution
+
+    def match_norm(self, norm: statistics.Norm) -> Solution | None:
+        """The same for a normalisation that no linear operator has taken in."""
+        node = self.weights.nodes[norm.out]
+        if norm.out not in self.analysis.tensors:
+            return None
+        self.teacher.compute([norm.out])
+        rows = self.kept(norm.out, norm.axis)
+        offset = len(node.input) > 2 and bool(node.input[2])
+        found = statistics.change(self.teacher, self.student, norm.out, norm.axis, rows, fit=self.fits, offset=offset)
+        is_better = found.after < found.before * (1 - 1e-3) or not self.fits
+        return found.solution if is_better and statistics.apply_to_norm(self.weights, node, found) else None
 
     def solve_small(
         self, site: Site, kernel: tuple[int, ...], target: str, compensated: bool, now: tuple[Float, Float, Float]
@@ -233,7 +287,7 @@ class Task:
         source, result, kept = layout
         sums: Moments | None = None
         for b in range(self.teacher.batches):
-            whole = sites.by_channel(site, self.teacher.get(site.x, b), source)
+            whole = sites.by_channel(site, self.teacher.get(self.original_x(site), b), source)
             left = sites.by_channel(site, self.student.get(site.x, b), result)
             step = max(1, whole.shape[2] * self.teacher.batches // POSITIONS)
             whole, left = whole[:, :, ::step], left[:, :, ::step]
@@ -278,7 +332,7 @@ class Task:
     def pooled_prior(self, site: Site, plain: Float, scale: Float) -> Float:
         """The weight to start from where x is a mean over space (squeeze and excitation): too few items to fit to, but
         the positions before the mean tell how the removed channels follow from the kept ones."""
-        source = pooled_source(self.teacher.proto, site.x)
+        source = pooled_source(self.teacher.proto, self.original_x(site))
         inputs = self.kept(site.x, site.axis)
         if source is None or inputs is None or site.groups != 1:
             return plain
@@ -305,6 +359,14 @@ class Task:
             raise ValueError("no batches")
         covariance: Float = sums.covariance()[0][0]
         return covariance
+
+    def original_x(self, site: Site) -> str:
+        """What the original's operator reads where the model that was cut reads `site.x`."""
+        return str(self.teacher.node_of(self.proto.graph.node[site.node]).input[0])
+
+    def is_cut(self, *found: Dim) -> bool:
+        """Whether anything of these dimensions goes."""
+        return any(a in self.keep for d in found for a in dims.atoms(d))
 
     def kept(self, name: str, axis: int) -> npt.NDArray[np.int64] | None:
         """Kept indices of the channel axis of a tensor of the original, None for all."""
@@ -364,7 +426,7 @@ class Task:
         total = sum(sites.position_count(site, s) * (s[0] if len(s) > 1 else 1) for s in shapes)
         if most is not None:
             return most / max(total, 1)
-        node = self.weights.nodes[self.teacher.proto.graph.node[site.node].output[0]]
+        node = self.weights.nodes[self.proto.graph.node[site.node].output[0]]
         inputs = int(np.prod(self.weights.constant(node.input[1]).shape[1:]))
         return max(LEAST_COLUMNS, COLUMNS_PER_INPUT * inputs) / max(total, 1)
 

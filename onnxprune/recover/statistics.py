@@ -1,0 +1,145 @@
+"""Statistics: every channel brought back to the mean and the deviation that it has in the original.
+
+What re-estimating BatchNormalization does where it is kept, for folded ones and for other normalisations too: with t
+the original's channel and s that of the pruned model so far,
+
+    match     a = dev(t) / dev(s)          both moments as in the original
+    fit       a = cov(t, s) / var(s)       least squares
+    c = mean(t) - a mean(s)
+
+and a s + c is what the new weights give. Without `a` a cut that takes variance away (the mean alone put right) leaves
+activations that fade from layer to layer, and behind a ReLU vanish: worse than nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxprune.recover.execution import Walk
+from onnxprune.recover.layers import Weights
+from onnxprune.recover.sites import Site
+from onnxprune.recover.solve import Solution
+from onnxprune.shapes import node_attributes
+
+Array = npt.NDArray[Any]
+Float = npt.NDArray[np.float64]
+Kept = npt.NDArray[np.int64] | None
+
+NORMS = {
+    "BatchNormalization": 1,
+    "InstanceNormalization": 1,
+    "GroupNormalization": 1,
+    "LayerNormalization": -1,
+    "RMSNormalization": -1,
+    "SimplifiedLayerNormalization": -1,
+}
+"""Normalisations with a scale (operand 1) and mostly an offset (operand 2) per channel: the axis of the channels."""
+AVERAGING = ("GroupNormalization", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+"""Those of them that average over channels."""
+LARGEST_SCALE = 10.0
+"""No channel is scaled by more: one that has nearly no variance left says nothing."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation with stored scale that no linear operator has taken in. `node` indexes the graph."""
+
+    node: int
+    out: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """t ~ scale * s + offset, both (channels,); mean squared errors before and after over the variance of t."""
+
+    scale: Float
+    offset: Float
+    before: float
+    after: float
+
+    @property
+    def solution(self) -> Solution:
+        """For the report: as of a layer that was solved."""
+        return Solution(self.scale[None, :, None], self.offset[None], 0.0, self.before, self.after)
+
+
+def norms(proto: onnx.ModelProto, stored: set[str], taken: set[int]) -> Iterator[Norm]:
+    """The normalisations of the main graph with stored operands, without the nodes `taken`."""
+    for index, node in enumerate(proto.graph.node):
+        axis = NORMS.get(node.op_type)
+        if axis is None or index in taken or node_attributes(node).get("training_mode", 0):
+            continue
+        if axis == -1 and node_attributes(node).get("axis", -1) != -1:
+            continue
+        if all(name in stored for name in node.input[1:3] if name):
+            yield Norm(index, node.output[0], axis)
+
+
+def change(teacher: Walk, student: Walk, out: str, axis: int, rows: Kept, *, fit: bool, offset: bool = True) -> Change:
+    """What brings the channels of the tensor `out` back. `rows`: kept channels; `offset`: whether there is one.
+
+    The original's tensor must be computed; the pruned model's is run here and not kept, as its weights are to change.
+    """
+    sums: Float | None = None
+    count = 0
+    centre: tuple[Float, Float] | None = None
+    for b, given in enumerate(student.results(out)):
+        t = _channels(teacher.get(out, b), axis, rows)
+        s = _channels(given, axis, None)
+        if centre is None:
+            centre = t.mean(1), s.mean(1)
+        t, s = t - centre[0][:, None], s - centre[1][:, None]
+        part = np.stack([t.sum(1), s.sum(1), (t * t).sum(1), (s * s).sum(1), (t * s).sum(1)])
+        sums = part if sums is None else sums + part
+        count += t.shape[1]
+    if sums is None or centre is None:
+        raise ValueError("no batches")
+    return _solve(sums / count, centre, fit, offset)
+
+
+def _solve(moments: Float, centre: tuple[Float, Float], fit: bool, offset: bool) -> Change:
+    t, s = moments[0] + centre[0], moments[1] + centre[1]
+    tt, ss, ts = (m - a * b for m, a, b in zip(moments[2:], moments[[0, 1, 0]], moments[[0, 1, 1]], strict=True))
+    total = max(float(tt.sum()), 1e-30)
+    before = float((tt - 2 * ts + ss + (t - s) ** 2).sum()) / total
+    if not offset:
+        tt, ss, ts = tt + t * t, ss + s * s, ts + t * s
+    usable = (ss > 1e-12 * max(float(ss.max()), 1e-30)) & (tt > 0)
+    safe = np.where(usable, ss, 1)
+    ratio = ts / safe if fit else np.sqrt(np.maximum(tt, 0) / safe)
+    scale = np.where(usable, np.clip(ratio, 0 if fit else 1 / LARGEST_SCALE, LARGEST_SCALE), 1)
+    shift = t - scale * s if offset else np.zeros_like(t)
+    after = float((tt - 2 * scale * ts + scale**2 * ss).sum()) / total
+    return Change(scale, shift, before, after)
+
+
+def _channels(array: Array, axis: int, rows: Kept) -> Float:
+    """(channels, n) float64."""
+    array = array if rows is None else np.take(array, rows, axis)
+    return np.moveaxis(np.asarray(array, np.float64), axis, 0).reshape(array.shape[axis], -1)
+
+
+def apply_to_site(weights: Weights, site: Site, node: onnx.NodeProto, found: Change) -> None:
+    """Scale the weight and move the bias of a linear operator."""
+    weight = weights.constant(node.input[1])
+    matrix, bias, scale = weights.effective(site, node, weight)
+    factor, offset = found.scale.reshape(bias.shape), found.offset.reshape(bias.shape)
+    weights.write(site, node, weight, matrix * factor[:, :, None], bias * factor + offset, scale)
+
+
+def apply_to_norm(weights: Weights, node: onnx.NodeProto, found: Change) -> bool:
+    """Scale the scale and move the offset of a normalisation; False where they are not one number per channel."""
+    operands = [weights.constant(name) for name in node.input[1:3] if name]
+    if any(a.shape != found.scale.shape for a in operands):
+        return False
+    weights.put(node, 1, (operands[0] * found.scale).astype(operands[0].dtype))
+    if len(operands) > 1:
+        weights.put(node, 2, (operands[1] * found.scale + found.offset).astype(operands[1].dtype))
+    return True
