@@ -40,19 +40,28 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
             opened = opening.without_blocks(opened, config, gathered.fitting)
     source = _source(opened, config, gathered.fitting) if gathered.fitting else None
     with clock("score"):
-        plan = planning.make(opened, config, source)
+        decision = planning.make(opened, config, source, gathered.evaluation)
+    plan = decision.plan
     with clock("cut"):
         done = cut(opened.model.proto, opened.analysis, opened.shapes, plan.kept)
     proof = None
     if not config.dry_run:
         recovering = source if config.recover and (plan.kept or plan.blocks) else None
-        proof = saving.save(saving.Job(opened, config, plan, done, output, gathered.held, clock), recovering)
+        proof = saving.save(saving.Job(opened, config, decision, done, output, gathered, clock), recovering)
     if config.save_plan:
         plans.save(planning.plan_data(opened, plan, done), config.save_plan)
     measured = _benchmark([opened.model.path, output], config, clock) if config.benchmark else None
     written = None if config.dry_run else output
     return summary.report(
-        opened, config, plan, clock.seconds, output=written, proof=proof, measured=measured, inputs=gathered.inputs
+        opened,
+        config,
+        plan,
+        clock.seconds,
+        output=written,
+        proof=proof,
+        measured=measured,
+        inputs=gathered.inputs,
+        rounds=decision.rounds,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from onnxprune.preparation import Preparation
 RoundTo = int | Literal["auto"]
 PROVIDERS = ("cpu", "cuda")
 ALLOCATIONS = ("uniform", "global", "isomorphic", "sensitivity")
+METRICS = ("accuracy", "precision", "recall", "f1", "agreement", "cosine")
+"""Metrics that have a name; the last two measure closeness to the original and need no labels."""
 MEASURED_CRITERIA = ("obs", "variance", "wanda", "pca")
 
 
@@ -30,6 +33,9 @@ class Config:
     `target`: "macs=0.5", "params=0.5" or "size=10MB" (a number below 1 is the share kept) in place of `ratio`.
     `allocation`: how it is split over the groups, of recovery.ALLOCATIONS. `tune`: distil after the reconstruction
     (extra `gradients`). `threads` and `memory_bytes`: of recovery.
+    `metric`: what is measured on rows held out ("accuracy", ..., "module:function"; see metric.py), with `labels` (a
+    file) where it needs some; `evaluation`: inputs to measure it on, in place of rows held out of `calibration`.
+    `max_drop`: how much it may fall: as much as that allows is removed, at most to `target` where there is one.
     `keep` / `only`: shell-style patterns over group, tensor and node names. `heads`: whether outer factors of products
     (attention heads, groups of channels) may go; `head_width`: cut the inner factor of a product instead.
     """
@@ -56,6 +62,10 @@ class Config:
     target: str | None = None
     allocation: str = "sensitivity"
     tune: bool = False
+    metric: str | None = None
+    labels: Path | None = None
+    evaluation: Path | None = None
+    max_drop: float | None = None
     threads: int = 1
     memory_bytes: int = 2 << 30
     provider: Literal["cpu", "cuda"] = "cpu"
@@ -68,7 +78,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Take text where a path is meant, and one pattern for a tuple of one."""
-        for name in ("output", "calibration", "plan", "save_plan"):
+        for name in ("output", "calibration", "plan", "save_plan", "labels", "evaluation"):
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
@@ -89,6 +99,16 @@ class Config:
         """The importance criterion: the one asked for, else what the inputs show if there are any, else the norm."""
         return self.criterion or ("obs" if self.calibration else "l2")
 
+    @property
+    def files_read(self) -> dict[str, Path | None]:
+        """The files and folders beside the model that the run reads, by option."""
+        return {
+            "--calibration": self.calibration,
+            "--plan": self.plan,
+            "--labels": self.labels,
+            "--evaluation": self.evaluation,
+        }
+
     def output_for(self, model: Path) -> Path:
         """Where the pruned model goes: `output`, or MODEL_pruned.onnx beside the input."""
         if model.is_dir():
@@ -99,6 +119,7 @@ class Config:
         """Raise UsageError for the first option that makes no sense, alone or with the input file `model`."""
         self._check_amount()
         self._check_target()
+        self._check_metric()
         self._check_numbers()
         self._check_choices()
         self._check_files(model)
@@ -125,6 +146,30 @@ class Config:
         if self.measure not in MEASURED_CRITERIA:
             raise UsageError(f"--target needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {self.measure}")
 
+    def _check_metric(self) -> None:
+        if self.metric is not None:
+            check_metric(self.metric)
+        if self.metric is not None and self.calibration is None and self.evaluation is None:
+            raise UsageError("--metric needs inputs to measure on: give --calibration or --evaluation")
+        if self.labels is not None and self.metric is None:
+            raise UsageError("--labels needs --metric: accuracy, precision, recall, f1 or module:function")
+        if self.dry_run and (self.metric or self.evaluation or self.max_drop is not None):
+            raise UsageError("a metric is measured on the pruned model, and --dry-run writes none: leave one out")
+        if self.max_drop is not None:
+            self._check_budget(self.max_drop)
+
+    def _check_budget(self, max_drop: float) -> None:
+        if not 0 <= max_drop < math.inf:
+            raise UsageError(f"--max-drop must be a number of at least 0, got {max_drop}")
+        if self.plan is not None:
+            raise UsageError("--plan says what is removed: leave --max-drop out")
+        if self.ratio == 0:
+            raise UsageError("--ratio 0 removes residual blocks alone: leave --max-drop out")
+        if self.calibration is None:
+            raise UsageError("--max-drop needs --calibration: every round is recovered with it")
+        if self.measure not in MEASURED_CRITERIA:
+            raise UsageError(f"--max-drop needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {self.measure}")
+
     def _check_numbers(self) -> None:
         if self.calibration_size < 1 or self.threads < 1 or self.memory_bytes < 1 << 20:
             raise UsageError("--calibration-size and --threads must be at least 1, --memory at least 1 MB")
@@ -150,12 +195,14 @@ class Config:
     def _check_files(self, model: Path | None) -> None:
         check_input_shapes(self.input_shapes)
         self.preparation.check()
-        if self.calibration is None and self.preparation != Preparation():
+        if self.calibration is None and self.evaluation is None and self.preparation != Preparation():
             raise UsageError("--mean, --std, --scale, --layout, --resize and --color need images: give --calibration")
-        check_calibration(self.calibration)
-        if self.plan is not None and not self.plan.exists():
-            raise UsageError(f"--plan: {self.plan} does not exist")
-        read = {"the input model": model, "--calibration": self.calibration, "--plan": self.plan}
+        check_inputs("--calibration", self.calibration)
+        check_inputs("--evaluation", self.evaluation)
+        for name, path in (("--plan", self.plan), ("--labels", self.labels)):
+            if path is not None and not path.exists():
+                raise UsageError(f"{name}: {path} does not exist")
+        read = {"the input model": model, **self.files_read}
         output = self.output_for(model) if model else self.output
         check_paths(read, {"--output": output, "--save-plan": self.save_plan})
         check_report_path("--save-plan", self.save_plan, "{")
@@ -173,12 +220,19 @@ def parse_target(text: str) -> tuple[str, float]:
     raise UsageError(f"--target {text!r}: write macs=0.5, params=0.5 or size=10MB; a share kept lies between 0 and 1")
 
 
-def check_calibration(place: Path | None) -> None:
+def check_inputs(option: str, place: Path | None) -> None:
     """Raise UsageError where there is no such file or folder, and it is not written like a function."""
     from onnxprune.calibration import exists
 
     if place is not None and not exists(place):
-        raise UsageError(f"--calibration: {place} does not exist")
+        raise UsageError(f"{option}: {place} does not exist")
+
+
+def check_metric(name: str) -> None:
+    """Raise UsageError for what is no name of a metric; loads nothing."""
+    module, _, function = name.rpartition(":")
+    if name not in METRICS and not (module and function.isidentifier()):
+        raise UsageError(f"--metric {name!r}: write {', '.join(METRICS)}, module:function or file.py:function")
 
 
 def check_input_shapes(shapes: Mapping[str, Sequence[int]]) -> None:

@@ -160,7 +160,17 @@ def probed(
     proto: onnx.ModelProto, read: Callable[[str], Array], feeds: Sequence[Feed], threads: int
 ) -> list[list[Array]]:
     """The probes of a model for every batch, with its weights as `read` gives them."""
-    names = [p.name for p in divergence.probes(proto)]
+    return tensors_of(proto, read, [p.name for p in divergence.probes(proto)], feeds, threads)
+
+
+def tensors_of(
+    proto: onnx.ModelProto,
+    read: Callable[[str], Array],
+    names: Sequence[str],
+    feeds: Sequence[Feed],
+    threads: int,
+) -> list[list[Array]]:
+    """The named tensors of a model for every batch, with its weights as `read` gives them."""
     with contextlib.closing(Shelf(2 << 30)) as shelf:
         walk = Walk(proto, read, feeds, threads=threads, shelf=shelf)
         walk.compute(names)

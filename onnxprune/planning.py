@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from onnxprune import allocate, recovery, select, widths, worker
+from onnxprune import allocate, budget, evaluation, recovery, select, widths, worker
 from onnxprune import plan as plans
 from onnxprune import score as scores
 from onnxprune.config import MEASURED_CRITERIA, Config, parse_target
@@ -14,36 +15,54 @@ from onnxprune.cut import Cut
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.opened import Opened
-from onnxprune.records import Group, Plan
+from onnxprune.records import Group, Plan, Round
 
 
-def make(opened: Opened, config: Config, source: recovery.Source | None) -> Plan:
-    """What stays of every group; measured on the calibration inputs of `source` where the criterion does that."""
-    return dataclasses.replace(_plan(opened, config, source), blocks=tuple(r.block.name for r in opened.removed))
+@dataclass(frozen=True)
+class Decision:
+    """The plan; where a budget was searched, the weights recovered for it already, and the rounds of the search."""
+
+    plan: Plan
+    recovered: recovery.Recovered | None = None
+    rounds: tuple[Round, ...] = ()
 
 
-def _plan(opened: Opened, config: Config, source: recovery.Source | None) -> Plan:
+def make(
+    opened: Opened, config: Config, source: recovery.Source | None, measured: evaluation.Evaluation | None = None
+) -> Decision:
+    """What stays of every group; measured on the calibration inputs of `source` where the criterion does that, and as
+    little as the metric on `measured` allows where there is a budget."""
+    found = _decide(opened, config, source, measured)
+    blocks = tuple(r.block.name for r in opened.removed)
+    return dataclasses.replace(found, plan=dataclasses.replace(found.plan, blocks=blocks))
+
+
+def _decide(
+    opened: Opened, config: Config, source: recovery.Source | None, measured: evaluation.Evaluation | None
+) -> Decision:
     prunable = [g for g in opened.analysis.groups if g.refusal is None]
     if config.plan:
         plan = plans.load(config.plan, {g.id: g for g in prunable})
         whole = all(len(kept) == group.size for group in prunable if (kept := plan.kept.get(group.id)) is not None)
         if whole and not plan.blocks:
             raise NothingToPruneError(f"{config.plan}: the plan removes nothing; make one with --save-plan")
-        return plan
+        return Decision(plan)
     for option, patterns in (("--keep", config.keep), ("--only", config.only)):
         _require_matches(opened.analysis.groups, option, patterns)
     if config.ratio == 0:
-        return Plan({})
+        return Decision(Plan({}))
     chosen = choose(prunable, config.keep, config.only)
     chosen = allocate.choose_factors(opened.analysis, chosen, heads=config.heads, head_width=config.head_width)
     if not chosen:
         raise NothingToPruneError(_why_nothing(opened, prunable))
+    if config.max_drop is not None and source is not None and measured is not None:
+        return _within_budget(config, source, _wanted(opened, config, chosen), measured)
     if config.measure in MEASURED_CRITERIA and source is not None:
         plan = _measured_plan(opened, config, chosen, source)
     else:
         plan = _norm_plan(opened, config, chosen, config.measure)
     if plan.kept:
-        return plan
+        return Decision(plan)
     if config.target:
         raise NothingToPruneError("the target is met already: nothing is removed; give a smaller --target")
     raise NothingToPruneError(
@@ -101,15 +120,9 @@ def plan_data(opened: Opened, plan: Plan, done: Cut) -> dict[str, object]:
 
 def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], source: recovery.Source) -> Plan:
     """The plan by what the calibration inputs show, made in a child process."""
-    fast = widths.known(config.provider)
-    step = None if config.round_to == "auto" else int(config.round_to)
-    steps = {g.id: step or allocate.fast_step(opened.analysis, g, fast) for g in chosen}
-    target = parse_target(config.target) if config.target else None
-    names = [g.id for g in chosen]
-    wanted = recovery.Wanted(names, config.allocation, target, config.ratio, steps, config.measure)
     choice: recovery.Choice = worker.call(
         "onnxprune.recovery:choose",
-        {"source": source, "wanted": wanted},
+        {"source": source, "wanted": _wanted(opened, config, chosen)},
         timeout_s=recovery.LIMIT_S,
         threads=config.threads,
     )
@@ -118,3 +131,29 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
     # Groups that no layer to be refitted reads (the hidden units of a recurrent cell) go by their weights.
     others = [g for g in chosen if g.id not in choice.kept]
     return Plan({**_norm_plan(opened, config, others, "l2").kept, **choice.kept})
+
+
+def _wanted(opened: Opened, config: Config, chosen: Sequence[Group]) -> recovery.Wanted:
+    fast = widths.known(config.provider)
+    step = None if config.round_to == "auto" else int(config.round_to)
+    steps = {g.id: step or allocate.fast_step(opened.analysis, g, fast) for g in chosen}
+    target = parse_target(config.target) if config.target else None
+    return recovery.Wanted([g.id for g in chosen], config.allocation, target, config.ratio, steps, config.measure)
+
+
+def _within_budget(
+    config: Config, source: recovery.Source, wanted: recovery.Wanted, measured: evaluation.Evaluation
+) -> Decision:
+    """The smallest model within the budget, searched in a child process."""
+    arguments = {
+        "source": source,
+        "wanted": wanted,
+        "measured": measured,
+        "max_drop": config.max_drop,
+        "recover": config.recover,
+        "tuned": config.tune,
+    }
+    found: budget.Found = worker.call(
+        "onnxprune.budget:search", arguments, timeout_s=recovery.LIMIT_S, threads=config.threads
+    )
+    return Decision(Plan(dict(found.kept)), found.recovered, found.rounds)

@@ -332,6 +332,51 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class LayerQuality:
+    """Error of one refitted layer on held-out inputs, as a share of its variance: as it was cut, and refitted."""
+
+    node: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value on a sample, and its 95% interval; None where there is no sound one."""
+
+    value: float
+    ci95: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """A metric (higher is better) of the original, of the cut alone where something was recovered, and of the result.
+
+    `drop`: original less result, with the interval of that difference on the same rows. `rows`: how many were measured
+    on; `data`: whether those are held out of the calibration data or from a file of their own. No row was fitted to.
+    """
+
+    name: str
+    data: Literal["calibration", "evaluation"]
+    rows: int
+    original: Measured
+    cut: Measured | None
+    final: Measured
+    drop: Measured
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of the search for the smallest model within a budget: the share kept of the MACs (or of what the target
+    counts), the metric, how much it fell, and whether that is within the budget."""
+
+    share: float
+    value: float
+    drop: float
+    within: bool
+
+
+@dataclass(frozen=True)
 class Totals:
     """Size of a model: nodes, stored float parameters, bytes on disk, multiply-accumulates of one run."""
 
@@ -343,10 +388,13 @@ class Totals:
 
 @dataclass(frozen=True)
 class Proof:
-    """What verification found."""
+    """What verification found. `quality`: of the result; `cut_quality`: of the cut alone where that was recovered."""
 
     exactness: Exactness
     quality: Quality
+    cut_quality: Quality | None = None
+    layers: tuple[LayerQuality, ...] = ()
+    metric: MetricResult | None = None
 
 
 @dataclass(frozen=True)
@@ -424,3 +472,7 @@ class Report:
     notes: tuple[str, ...] = ()
     reach: Reach | None = None
     inputs: Inputs | None = None
+    cut_quality: Quality | None = None
+    layers: tuple[LayerQuality, ...] = ()
+    metric: MetricResult | None = None
+    rounds: tuple[Round, ...] = ()

@@ -2,6 +2,7 @@
 
 choose    statistics -> order of removal (obs) -> damage curves -> allocation
 recover   cut -> reconstruction -> distillation
+search    once the first three of `choose`; then again and again allocation, `recover`, and the metric on held-out rows
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from onnxprune import target as targets
 from onnxprune.criteria import obs
 from onnxprune.cut import Cut, cut
 from onnxprune.dims import Dim
-from onnxprune.errors import UsageError
+from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
 from onnxprune.recover import divergence, tune
@@ -96,8 +97,11 @@ class Recovered:
 
 
 @dataclass(frozen=True)
-class _Model:
-    """`original`: the file as it is; `file.proto`: the same, or what the removal of residual blocks left of it."""
+class OpenedSource:
+    """A model with its analysis, and its weights by name.
+
+    `original`: the file as it is; `file.proto`: the same, or what the removal of residual blocks left of it.
+    """
 
     original: onnx.ModelProto
     file: ModelFile
@@ -107,7 +111,8 @@ class _Model:
     read: Read
 
 
-def _open(source: Source) -> _Model:
+def open_source(source: Source) -> OpenedSource:
+    """Open the model of a source, in the child process."""
     file = ModelFile.load(Path(source.model), unique_names=True)
     original, tensors = file.proto, file.tensors()
     if source.skeleton is not None:
@@ -117,15 +122,35 @@ def _open(source: Source) -> _Model:
     def stored(name: str) -> Array | None:
         return file.read(tensors[name]) if name in tensors else None
 
-    return _Model(original, file, found, analysis.analyse(file.proto, found), stored, reader(original, stored, {}))
+    return OpenedSource(
+        original, file, found, analysis.analyse(file.proto, found), stored, reader(original, stored, {})
+    )
 
 
 # ---- Choosing --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What is measured once: the groups that may shrink, with the order of removal and the damage of each."""
+
+    source: Source
+    model: OpenedSource
+    groups: Sequence[Group]
+    order: Mapping[str, obs.Path]
+    measured: Mapping[str, damage.Curve]
+
+
 def choose(source: Source, wanted: Wanted) -> Choice:
     """Which indices stay. Run in a child process."""
-    model = _open(source)
+    found = prepare(source, wanted)
+    curves = {name: (c.removed, c.damage) for name, c in found.measured.items()}
+    return Choice(allocated(found, wanted), curves)
+
+
+def prepare(source: Source, wanted: Wanted) -> Prepared:
+    """Statistics, the order of removal in every group, and where a target is split by it, the measured damage."""
+    model = open_source(source)
     names = set(wanted.groups)
     groups = [g for g in model.analysis.groups if g.id in names]
     measured: dict[str, damage.Curve] = {}
@@ -141,16 +166,21 @@ def choose(source: Source, wanted: Wanted) -> Choice:
                 model.file.proto, model.read, model.analysis, groups, found, order, few,
                 threads=source.threads, levels=levels,
             )  # fmt: skip
-    counts = _allocate(source, model, groups, wanted, order, measured)
+    return Prepared(source, model, groups, order, measured)
+
+
+def allocated(found: Prepared, wanted: Wanted) -> dict[str, IndexArray]:
+    """The indices that stay of every group that shrinks, by group id."""
+    counts = _allocate(found.source, found.model, found.groups, wanted, found.order, found.measured)
     kept = {}
-    for group in groups:
+    for group in found.groups:
         removed = group.size - counts.counts[group.id]
-        if removed and group.id in order:
-            kept[group.id] = np.setdiff1d(np.arange(group.size), order[group.id].order[:removed])
-    return Choice(kept, {name: (c.removed, c.damage) for name, c in measured.items()})
+        if removed and group.id in found.order:
+            kept[group.id] = np.setdiff1d(np.arange(group.size), found.order[group.id].order[:removed])
+    return kept
 
 
-def macs_per_item(source: Source, model: _Model) -> float:
+def macs_per_item(source: Source, model: OpenedSource) -> float:
     """Multiply-accumulates of one item of the calibration inputs: those of the representative sizes, scaled by area."""
     feed = source.feeds[0]
     name = max(feed, key=lambda n: feed[n].size)
@@ -158,7 +188,7 @@ def macs_per_item(source: Source, model: _Model) -> float:
     return cost.macs(model.analysis) * size / max(1, math.prod(model.shapes.inputs[name]))
 
 
-def _effort(source: Source, model: _Model, groups: int) -> tuple[list[Feed], Sequence[float]]:
+def _effort(source: Source, model: OpenedSource, groups: int) -> tuple[list[Feed], Sequence[float]]:
     """Inputs and levels for the damage curves: as many as `CURVE_WORK` allows."""
     runs = CURVE_WORK / max(1.0, macs_per_item(source, model) * groups)
     levels = damage.LEVELS if runs >= CURVE_ITEMS * len(damage.LEVELS) / 4 else damage.FEW_LEVELS
@@ -178,6 +208,13 @@ def limited(feeds: Sequence[Feed], items: int) -> list[Feed]:
     return chosen
 
 
+def share_kept(found: Prepared, kind: str, kept: Mapping[str, IndexArray]) -> float:
+    """The share that a plan keeps of a total (macs, params, bytes)."""
+    terms, rest = terms_of(found.model.file, found.model.analysis, kind)
+    counts = {g.dim: len(kept[g.id]) for g in found.groups if g.id in kept}
+    return (cost.total(terms, counts) + rest) / max(1, cost.total(terms, {}) + rest)
+
+
 def terms_of(model: ModelFile, found: Analysis, kind: str) -> tuple[list[cost.Term], int]:
     """The terms of a total (macs, params, bytes), and what of it does not depend on any group."""
     if kind == "macs":
@@ -193,7 +230,7 @@ def terms_of(model: ModelFile, found: Analysis, kind: str) -> tuple[list[cost.Te
 
 
 def _allocate(
-    source: Source, model: _Model, groups: Sequence[Group], wanted: Wanted,
+    source: Source, model: OpenedSource, groups: Sequence[Group], wanted: Wanted,
     order: Mapping[str, obs.Path], measured: Mapping[str, damage.Curve],
 ) -> Allocation:  # fmt: skip
     able = [g for g in groups if g.id in order]
@@ -212,7 +249,7 @@ def _allocate(
     if wanted.allocation == "uniform":
         found = targets.ratio_for(lambda r: _uniform(groups, wanted, order, r), price, target)
         if price(found) > target:
-            raise UsageError("the target cannot be reached: too little of the model may shrink")
+            raise NothingToPruneError("the target cannot be reached: too little of the model may shrink")
         return found
     if wanted.allocation in ("global", "isomorphic"):
         own: dict[str, Damage] = {g.id: _path_damage(order[g.id], wanted.allocation == "isomorphic") for g in able}
@@ -243,7 +280,7 @@ def _mixed(curve: damage.Curve, size: int, mix: float) -> Damage:
 
 def _best(
     source: Source,
-    model: _Model,
+    model: OpenedSource,
     groups: Sequence[Group],
     order: Mapping[str, obs.Path],
     candidates: Sequence[Allocation],
@@ -255,6 +292,9 @@ def _best(
     work = len(candidates) * macs_per_item(source, model) * sum(len(next(iter(f.values()))) for f in feeds)
     if len(feeds) < 2 or work > CURVE_WORK:
         return candidates[-1]
+    candidates = [c for k, c in enumerate(candidates) if c not in candidates[:k]]
+    if len(candidates) == 1:
+        return candidates[0]
     probes = divergence.probes(model.file.proto)
     reference = damage.probed(model.file.proto, model.read, feeds[-held:], source.threads)
     errors = []
@@ -264,7 +304,7 @@ def _best(
             for g in groups
             if (removed := g.size - candidate.counts[g.id])
         }
-        weights = _cut(model, kept)
+        weights = cut_weights(model, kept)
         _reconstruct(source, model, weights, kept, feeds[:-held], relaxed=False)
         result = damage.probed(weights.proto, weights.get, feeds[-held:], source.threads)
         errors.append(divergence.divergence(probes, reference, result))
@@ -278,8 +318,14 @@ def _best(
 def recover(source: Source, kept: Mapping[str, IndexArray], *, tuned: bool, fits: bool = True) -> Recovered:
     """New weights for the model cut by the plan `kept`; not `fits`: mean and deviation of every channel put right,
     and no more. Run in a child process."""
-    model = _open(source)
-    weights = _cut(model, kept)
+    return refitted(source, open_source(source), kept, tuned=tuned, fits=fits)[1]
+
+
+def refitted(
+    source: Source, model: OpenedSource, kept: Mapping[str, IndexArray], *, tuned: bool, fits: bool = True
+) -> tuple[Weights, Recovered]:
+    """The model cut by the plan `kept`, refitted, and what is new in it."""
+    weights = cut_weights(model, kept)
     feeds = enriched(source.feeds, source.seed)
     period = len(source.feeds)
     layers = _reconstruct(source, model, weights, kept, feeds, relaxed=True, period=period, fits=fits)
@@ -287,17 +333,18 @@ def recover(source: Source, kept: Mapping[str, IndexArray], *, tuned: bool, fits
     notes: list[str] = []
     if tuned:
         distilled, notes = _distil(source, model, weights, kept)
-    return Recovered(weights.values, weights.rewired, layers, distilled, notes)
+    return weights, Recovered(weights.values, weights.rewired, layers, distilled, notes)
 
 
-def _cut(model: _Model, kept: Mapping[str, IndexArray]) -> Weights:
+def cut_weights(model: OpenedSource, kept: Mapping[str, IndexArray]) -> Weights:
+    """The model cut by the plan `kept`, and no more."""
     done = cut(model.file.proto, model.analysis, model.shapes, kept)
     return weights_of(done.proto, model.stored, done.edits)
 
 
 def _reconstruct(
     source: Source,
-    model: _Model,
+    model: OpenedSource,
     weights: Weights,
     kept: Mapping[str, IndexArray],
     feeds: Sequence[Feed],
@@ -317,7 +364,7 @@ def masks(found: Analysis, kept: Mapping[str, IndexArray]) -> dict[Dim, npt.NDAr
 
 
 def _distil(
-    source: Source, model: _Model, weights: Weights, kept: Mapping[str, IndexArray]
+    source: Source, model: OpenedSource, weights: Weights, kept: Mapping[str, IndexArray]
 ) -> tuple[tuple[float, float] | None, list[str]]:
     counts = {g.dim: len(kept[g.id]) for g in model.analysis.groups if g.id in kept}
     share = cost.macs(model.analysis, counts) / max(1, cost.macs(model.analysis))
@@ -338,11 +385,11 @@ def _distil(
 # ---- For the parent process ------------------------------------------------------------------------------------------
 
 
-def split(feeds: Sequence[Feed]) -> tuple[list[Feed], list[Feed]]:
-    """Batches to fit to, and those held out to measure on: every tenth; the same ones where there are fewer than 4."""
+def split(feeds: Sequence[Feed], share: int = 10) -> tuple[list[Feed], list[Feed]]:
+    """Batches to fit to, and those held out to measure on: one in `share`; the same where there are fewer than 4."""
     if len(feeds) < 4:
         return list(feeds), list(feeds)
-    every = min(10, len(feeds))
+    every = min(share, len(feeds))
     return [f for i, f in enumerate(feeds) if i % every != every - 1], [
         f for i, f in enumerate(feeds) if i % every == every - 1
     ]

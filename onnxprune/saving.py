@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,24 +13,31 @@ from onnxprune import proving, recovery, verify, worker
 from onnxprune.clock import Clock
 from onnxprune.config import Config
 from onnxprune.cut import Cut
+from onnxprune.gathering import Gathered
 from onnxprune.modelfile import write
 from onnxprune.opened import Opened
-from onnxprune.records import Feed, Plan, Proof
+from onnxprune.planning import Decision
+from onnxprune.records import LayerQuality, MetricResult, Proof
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be written to `output`: the cut `done` of `opened` by `plan`; `held`: inputs to measure on."""
+    """What is to be written to `output`: the cut `done` of `opened` by the plan of `decision`."""
 
     opened: Opened
     config: Config
-    plan: Plan
+    decision: Decision
     done: Cut
     output: Path
-    held: Sequence[Feed]
+    gathered: Gathered
     clock: Clock
+
+    @property
+    def original(self) -> str:
+        """The path of the model as it was given, residual blocks included."""
+        return str((self.opened.original or self.opened).model.path)
 
 
 def save(job: Job, source: recovery.Source | None) -> Proof:
@@ -39,55 +45,68 @@ def save(job: Job, source: recovery.Source | None) -> Proof:
     if source is None:
         return _save_cut(job)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        proof = _proved(job, Path(folder) / "cut.onnx")
-        return _save_recovered(job, proof, _recover(job, source))
+        path = Path(folder) / "cut.onnx"
+        proofs: list[Proof] = []
+        write(job.opened.model, job.done.proto, job.done.edits, path, check=lambda p: proofs.append(_proved(job, p)))
+        return _save_recovered(job, proofs[0], path, job.decision.recovered or _recover(job, source))
 
 
 def _proved(job: Job, path: Path) -> Proof:
-    """Write the cut alone to `path` and prove it."""
-    proofs: list[Proof] = []
-
-    def check(written: Path) -> None:
-        with job.clock("verify"):
-            proofs.append(proving.prove(job.opened, job.config, job.plan, written, job.held))
-
-    write(job.opened.model, job.done.proto, job.done.edits, path, check=check, force=job.config.force)
-    return proofs[0]
+    with job.clock("verify"):
+        return proving.prove(job.opened, job.config, job.decision.plan, path, job.gathered.held)
 
 
 def _save_cut(job: Job) -> Proof:
+    proofs: list[Proof] = []
+
+    def check(path: Path) -> None:
+        proof = _proved(job, path)
+        proofs.append(dataclasses.replace(proof, metric=_metric(job, None, path)))
+
     start = time.perf_counter()
-    proof = _proved(job, job.output)
+    write(job.opened.model, job.done.proto, job.done.edits, job.output, check=check, force=job.config.force)
     job.clock.seconds["save"] = time.perf_counter() - start - job.clock.seconds["verify"]
-    return proof
+    return proofs[0]
 
 
 def _recover(job: Job, source: recovery.Source) -> recovery.Recovered:
     with job.clock("recover"):
-        recovered: recovery.Recovered = worker.call(
+        found: recovery.Recovered = worker.call(
             "onnxprune.recovery:recover",
-            {"source": source, "kept": job.plan.kept, "tuned": job.config.tune},
+            {"source": source, "kept": job.decision.plan.kept, "tuned": job.config.tune},
             timeout_s=recovery.LIMIT_S,
             threads=job.config.threads,
         )
+    return found
+
+
+def _save_recovered(job: Job, proof: Proof, cut: Path, recovered: recovery.Recovered) -> Proof:
+    """Write the recovered model, and measure what was written beside the cut alone."""
     for note in recovered.notes:
         log.warning("%s", note)
-    return recovered
-
-
-def _save_recovered(job: Job, proof: Proof, recovered: recovery.Recovered) -> Proof:
-    """Write the recovered model and measure the quality of what was written."""
-    opened = job.opened
     final = recovery.install(job.done, recovered)
-    original = (opened.original or opened).model.path
-    proofs = [proof]
+    layers = tuple(LayerQuality(layer.node, layer.before, layer.after) for layer in recovered.layers)
+    proofs: list[Proof] = []
 
-    def measure(path: Path) -> None:
-        verify.check_file(path, opened.model.path)
-        arguments = {"original": str(original), "pruned": str(path), "feeds": list(job.held), "data": "calibration"}
+    def check(path: Path) -> None:
+        verify.check_file(path, job.opened.model.path)
+        feeds = list(job.gathered.held)
+        arguments = {"original": job.original, "pruned": str(path), "feeds": feeds, "data": "calibration"}
         quality = worker.call("onnxprune.verify:compare_quality", arguments, timeout_s=proving.VERIFY_LIMIT_S)
-        proofs[0] = dataclasses.replace(proofs[0], quality=quality)
+        metric = _metric(job, cut, path)
+        proofs.append(Proof(proof.exactness, quality, proof.quality, layers, metric))
 
     with job.clock("save"):
-        write(opened.model, final.proto, final.edits, job.output, check=measure, force=job.config.force)
+        write(job.opened.model, final.proto, final.edits, job.output, check=check, force=job.config.force)
     return proofs[0]
+
+
+def _metric(job: Job, cut: Path | None, final: Path) -> MetricResult | None:
+    """The metric of the original, the cut alone and the result, if one is measured."""
+    wanted = job.gathered.evaluation
+    if wanted is None:
+        return None
+    arguments = {"original": job.original, "cut": str(cut) if cut else None, "final": str(final), "wanted": wanted}
+    log.info("evaluate ...")
+    found: MetricResult = worker.call("onnxprune.evaluation:measure", arguments, timeout_s=recovery.LIMIT_S)
+    return found

@@ -25,12 +25,15 @@ from onnxprune.records import (
     Refusal,
     RefusalReport,
     Report,
+    Round,
     Totals,
 )
 from onnxprune.shapes import graph_inputs
 
 POOR_COSINE = 0.95
 POOR_AGREEMENT = 0.9
+POOR_DROP = 0.03
+"""Share of the original's metric whose loss is worth a note."""
 
 
 def report(
@@ -43,6 +46,7 @@ def report(
     proof: Proof | None = None,
     measured: Latency | None = None,
     inputs: Inputs | None = None,
+    rounds: tuple[Round, ...] = (),
 ) -> Report:
     """The report; without `proof` of a run that wrote nothing. MACs are counted for a batch of one."""
     found = opened.analysis
@@ -71,6 +75,10 @@ def report(
         notes=(*_notes(opened, config, plan, proof), *(inputs.remarks if inputs else ())),
         reach=_reach(found, weights, single),
         inputs=inputs,
+        cut_quality=proof.cut_quality if proof else None,
+        layers=proof.layers if proof else (),
+        metric=proof.metric if proof else None,
+        rounds=rounds,
     )
 
 
@@ -194,10 +202,28 @@ def _notes(opened: Opened, config: Config, plan: Plan, proof: Proof | None) -> I
         yield "the local functions of the model were inlined"
     if proof and not proof.exactness.shown:
         yield "no output changes with the removed channels at the inputs tried, so the proof of exactness says little"
-    if proof and _is_poor(proof.quality):
+    yield from _result_notes(config, proof) if proof else ()
+
+
+def _result_notes(config: Config, proof: Proof) -> Iterator[str]:
+    """What must be said where the result is poor, or not as sure as its figures look."""
+    found = proof.metric
+    if found is None:
+        if _is_poor(proof.quality):
+            yield (
+                "the outputs are far from the original's (see quality): measure the accuracy before use; "
+                "a lower --ratio keeps more of it"
+            )
+        return
+    if config.max_drop is None and found.drop.value > POOR_DROP * abs(found.original.value):
         yield (
-            "the outputs are far from the original's (see quality): measure the accuracy before use; "
-            "a lower --ratio keeps more of it"
+            f"{found.name} falls by {found.drop.value:.4f}: a lower --ratio or a larger --target keeps more of it, "
+            "--max-drop as much as you say, and --tune or more --calibration inputs recover more"
+        )
+    if config.max_drop is not None and found.drop.ci95 is not None and found.drop.ci95[1] > config.max_drop:
+        yield (
+            f"the drop of {found.name} is within --max-drop {config.max_drop:g} on the {found.rows} rows that decided "
+            f"how much is removed; on others it may be up to {found.drop.ci95[1]:.4f}: more rows (--evaluation) tell"
         )
 
 

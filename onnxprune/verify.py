@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,12 @@ def _largest(array: Array) -> float:
 
 
 def all_outputs(model: str, feeds: Sequence[Feed], *, wide: bool = False) -> list[Outputs]:
-    """Outputs of a model for each feed, with the runtime's usual optimisations. Run in a child process.
+    """Outputs of a model for each feed; see `each_output`."""
+    return list(each_output(model, feeds, wide=wide))
+
+
+def each_output(model: str, feeds: Iterable[Feed], *, wide: bool = False) -> Iterator[Outputs]:
+    """Outputs of a model for one feed after the other, with the runtime's usual optimisations. Run in a child process.
 
     Those copy weights, so a model with external data is run without them, from the mapped file. `wide`: half
     precision is computed in float32.
@@ -90,7 +95,8 @@ def all_outputs(model: str, feeds: Sequence[Feed], *, wide: bool = False) -> lis
     usual = not external_files(path, skeleton(path))
     source = _bytes(skeleton(path), str(path.parent), wide) if wide else model
     session = runtime.session(source, optimize=usual, prepack=usual)
-    return [_run(session, feed) for feed in feeds]
+    for feed in feeds:
+        yield _run(session, feed)
 
 
 def is_widened(path: Path) -> bool:
@@ -116,7 +122,7 @@ def _flatten(value: Any) -> Array:
 
 def compare_quality(original: str, pruned: str, feeds: Sequence[Feed], *, data: str) -> Quality:
     """How close the pruned model is to the original on `feeds`. Run in a child process."""
-    wide = _needs_widening(original, feeds)
+    wide = needs_widening(original, feeds)
     reference, result = all_outputs(original, feeds, wide=wide), all_outputs(pruned, feeds, wide=wide)
     outputs = {}
     for name in reference[0]:
@@ -127,7 +133,7 @@ def compare_quality(original: str, pruned: str, feeds: Sequence[Feed], *, data: 
     return Quality(outputs, "calibration" if data == "calibration" else "synthetic", samples)
 
 
-def _needs_widening(model: str, feeds: Sequence[Feed]) -> bool:
+def needs_widening(model: str, feeds: Sequence[Feed]) -> bool:
     """Whether the runtime lacks half precision kernels for a model, or the feeds were made for the widened one."""
     if not is_widened(Path(model)):
         return False

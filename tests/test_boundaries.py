@@ -31,7 +31,20 @@ STAGES = {
     "latency",
     "search",
 }
-DRIVERS = {"api", "comparison", "cli", "opening", "planning", "proving", "recovery", "saving", "widths"}
+DRIVERS = {
+    "api",
+    "budget",
+    "comparison",
+    "cli",
+    "evaluation",
+    "gathering",
+    "opening",
+    "planning",
+    "proving",
+    "recovery",
+    "saving",
+    "widths",
+}
 LEAVES = {
     "bodies",
     "criteria",

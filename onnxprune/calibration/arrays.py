@@ -25,8 +25,8 @@ class _Head(NamedTuple):
     dtype: np.dtype[Any]
 
 
-def read(files: Sequence[Path], names: Sequence[str], limit: int) -> Iterator[Feed]:
-    """The arrays called `names` of one file after the other, until they hold `limit` rows together.
+def read(files: Sequence[Path], names: Sequence[str], limit: int, extra: str | None = None) -> Iterator[Feed]:
+    """The arrays called `names`, and `extra` if it is there, of one file after the other, until they hold `limit` rows.
 
     A .npy file holds the one input of a model with one. Arrays with a common first axis are cut at the limit. Raises
     UsageError for a file that cannot be read, a missing name (with those there are), and object arrays.
@@ -36,7 +36,9 @@ def read(files: Sequence[Path], names: Sequence[str], limit: int) -> Iterator[Fe
         if rows >= limit:
             return
         feed = (
-            _single(file, names, limit - rows) if file.suffix.lower() == ".npy" else _named(file, names, limit - rows)
+            _single(file, names, limit - rows)
+            if file.suffix.lower() == ".npy"
+            else _named(file, names, limit - rows, extra)
         )
         yield feed
         rows += max((len(a) for a in feed.values() if a.ndim), default=1)
@@ -57,13 +59,14 @@ def _single(file: Path, names: Sequence[str], limit: int) -> Feed:
     return {names[0]: np.array(array[:limit] if array.ndim else array)}
 
 
-def _named(file: Path, names: Sequence[str], limit: int) -> Feed:
+def _named(file: Path, names: Sequence[str], limit: int, extra: str | None) -> Feed:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {n.removesuffix(".npy"): n for n in archive.namelist()}
             missing = [n for n in names if n not in members]
             if missing:
                 raise UsageError(f"{file}: input {missing[0]!r} has no array; the file has {sorted(members)}")
+            names = [*names, *(n for n in [extra] if n in members)]
             with_head = {n: _open(archive, members[n], _head) for n in names}
             return {n: _open(archive, members[n], _rows_of(_common_rows(with_head, limit))) for n in names}
     except (zipfile.BadZipFile, OSError) as error:

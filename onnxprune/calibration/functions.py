@@ -22,8 +22,8 @@ from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 
 
-def read(source: str, name: str, names: Sequence[str], limit: int) -> Iterator[Feed]:
-    """Feeds of the inputs `names` until they hold `limit` rows.
+def read(source: str, name: str, names: Sequence[str], limit: int, extra: str | None = None) -> Iterator[Feed]:
+    """Feeds of the inputs `names`, and of `extra` where an item has it, until they hold `limit` rows.
 
     What the user's code prints goes to standard error. Raises UsageError with the place for whatever it raises.
     """
@@ -34,7 +34,7 @@ def read(source: str, name: str, names: Sequence[str], limit: int) -> Iterator[F
         item = _next(label, items)
         if item is None:
             return
-        feed = _feed(label, item, names)
+        feed = _feed(label, item, names, extra)
         counts = {len(a) if a.ndim else -1 for a in feed.values()}
         total = counts.pop() if len(counts) == 1 else -1
         if total > limit - rows:
@@ -99,12 +99,13 @@ def _next(label: str, items: Iterator[Any]) -> Any:
         return next(items, None)
 
 
-def _feed(label: str, item: Any, names: Sequence[str]) -> Feed:
+def _feed(label: str, item: Any, names: Sequence[str], extra: str | None) -> Feed:
     if isinstance(item, Mapping):
         missing = [n for n in names if n not in item]
         if missing:
             raise UsageError(f"{label}: input {missing[0]!r} has no array; an item has {sorted(map(str, item))}")
-        return {n: np.asarray(item[n]) for n in names}
+        wanted = [*names, extra] if extra is not None and extra in item else names
+        return {n: np.asarray(item[n]) for n in wanted}
     if len(names) == 1 and isinstance(item, np.ndarray):
         return {names[0]: item}
     raise UsageError(

@@ -43,6 +43,31 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
     help="In place of --ratio: macs=0.5 or params=0.5 (the share kept), or size=10MB. Needs --calibration.",
 )
 @click.option(
+    "--metric",
+    metavar="NAME",
+    help="Measure on rows held out: accuracy, precision, recall or f1 (with labels), agreement or cosine (with the "
+    "original), or module:function or file.py:function of (outputs, labels).",
+)
+@click.option(
+    "--labels",
+    type=PATH,
+    metavar="FILE",
+    help="Class numbers for --metric, .npy or .npz, in the order of the rows; else the array 'labels' of the inputs.",
+)
+@click.option(
+    "--evaluation",
+    type=PATH,
+    metavar="PATH",
+    help="Inputs to measure on, in place of rows held out of --calibration; the labels are then those of these rows.",
+)
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="X",
+    help="In place of --ratio: remove as much as lets the metric fall by X (0.01) at most; at most to --target. "
+    "Without --metric: agreement with the original, or cosine. Needs --calibration.",
+)
+@click.option(
     "--allocation",
     type=click.Choice(ALLOCATIONS),
     default="sensitivity",
@@ -119,6 +144,10 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     ratio: float,
     depth: int,
     target: str | None,
+    metric: str | None,
+    labels: Path | None,
+    evaluation: Path | None,
+    max_drop: float | None,
     allocation: str,
     criterion: str | None,
     calibration: Path | None,
@@ -159,6 +188,10 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
             ratio=ratio,
             depth=depth,
             target=target,
+            metric=metric,
+            labels=labels,
+            evaluation=evaluation,
+            max_drop=max_drop,
             allocation=allocation,
             criterion=criterion,
             calibration=calibration,
@@ -193,7 +226,7 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
 def _prune(model: Path, config: Config, json_path: Path | None, voice: Voice) -> None:
     report = file_of(json_path)
     config.validate(model)
-    read = {"the input model": model, "--calibration": config.calibration, "--plan": config.plan}
+    read = {"the input model": model, **config.files_read}
     output = config.output_for(model)
     check_paths(read, {"--output": output, "--save-plan": config.save_plan, "--json": report})
     check_report_path("--json", report, "{")
@@ -202,5 +235,5 @@ def _prune(model: Path, config: Config, json_path: Path | None, voice: Voice) ->
 
     with progress(voice, "load ..."):
         found = prune(model, config)
-    text = console.prune_text(found, width=terminal_width(), colour=has_colour())
+    text = console.prune_text(found, width=terminal_width(), colour=has_colour(), every=voice.verbose)
     deliver(text, plain_json.dumps(plain_json.report_data(found)), json_path, voice)

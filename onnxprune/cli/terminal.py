@@ -72,7 +72,7 @@ def _print(text: str) -> None:
 
 def terminal_width() -> int:
     """The terminal's columns, within reason; a fixed width where there is none."""
-    from onnxprune.report.console import WIDTH
+    from onnxprune.report.page import WIDTH
 
     if not sys.stdout.isatty():
         return WIDTH

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
-from rich.box import Box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,53 +19,24 @@ from onnxprune.records import (
     Totals,
     WidthCalibration,
 )
-from onnxprune.report import numbers
+from onnxprune.report import numbers, quality
+from onnxprune.report.page import WIDTH, Page, new_table
 
-WIDTH = 100
-"""Columns where the output is no terminal."""
 _ROWS = 8
 _NAMES = 3
 _LABEL = 34
-_LINES = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 _ROLES = {"produced": 0, "carried": 2, "contracted": 1}
-
-
-class _Page:
-    """Text that grows part by part."""
-
-    def __init__(self, width: int, colour: bool) -> None:
-        self._file = io.StringIO()
-        self._console = Console(
-            file=self._file,
-            width=width,
-            force_terminal=colour,
-            color_system="standard" if colour else None,
-            highlight=False,
-            emoji=False,
-        )
-
-    def line(self, text: str = "") -> None:
-        """A line of rich markup; names must be escaped."""
-        self._console.print(text, soft_wrap=True)
-
-    def table(self, title: str, table: Table) -> None:
-        """A table under its title, after an empty line."""
-        self.line()
-        if title:
-            self.line(f"[bold]{title}[/bold]")
-        self._console.print(table)
-
-    def text(self) -> str:
-        """Everything so far, without blanks at the ends of lines."""
-        return "".join(f"{line.rstrip()}\n" for line in self._file.getvalue().splitlines())
 
 
 # ---- The three pages -------------------------------------------------------------------------------------------------
 
 
-def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> str:
-    """What a pruning run did: sizes before and after, proofs, latency, what could not be pruned and why."""
-    page = _Page(width, colour)
+def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False, every: bool = False) -> str:
+    """What a pruning run did: sizes before and after, proofs, latency, what could not be pruned and why.
+
+    `every`: all layers and refusals, not just the worst.
+    """
+    page = Page(width, colour)
     page.line(_headline(report))
     page.table("", _totals_table(report))
     page.line()
@@ -84,9 +51,8 @@ def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False) -> s
         page.line(_inputs_line(report.inputs))
     if report.latency:
         _latency_lines(page, report.latency)
-    if report.quality:
-        page.table(_quality_title(report), _quality_table(report))
-    _refusals(page, report, _ROWS)
+    quality.add(page, report, every)
+    _refusals(page, report, len(report.refusals) if every else _ROWS)
     _notes(page, report)
     return page.text()
 
@@ -96,7 +62,7 @@ def inspect_text(report: Report, *, width: int = WIDTH, colour: bool = False, ev
 
     One screen; `every` shortens no list, and gives every place of every group.
     """
-    page = _Page(width, colour)
+    page = Page(width, colour)
     totals = report.before
     page.line(f"[bold]{escape(report.model)}[/bold]")
     page.line(
@@ -118,9 +84,9 @@ def comparison_text(
     models: Sequence[str | Path], results: Sequence[Latency], *, width: int = WIDTH, colour: bool = False
 ) -> str:
     """Latency of every model, and the speed-up of each over the first."""
-    page = _Page(width, colour)
+    page = Page(width, colour)
     page.line(f"[bold]{_conditions(results[0])}[/bold]")
-    table = _table("model", "p50", "p90", "p99", "min", "speed-up", "95% interval")
+    table = new_table("model", "p50", "p90", "p99", "min", "speed-up", "95% interval")
     _side_row(table, str(models[0]), results[0].before, "", "")
     for model, result in zip(models[1:], results, strict=True):
         _side_row(table, str(model), result.after, f"{result.speedup:.2f}x", _interval(result.ci95))
@@ -138,12 +104,12 @@ def comparison_text(
 
 def widths_text(found: WidthCalibration, *, width: int = WIDTH, colour: bool = False) -> str:
     """The steps that widths are rounded up to, and the latencies that show them."""
-    page = _Page(width, colour)
+    page = Page(width, colour)
     key, seen = found.key, found.staircases
     threads = "1 thread" if key["threads"] == 1 else f"{key['threads']} threads"
     page.line(f"[bold]{escape(str(key['processor']))}[/bold], {key['provider']}, {threads}, {key['runtime']}")
     kinds = list(seen.milliseconds)
-    table = _table("width", *kinds)
+    table = new_table("width", *kinds)
     for width_of in sorted({w for times in seen.milliseconds.values() for w in times}):
         table.add_row(str(width_of), *(f"{seen.milliseconds[kind][width_of]:.3f}" for kind in kinds))
     steps = (f"{getattr(seen.widths, kind)}{' ?' * (kind in seen.unclear)}" for kind in kinds)
@@ -162,23 +128,13 @@ def widths_text(found: WidthCalibration, *, width: int = WIDTH, colour: bool = F
 # ---- Parts -----------------------------------------------------------------------------------------------------------
 
 
-def _table(first: str, *others: str, wide: Sequence[str] = ()) -> Table:
-    """A table whose first column, and those in `wide`, are text; the others are numbers."""
-    table = Table(box=_LINES, pad_edge=False, show_edge=False, header_style="bold")
-    table.add_column(first, overflow="fold")
-    for name in others:
-        side: Literal["left", "right"] = "left" if name in wide else "right"
-        table.add_column(name, justify=side, overflow="fold", no_wrap=name not in wide)
-    return table
-
-
 def _headline(report: Report) -> str:
     target = escape(report.output) if report.output else "[yellow]dry run, nothing written[/yellow]"
     return f"[bold]{escape(report.model)}[/bold] -> [bold]{target}[/bold]"
 
 
 def _totals_table(report: Report) -> Table:
-    table = _table("", "before", "after", "kept", "smaller by")
+    table = new_table("", "before", "after", "kept", "smaller by")
     before, after = report.before, report.after
     rows = (("parameters", "parameters", numbers.count), ("file size", "bytes", numbers.size))
     for label, name, shown in (*rows, ("MACs", "macs", numbers.count)):
@@ -219,7 +175,7 @@ def _groups_line(groups: Sequence[GroupReport]) -> str:
     return f"Groups: {counts['pruned']} pruned, {counts['kept']} kept whole, {counts['frozen']} frozen"
 
 
-def _latency_lines(page: _Page, latency: Latency) -> None:
+def _latency_lines(page: Page, latency: Latency) -> None:
     page.line(f"Speed: {_verdict(latency)}; {_conditions(latency)}")
     page.line(f"{_noise(latency)}; {_placement(latency)}")
     for warning in latency.warnings:
@@ -259,26 +215,7 @@ def _side_row(table: Table, model: str, side: LatencySide, speedup: str, interva
     table.add_row(escape(model), *times, speedup, interval)
 
 
-def _quality_title(report: Report) -> str:
-    quality = report.quality
-    if quality is None or quality.data == "calibration":
-        return f"Closeness to the original on {quality.samples if quality else 0} calibration samples"
-    return (
-        f"Closeness to the original on {quality.samples} made-up samples "
-        "(says little about accuracy: give real inputs with --calibration)"
-    )
-
-
-def _quality_table(report: Report) -> Table:
-    table = _table("output", "cosine", "relative error", "SQNR", "same top-1")
-    for name, found in (report.quality.outputs if report.quality else {}).items():
-        agreement = "-" if found.top1_agreement is None else numbers.share(found.top1_agreement)
-        error, noise = numbers.plain(found.relative_error, 4), numbers.plain(found.sqnr_db, 1)
-        table.add_row(escape(name), numbers.plain(found.cosine, 4), error, f"{noise} dB", agreement)
-    return table
-
-
-def _reach_lines(page: _Page, report: Report) -> None:
+def _reach_lines(page: Page, report: Report) -> None:
     frozen = sum(entry.status == "frozen" for entry in report.groups)
     page.line(f"{len(report.groups) - frozen} prunable groups, {frozen} frozen")
     reach = report.reach
@@ -298,7 +235,7 @@ def _by_share(groups: Iterable[GroupReport]) -> list[GroupReport]:
 
 
 def _groups_table(groups: Sequence[GroupReport], every: bool) -> Table:
-    table = _table("group", "MACs", "params", "tied with", wide=("tied with",))
+    table = new_table("group", "MACs", "params", "tied with", wide=("tied with",))
     for entry in groups:
         shares = numbers.share(entry.macs_share), numbers.share(entry.parameters_share)
         tied = _coupled(entry.group.occurrences) if every else _tied(entry.ties)
@@ -335,9 +272,9 @@ def _coupled(occurrences: Sequence[Occurrence]) -> str:
     return "\n".join(f"{o.tensor} axis {o.axis} {o.role}" for o in ordered)
 
 
-def _frozen_groups(page: _Page, report: Report) -> None:
+def _frozen_groups(page: Page, report: Report) -> None:
     frozen = _by_share(entry for entry in report.groups if entry.status == "frozen")
-    table = _table("group", "MACs", "params", "reason", wide=("reason",))
+    table = new_table("group", "MACs", "params", "reason", wide=("reason",))
     for entry in frozen:
         shares = numbers.share(entry.macs_share), numbers.share(entry.parameters_share)
         table.add_row(_group_cell(entry, True), *shares, escape(entry.reason))
@@ -345,10 +282,10 @@ def _frozen_groups(page: _Page, report: Report) -> None:
         page.table("Frozen groups", table)
 
 
-def _refusals(page: _Page, report: Report, rows: int) -> None:
+def _refusals(page: Page, report: Report, rows: int) -> None:
     if not report.refusals:
         return
-    table = _table("node", "operator", "MACs", "params", "groups", "reason", wide=("operator", "reason"))
+    table = new_table("node", "operator", "MACs", "params", "groups", "reason", wide=("operator", "reason"))
     for entry in report.refusals[:rows]:
         shares = numbers.share(entry.macs_share), numbers.share(entry.parameters_share)
         found = entry.refusal
@@ -357,12 +294,12 @@ def _refusals(page: _Page, report: Report, rows: int) -> None:
     _more(page, len(report.refusals) - rows)
 
 
-def _more(page: _Page, count: int) -> None:
+def _more(page: Page, count: int) -> None:
     if count > 0:
         page.line(f"... and {count} more (use --json, or `onnxprune inspect -v`, for all)")
 
 
-def _notes(page: _Page, report: Report) -> None:
+def _notes(page: Page, report: Report) -> None:
     if report.notes:
         page.line()
     for note in report.notes:

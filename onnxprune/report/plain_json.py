@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import __version__
-from onnxprune.records import GroupReport, Latency, LatencySide, Report, Totals, WidthCalibration
+from onnxprune.records import GroupReport, Latency, LatencySide, Quality, Report, Totals, WidthCalibration
 
 SCHEMA = 1
 
@@ -47,6 +47,9 @@ def report_data(report: Report) -> dict[str, Any]:
         "inputs": dataclasses.asdict(report.inputs) if report.inputs else None,
         "exactness": _exactness(report),
         "quality": _quality(report),
+        "layers": [dataclasses.asdict(layer) for layer in report.layers],
+        "metric": dataclasses.asdict(report.metric) if report.metric else None,
+        "rounds": [dataclasses.asdict(entry) for entry in report.rounds],
         "latency": latency_data(report.latency) if report.latency else None,
         "seconds": report.seconds,
     }
@@ -130,7 +133,12 @@ def _exactness(report: Report) -> dict[str, Any] | None:
 def _quality(report: Report) -> dict[str, Any] | None:
     if report.quality is None:
         return None
-    return {"outputs": {name: dataclasses.asdict(found) for name, found in report.quality.outputs.items()}}
+    before = _output_data(report.cut_quality) if report.cut_quality else None
+    return {"outputs": _output_data(report.quality), "before_recovery": before}
+
+
+def _output_data(quality: Quality) -> dict[str, Any]:
+    return {name: dataclasses.asdict(found) for name, found in quality.outputs.items()}
 
 
 def _side(side: LatencySide) -> dict[str, float]:

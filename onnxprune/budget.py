@@ -1,0 +1,156 @@
+"""The smallest model within a budget of quality: bisection over the size, each round allocated, recovered, measured.
+
+Where removing more never helps the metric, the smallest size within the budget lies between one that keeps it and one
+that does not; each round halves what lies between. The model is opened once, and statistics, orders of removal and
+damage are measured once, in one child process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from onnxprune import damage, evaluation, recovery
+from onnxprune.errors import NothingToPruneError
+from onnxprune.evaluation import Evaluation
+from onnxprune.metric import Outputs
+from onnxprune.records import Feed, IndexArray, Round
+from onnxprune.recover.execution import Read
+from onnxprune.recover.layers import Weights
+from onnxprune.recovery import OpenedSource, Recovered, Source, Wanted
+
+log = logging.getLogger(__name__)
+
+ROUNDS = 6
+"""Models recovered and measured, at most."""
+FIRST = 0.5
+"""The share kept in the first round, where no target is given."""
+CLOSE = 0.01
+"""The search ends where the bounds of the share are as close."""
+TRIES = 40
+"""Allocations looked at, at most: what cannot be reached, and what was measured already, costs no round."""
+BATCHES = 16
+"""Batches that the outputs are computed for at a time."""
+WORDS = {"macs": "MACs", "params": "parameters", "bytes": "size"}
+
+Kept = Mapping[str, IndexArray]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The smallest model within the budget: its plan, its weights (None without recovery), and the rounds to it."""
+
+    kept: Kept
+    recovered: Recovered | None
+    rounds: tuple[Round, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan, the share it really keeps, and what the metric `name` says of it; where `kept` is empty nothing."""
+
+    kept: Kept
+    share: float
+    within: bool = True
+    name: str = ""
+    value: float = 0.0
+    drop: float = 0.0
+    recovered: Recovered | None = None
+
+
+def smallest(
+    trial: Callable[[float], Trial | None], *, lowest: float, first: float
+) -> tuple[Trial | None, tuple[Trial, ...]]:
+    """The smallest trial within the budget (None: there is none) of at least the share `lowest`, and all trials.
+
+    `trial(share)` is one of at most that share, the same object for the same plan, or None where the share cannot be
+    reached.
+    """
+    low, high, share = lowest, 1.0, first
+    best: Trial | None = None
+    made: list[Trial] = []
+    for _ in range(TRIES):
+        found = trial(share)
+        if found is not None and found.kept and not any(found is other for other in made):
+            made.append(found)
+        if found is None or not found.within:
+            low = share
+        else:
+            high = min(share, found.share)
+            best = found if found.kept and (best is None or found.share < best.share) else best
+        if high <= lowest or high - low <= CLOSE or len(made) == ROUNDS:
+            break
+        share = (low + high) / 2
+    return best, tuple(made)
+
+
+def search(
+    source: Source, wanted: Wanted, measured: Evaluation, *, max_drop: float, recover: bool, tuned: bool
+) -> Found:
+    """The smallest model, of the share in `wanted.target` at least, whose metric falls by at most `max_drop`.
+
+    Raises NothingToPruneError where even the least that was removed costs more. Run in a child process.
+    """
+    kind, least = wanted.target or ("macs", 0.0)
+    wanted = dataclasses.replace(wanted, target=(kind, least or FIRST))
+    prepared = recovery.prepare(source, wanted)
+    lowest = least if least <= 1 else least / prepared.model.file.bytes
+    whole = prepared.model
+    original = list(_outputs(whole.original, whole.read, measured.feeds, source.threads))
+    known: dict[tuple[tuple[str, int], ...], Trial] = {}
+
+    def trial(share: float) -> Trial | None:
+        try:
+            kept = recovery.allocated(prepared, dataclasses.replace(wanted, target=(kind, share)))
+        except NothingToPruneError:
+            return None
+        key = tuple((name, len(indices)) for name, indices in sorted(kept.items()))
+        if key not in known:
+            found = Trial(kept, recovery.share_kept(prepared, kind, kept))
+            known[key] = judged(found) if kept else found
+        return known[key]
+
+    def judged(plan: Trial) -> Trial:
+        weights, recovered = _made(source, prepared.model, plan.kept, recover, tuned)
+        outputs = _outputs(weights.proto, weights.get, measured.feeds, source.threads)
+        metric, (before, after) = evaluation.tables(measured, original, outputs)
+        start, value = metric.value(before), metric.value(after)
+        drop = start - value
+        log.info("%.1f%% of the %s kept: %s %.4f, drop %.4f", 100 * plan.share, WORDS[kind], metric.name, value, drop)
+        within = drop <= max_drop
+        return Trial(plan.kept, plan.share, within, metric.name, value, drop, recovered if within else None)
+
+    best, made = smallest(trial, lowest=lowest, first=lowest or FIRST)
+    if best is None:
+        raise NothingToPruneError(_no_model(made, kind, max_drop, evaluation.rows_of(measured)))
+    return Found(best.kept, best.recovered, tuple(Round(t.share, t.value, t.drop, t.within) for t in made))
+
+
+def _made(
+    source: Source, model: OpenedSource, kept: Kept, recover: bool, tuned: bool
+) -> tuple[Weights, Recovered | None]:
+    if recover:
+        return recovery.refitted(source, model, kept, tuned=tuned)
+    return recovery.cut_weights(model, kept), None
+
+
+def _outputs(proto: onnx.ModelProto, read: Read, feeds: Sequence[Feed], threads: int) -> Iterator[Outputs]:
+    names = [o.name for o in proto.graph.output]
+    for first in range(0, len(feeds), BATCHES):
+        for found in damage.tensors_of(proto, read, names, feeds[first : first + BATCHES], threads):
+            yield dict(zip(names, found, strict=True))
+
+
+def _no_model(made: Sequence[Trial], kind: str, max_drop: float, rows: int) -> str:
+    if not made:
+        return "--max-drop: nothing can be removed, whatever the budget; see `onnxprune inspect`"
+    least = max(made, key=lambda t: t.share)
+    return (
+        f"--max-drop {max_drop:g}: even with {least.share:.1%} of the {WORDS[kind]} kept, {least.name} falls by "
+        f"{least.drop:.4f} to {least.value:.4f} on {rows} held-out rows; allow a larger drop, give more --calibration "
+        "inputs, or measure on more rows with --evaluation"
+    )
