@@ -18,7 +18,7 @@ PROVIDERS = ("cpu", "cuda")
 ALLOCATIONS = ("uniform", "global", "isomorphic", "sensitivity")
 METRICS = ("accuracy", "precision", "recall", "f1", "agreement", "cosine")
 """Metrics that have a name; the last two measure closeness to the original and need no labels."""
-MEASURED_CRITERIA = ("obs", "variance", "wanda", "pca")
+MEASURED_CRITERIA = ("obs", "variance", "wanda", "pca", "apoz")
 
 
 @dataclass(frozen=True)

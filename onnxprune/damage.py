@@ -29,11 +29,12 @@ Float = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Second moments of the inputs of one site: `gram` about the mean (d, d), `mean` (d,), `weight` (o, d). The two
-    matrices lie on `shelf`, which must be open still."""
+    """Second moments of the inputs of one site: `gram` about the mean (d, d), `mean` (d,), `weight` (o, d).
+    `active`: share of each input that is not zero (d,). The two matrices lie on `shelf`, which must be open still."""
 
     site: Site
     mean: Float
+    active: Float
     shelf: Shelf
 
     @property
@@ -77,14 +78,14 @@ def _collect(walk: Walk, weights: Weights, analysis: Analysis, atoms: set[dims.D
         if matrix.shape[2] > LARGEST:
             continue
         walk.compute([site.x, site.out])
-        moments = _moments(task, site, weight.shape[2:])
+        moments, active = _moments(task, site, weight.shape[2:])
         gram = moments.covariance(site.bias is not None)[0][0]
         source = pooled_source(proto, site.x)
         if source is not None and moments.count < FEW_COLUMNS * len(gram):
             gram = task.position_gram(source)
         walk.shelf.put(site.node, "gram", 0, gram)
         walk.shelf.put(site.node, "weight", 0, matrix[0])
-        yield Statistics(site, moments.mean_x[0], walk.shelf)
+        yield Statistics(site, moments.mean_x[0], active, walk.shelf)
         log.info("statistics of %s", analysis.nodes[site.node])
 
 
@@ -93,7 +94,7 @@ def _axis(analysis: Analysis, proto: onnx.ModelProto, site: Site) -> dims.Dim:
     return analysis.tensors[site.x][site.axis]
 
 
-def _moments(task: Task, site: Site, kernel: tuple[int, ...]) -> Moments:
+def _moments(task: Task, site: Site, kernel: tuple[int, ...]) -> tuple[Moments, Float]:
     stream: Stream | None = None
     sums: Moments | None = None
     share = task.budget(site, site.out)
@@ -103,12 +104,14 @@ def _moments(task: Task, site: Site, kernel: tuple[int, ...]) -> Moments:
         if sums is None or stream is None:
             sums = Moments.about(x.mean((2, 3), dtype=np.float64), np.zeros((1, 1)))
             stream = Stream(sums.add)
+            active = np.zeros(sums.x.shape[1])
         flat = x.reshape(*x.shape[:2], -1)
+        active += np.count_nonzero(flat[0], axis=1)
         stream.add(flat, np.zeros((1, 1, flat.shape[2]), np.float32))
     if sums is None or stream is None:
         raise ValueError("no batches")
     stream.flush()
-    return sums
+    return sums, active / max(sums.count, 1)
 
 
 def consumers(analysis: Analysis, group: Group, found: Sequence[Statistics]) -> list[tuple[Statistics, obs.Consumer]]:
@@ -123,7 +126,7 @@ def consumers(analysis: Analysis, group: Group, found: Sequence[Statistics]) -> 
         positions = np.argsort(spread, kind="stable")[int((spread < 0).sum()) :].reshape(group.size, -1)
         weight, gram = s.weight, s.gram
         scale = max(float(np.einsum("od,od->", weight @ gram, weight)), 1e-30)
-        result.append((s, obs.Consumer(weight, gram, positions, scale)))
+        result.append((s, obs.Consumer(weight, gram, positions, scale, s.active)))
     return result
 
 

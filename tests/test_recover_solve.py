@@ -93,6 +93,12 @@ def test_relax_lowers_the_loss_behind_a_relu() -> None:
     assert loss(blocks, better.weight, better.bias) < 0.95 * loss(blocks, start.weight, start.bias)
 
 
+def test_apoz_removes_first_what_is_zero_most_often() -> None:
+    active = np.array([0.5, 0.5, 0.1, 0.3, 0.9, 0.9])
+    c = obs.Consumer(np.ones((2, 6)), np.eye(6), np.arange(6).reshape(3, 2), 1.0, active)
+    assert list(activation.path([c], 3, "apoz").order) == [1, 0]
+
+
 def consumer(size: int = 6, taps: int = 2) -> obs.Consumer:
     random = RNG(1)
     a = random.normal(size=(size * taps, 40))
@@ -145,4 +151,5 @@ def test_activation_criteria_remove_the_dead_channel_first(name: str) -> None:
     c = consumer()
     dead = c.gram.copy()
     dead[4:6] = dead[:, 4:6] = 0
-    assert activation.path([obs.Consumer(c.weight, dead, c.positions, 1.0)], 6, name).order[0] == 2
+    active = (np.diagonal(dead) > 0) * 0.5
+    assert activation.path([obs.Consumer(c.weight, dead, c.positions, 1.0, active)], 6, name).order[0] == 2

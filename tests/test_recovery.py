@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune import api, calibration, config, recovery, target
+from onnxprune import api, calibration, config, recovery, target, worker
 from onnxprune.config import Config
 from onnxprune.criteria import activation
 from onnxprune.errors import NothingToPruneError, UsageError
@@ -104,6 +105,16 @@ def test_the_same_seed_and_inputs_give_the_same_bytes(tmp_path: Path) -> None:
     start = source(save(tmp_path, copies=False))
     kept = {"w1:0": np.arange(5)}
     one, two = (recovery.recover(start, kept, tuned=False).values for _ in range(2))
+    assert {n: a.tobytes() for n, a in one.items()} == {n: a.tobytes() for n, a in two.items()}
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_two_threads_give_the_same_bytes_on_every_run(tmp_path: Path, tuned: bool) -> None:
+    if tuned:
+        pytest.importorskip("onnx_ad", reason="extra 'gradients' is not installed")
+    start = dataclasses.replace(source(save(tmp_path, copies=False)), threads=2)
+    arguments = {"source": start, "kept": {"w1:0": np.arange(5), "w2:0": np.arange(4, 12)}, "tuned": tuned}
+    one, two = (worker.call("onnxprune.recovery:recover", arguments, timeout_s=300, threads=2).values for _ in range(2))
     assert {n: a.tobytes() for n, a in one.items()} == {n: a.tobytes() for n, a in two.items()}
 
 

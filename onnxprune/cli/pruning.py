@@ -77,7 +77,7 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
 @click.option(
     "--criterion",
     metavar="NAME",
-    help="What a channel is worth: l1, l2, linf or random; with --calibration also obs, variance, wanda or pca.  "
+    help="What a channel is worth: l1, l2, linf or random; with --calibration also obs, variance, wanda, pca or apoz.  "
     "[default: obs with --calibration, else l2]",
 )
 @calibration_option

@@ -5,6 +5,8 @@ wanda      sum of |w| * sqrt(E x^2)  (Sun et al., "A Simple and Effective Prunin
                Large Language Models", 2023)
 pca        share of the channel in the leading components: its leverage diag((H + lambda I)^-1 H),
                as in column subset selection
+apoz       share of the inputs that are not zero: one less the average percentage of zeros
+               (Hu et al., "Network Trimming", 2016)
 """
 
 from __future__ import annotations
@@ -37,7 +39,14 @@ def pca(consumer: Consumer) -> Float:
     return np.asarray(np.diagonal(np.linalg.solve(system, h))[consumer.positions].sum(1))
 
 
-CRITERIA: dict[str, Callable[[Consumer], Float]] = {"variance": variance, "wanda": wanda, "pca": pca}
+def apoz(consumer: Consumer) -> Float:
+    """How often the channel is not zero, float64 (n,)."""
+    if consumer.active is None:
+        raise ValueError("the share of zeros was not counted")
+    return np.asarray(consumer.active[consumer.positions].mean(1))
+
+
+CRITERIA: dict[str, Callable[[Consumer], Float]] = {"variance": variance, "wanda": wanda, "pca": pca, "apoz": apoz}
 
 
 def path(consumers: Sequence[Consumer], size: int, criterion: str) -> Path:

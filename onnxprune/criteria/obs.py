@@ -24,12 +24,14 @@ Index = npt.NDArray[np.int64]
 class Consumer:
     """What one linear operator needs of a group: `weight` (o, d), `gram` (d, d) of its inputs (about their mean where
     the bias is refitted), `positions` int (n, s): the inputs that belong to each index of the group. `scale` divides
-    its squared errors, so that several consumers can be added up."""
+    its squared errors, so that several consumers can be added up; `active` (d,): share of each input that is not zero,
+    where that is known."""
 
     weight: Float
     gram: Float
     positions: Index
     scale: float
+    active: Float | None = None
 
 
 @dataclass(frozen=True)
