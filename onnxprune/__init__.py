@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         VerificationError,
         WorkerError,
     )
-    from onnxprune.records import Latency, Report
+    from onnxprune.records import Latency, Report, Sensitivity
+    from onnxprune.survey import sensitivity
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "OnnxPruneError",
     "OutputError",
     "Report",
+    "Sensitivity",
     "UsageError",
     "VerificationError",
     "WorkerError",
@@ -40,6 +42,7 @@ __all__ = [
     "benchmark",
     "inspect",
     "prune",
+    "sensitivity",
 ]
 
 
@@ -54,8 +57,8 @@ def __getattr__(name: str) -> object:
 
 def _home(name: str) -> str:
     """The module that defines a public name."""
-    homes = {"prune": "api", "inspect": "api", "benchmark": "comparison", "Config": "config"}
-    records = {"Latency", "Report"}
+    homes = {"prune": "api", "inspect": "api", "benchmark": "comparison", "sensitivity": "survey", "Config": "config"}
+    records = {"Latency", "Report", "Sensitivity"}
     return f"{__name__}.{homes.get(name, 'records' if name in records else 'errors')}"
 
 

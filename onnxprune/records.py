@@ -377,6 +377,34 @@ class Round:
 
 
 @dataclass(frozen=True)
+class GroupCurve:
+    """Damage at the outputs when `removed` indices of a group of `size` go and its consumers are refitted.
+
+    0: the same outputs; 1: as wrong as their mean. Both lists are empty where nothing that is refitted reads the group.
+    """
+
+    id: str
+    words: str
+    size: int
+    macs_share: float
+    removed: tuple[int, ...]
+    damage: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The curves of the prunable groups of a model in graph order, measured on `rows` rows of real inputs at `levels`
+    (shares removed)."""
+
+    model: str
+    rows: int
+    seed: int
+    criterion: str
+    levels: tuple[float, ...]
+    groups: tuple[GroupCurve, ...]
+
+
+@dataclass(frozen=True)
 class Totals:
     """Size of a model: nodes, stored float parameters, bytes on disk, multiply-accumulates of one run."""
 

@@ -148,8 +148,9 @@ def choose(source: Source, wanted: Wanted) -> Choice:
     return Choice(allocated(found, wanted), curves)
 
 
-def prepare(source: Source, wanted: Wanted) -> Prepared:
-    """Statistics, the order of removal in every group, and where a target is split by it, the measured damage."""
+def prepare(source: Source, wanted: Wanted, levels: Sequence[float] | None = None) -> Prepared:
+    """Statistics, the order of removal in every group, and where a target is split by it, the measured damage (at the
+    shares `levels`)."""
     model = open_source(source)
     names = set(wanted.groups)
     groups = [g for g in model.analysis.groups if g.id in names]
@@ -161,12 +162,22 @@ def prepare(source: Source, wanted: Wanted) -> Prepared:
         )  # fmt: skip
         order = damage.orders(model.analysis, groups, found, wanted.criterion)
         if wanted.allocation == "sensitivity" and wanted.target is not None:
-            few, levels = _effort(source, model, len(order))
+            few, affordable = _effort(source, model, len(order))
             measured = damage.curves(
                 model.file.proto, model.read, model.analysis, groups, found, order, few,
-                threads=source.threads, levels=levels,
+                threads=source.threads, levels=levels or affordable,
             )  # fmt: skip
     return Prepared(source, model, groups, order, measured)
+
+
+def measure_curves(
+    source: Source, wanted: Wanted, levels: Sequence[float]
+) -> tuple[int, dict[str, tuple[list[int], list[float]]]]:
+    """The rows measured on, and (removed, damage) of every group that can be, by its id. Run in a child process."""
+    found = prepare(source, wanted, levels)
+    few, _ = _effort(source, found.model, len(found.order))
+    rows = sum(len(next(iter(feed.values()))) for feed in few)
+    return rows, {name: (c.removed, c.damage) for name, c in found.measured.items()}
 
 
 def allocated(found: Prepared, wanted: Wanted) -> dict[str, IndexArray]:

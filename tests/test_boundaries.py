@@ -43,6 +43,7 @@ DRIVERS = {
     "proving",
     "recovery",
     "saving",
+    "survey",
     "widths",
 }
 LEAVES = {

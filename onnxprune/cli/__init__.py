@@ -9,13 +9,14 @@ from __future__ import annotations
 import signal
 import sys
 
-from onnxprune.cli import benchmarking, inspection, pruning, widths
+from onnxprune.cli import benchmarking, inspection, pruning, sensitivity, widths
 from onnxprune.cli.group import command
 
 TERMINATED = 143
 
 command.add_command(pruning.prune_command)
 command.add_command(inspection.inspect_command)
+command.add_command(sensitivity.sensitivity_command)
 command.add_command(benchmarking.benchmark_command)
 command.add_command(widths.widths_command)
 

@@ -31,6 +31,7 @@ EXIT_CODES = """\
 
 ARGUMENTS = {
     "inspect": "MODEL [OPTIONS]",
+    "sensitivity": "MODEL --calibration PATH [OPTIONS]",
     "benchmark": "A.onnx B.onnx [...] [OPTIONS]",
     "calibrate-widths": "[OPTIONS]",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.records import FloatArray, Latency
+from onnxprune.records import FloatArray, Latency, Sensitivity
 
 _WIDTH, _HEIGHT = 720, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 696, 100, 324
@@ -123,3 +123,41 @@ def _legend(sides: Mapping[str, Any]) -> list[str]:
         text = f"{name}: median {side.p50:.4g} ms, p90 {side.p90:.4g}, p99 {side.p99:.4g}"
         parts.append(_text(x + 18, 84, text))
     return parts
+
+
+# ---- Curves of groups ------------------------------------------------------------------------------------------------
+
+_LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222", "#8c6d31")
+_LEGEND_ROW = 18
+
+
+def curves(found: Sensitivity, title: str) -> str:
+    """A self-contained SVG picture of damage (up to 1) by share removed, a line for every group that was measured."""
+    groups = [g for g in found.groups if g.removed]
+    height = _BOTTOM + 70 + _LEGEND_ROW * len(groups)
+    size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" role="img"'
+    font = 'font-family="system-ui, sans-serif" font-size="12" fill="#222222"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}><title>{escape(title)}</title>',
+        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
+        _text(_LEFT, 24, title, "font-size='16' font-weight='600'"),
+        _text(
+            _LEFT, 44, "damage at the outputs (0: none, 1: as wrong as their mean) by share removed", "fill='#555555'"
+        ),
+    ]
+    edges = np.array([0.0, 1.0])
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y, x = _y(tick, 1.0), _x(tick, edges)
+        parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}" stroke="#e4e4e4"/>')
+        parts.append(_text(_LEFT - 8, y + 4, f"{tick:g}", "text-anchor='end'"))
+        parts.append(_text(x, _BOTTOM + 19, f"{tick:.0%}", "text-anchor='middle'"))
+    for index, group in enumerate(groups):
+        colour, dash = _LINES[index % len(_LINES)], "none" if index < len(_LINES) else "5 3"
+        pairs = zip(group.removed, group.damage, strict=True)
+        points = " ".join(f"{_x(r / group.size, edges):.1f},{_y(min(d, 1.0), 1.0):.1f}" for r, d in pairs)
+        style = f'fill="none" stroke="{colour}" stroke-width="1.6" stroke-dasharray="{dash}"'
+        parts.append(f'<polyline points="{points}" {style}/>')
+        row = _BOTTOM + 46 + _LEGEND_ROW * index
+        parts.append(f'<line x1="{_LEFT}" y1="{row}" x2="{_LEFT + 24}" y2="{row}" {style}/>')
+        parts.append(_text(_LEFT + 32, row + 4, f"{group.words or group.id} ({group.macs_share:.1%} of the MACs)"))
+    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import __version__
-from onnxprune.records import GroupReport, Latency, LatencySide, Quality, Report, Totals, WidthCalibration
+from onnxprune.records import GroupReport, Latency, LatencySide, Quality, Report, Sensitivity, Totals, WidthCalibration
 
 SCHEMA = 1
 
@@ -72,6 +72,12 @@ def comparison_data(models: Sequence[str | Path], results: Sequence[Latency], *,
 def widths_data(found: WidthCalibration) -> dict[str, Any]:
     """The result of `calibrate-widths` as plain data."""
     data = {"schema": SCHEMA, "tool_version": __version__, **found.key, **dataclasses.asdict(found.staircases)}
+    return {key: _valid(value) for key, value in data.items()}
+
+
+def sensitivity_data(found: Sensitivity) -> dict[str, Any]:
+    """The result of `sensitivity` as plain data."""
+    data = {"schema": SCHEMA, "tool_version": __version__, **dataclasses.asdict(found)}
     return {key: _valid(value) for key, value in data.items()}
 
 

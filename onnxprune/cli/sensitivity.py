@@ -1,0 +1,58 @@
+"""`onnxprune sensitivity MODEL --calibration ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxprune.cli.options import PATH, calibration_option, input_shape_option, json_option, messages, seed_option
+from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width, write_text
+from onnxprune.config import Config, check_paths, check_report_path
+
+
+@click.command("sensitivity", short_help="Measure what removing shares of each group does to the outputs.")
+@click.argument("model", type=PATH)
+@calibration_option
+@input_shape_option
+@click.option("--criterion", metavar="NAME", help="The order of removal: obs (default), variance, wanda or pca.")
+@click.option("--keep", multiple=True, metavar="P", help="Leave groups whose id, tensors or nodes match P. Repeatable.")
+@click.option("--only", multiple=True, metavar="P", help="Measure only groups that match the pattern P. Repeatable.")
+@json_option
+@click.option("--svg", type=PATH, metavar="FILE", help="Draw the curves.")
+@seed_option
+@messages
+def sensitivity_command(  # noqa: PLR0913 - one argument per flag
+    model: Path,
+    *,
+    calibration: Path | None,
+    input_shapes: dict[str, tuple[int, ...]],
+    criterion: str | None,
+    keep: tuple[str, ...],
+    only: tuple[str, ...],
+    json_path: Path | None,
+    svg: Path | None,
+    seed: int,
+    quiet: bool,
+    verbose: bool,
+    debug: bool,
+) -> None:
+    """Remove 10, 25, 50 and 75% of one group of MODEL at a time, refit what reads it, and show the damage at the
+    outputs. Writes no model."""
+    voice = Voice(quiet, verbose, debug)
+    with failures(voice):
+        check_paths({"the model": model, "--calibration": calibration}, {"--json": file_of(json_path), "--svg": svg})
+        check_report_path("--json", file_of(json_path), "{")
+        check_report_path("--svg", svg, "<")
+        config = Config(
+            calibration=calibration, input_shapes=input_shapes, criterion=criterion, keep=keep, only=only, seed=seed
+        )
+        from onnxprune.report import curves, picture, plain_json
+        from onnxprune.survey import sensitivity
+
+        with progress(voice, "sensitivity ..."):
+            found = sensitivity(model, config)
+        if svg:
+            write_text(svg, picture.curves(found, f"Sensitivity of {model.name}"))
+        text = curves.sensitivity_text(found, width=terminal_width(), colour=has_colour())
+        deliver(text, plain_json.dumps(plain_json.sensitivity_data(found)), json_path, voice)
