@@ -48,6 +48,10 @@ class Weights:
     def put(self, node: onnx.NodeProto, operand: int, array: Array) -> None:
         """Give one operand of one node a new value; a weight that others read too is not touched but copied."""
         name = node.input[operand] if operand < len(node.input) else ""
+        source = self.quantized(name)
+        if source is not None:
+            self.values[source.input[0]] = self._on_grid(source, array)
+            return
         if not (name in self.stored and self.users.get(name) == 1) and name not in self.added:
             name = f"{node.output[0]}_operand{operand}_recovered"
             while len(node.input) <= operand:
@@ -58,6 +62,30 @@ class Weights:
             self.stored.add(name)
             self.proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         self.values[name] = array
+
+    def quantized(self, name: str) -> onnx.NodeProto | None:
+        """The DequantizeLinear that makes the tensor `name` from a stored one that nothing else reads."""
+        node = self.nodes.get(name)
+        if node is None or not sites.is_dequantized(node) or self.users.get(name) != 1:
+            return None
+        return node if node.input[0] in self.stored and self.users.get(node.input[0]) == 1 else None
+
+    def _on_grid(self, node: onnx.NodeProto, array: Array) -> Array:
+        """The integers nearest to `array` on the grid of a DequantizeLinear."""
+        scale, zero = sites.grid(node, self.get, array.shape)
+        kind = self.get(node.input[0]).dtype
+        limits = np.iinfo(kind)
+        return np.asarray(np.clip(np.rint(array / scale) + zero, limits.min, limits.max), kind)
+
+    def rounded(self, site: Site, weight: Array, matrix: Float, scale: Float) -> Float | None:
+        """`matrix` as it would be after `write`: on the grid of its quantization; None where it has none."""
+        source = self.quantized(site.weight)
+        if source is None:
+            return None
+        array = sites.from_matrix(site, matrix / np.where(np.abs(scale) > 1e-12, scale, 1)[:, :, None], weight)
+        step, zero = sites.grid(source, self.get, array.shape)
+        grid = (self._on_grid(source, array).astype(np.int32) - zero) * step
+        return sites.to_matrix(site, grid) * scale[:, :, None]
 
     def effective(self, site: Site, node: onnx.NodeProto, weight: Array) -> tuple[Float, Float, Float]:
         """W (groups, out, d), b (groups, out) and the scale (groups, out) of a following BatchNormalization."""

@@ -31,7 +31,7 @@ from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.relax import Block, Side, flat_regions, relax
 from onnxprune.recover.sites import Site
-from onnxprune.recover.solve import Solution, solve
+from onnxprune.recover.solve import Solution, requantized, solve
 from onnxprune.shapes import node_attributes
 
 log = logging.getLogger(__name__)
@@ -145,9 +145,10 @@ def find_sites(proto: onnx.ModelProto, analysis: Analysis) -> Iterable[Site]:
     tensors = stored_tensors(proto)
     types = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
     known = {n for n, t in tensors.items() if t.data_type in types}
+    integers = {n for n, t in tensors.items() if t.data_type in sites.GRIDS}
     return (
         s
-        for s in sites.find(proto, known, lambda n: True)
+        for s in sites.find(proto, known | integers, lambda n: n not in integers)
         if s.weight in analysis.tensors and s.out in analysis.tensors
     )
 
@@ -259,6 +260,10 @@ class Task:
         solution = solve(train, held, effective, bias, fit_bias=site.bias is not None)
         if blocks is not None and solution.ridge:
             solution = relax(blocks, train, held, effective, solution)
+        weight = self.weights.constant(site.weight)
+        rounded = self.weights.rounded(site, weight, solution.weight, scale)
+        if solution.ridge and rounded is not None:
+            return requantized(train, held, (effective, now[1]), replace(solution, weight=rounded))
         return solution
 
     def solve_large(

@@ -55,26 +55,49 @@ class Site:
         return int(self.attributes.get("group", 1))
 
 
+GRIDS = tuple(getattr(onnx.TensorProto, n) for n in ("INT8", "UINT8", "INT16", "UINT16", "INT32"))
+"""Types of quantized weights that can be solved for."""
 _CONSTANT_OPS = ("Identity", "Transpose", "Cast")
 
 
 def constants(proto: onnx.ModelProto, names: set[str]) -> set[str]:
-    """`names` and every tensor made from them by Identity, Transpose or Cast alone."""
+    """`names` and every tensor made from them by Identity, Transpose, Cast or DequantizeLinear alone."""
     found = set(names)
     for node in proto.graph.node:
-        if node.op_type in _CONSTANT_OPS and node.input[0] in found:
+        if (node.op_type in _CONSTANT_OPS and node.input[0] in found) or (
+            is_dequantized(node) and found.issuperset(n for n in node.input if n)
+        ):
             found.add(node.output[0])
     return found
 
 
+def is_dequantized(node: onnx.NodeProto) -> bool:
+    """Whether a node is a DequantizeLinear with one scale for all or one per index of an axis."""
+    return node.op_type == "DequantizeLinear" and not node_attributes(node).get("block_size", 0)
+
+
+def grid(node: onnx.NodeProto, read: Callable[[str], Array], shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Scale and zero point of a DequantizeLinear, shaped to go with a tensor of `shape`."""
+    scale = read(node.input[1])
+    zero = read(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(scale.shape, np.int32)
+    if scale.size > 1:
+        axis = node_attributes(node).get("axis", 1) % len(shape)
+        wide = [n if k == axis else 1 for k, n in enumerate(shape)]
+        return scale.reshape(wide), zero.astype(np.int32).reshape(wide)
+    return scale.reshape(()), zero.astype(np.int32).reshape(())
+
+
 def value(proto: onnx.ModelProto, read: Callable[[str], Array], name: str) -> Array:
     """The value of a tensor in `constants`."""
-    producers = {n.output[0]: n for n in proto.graph.node if n.op_type in _CONSTANT_OPS}
+    producers = {n.output[0]: n for n in proto.graph.node if n.op_type in _CONSTANT_OPS or is_dequantized(n)}
     if name not in producers:
         return read(name)
     node = producers[name]
     array = value(proto, read, node.input[0])
     attributes = node_attributes(node)
+    if node.op_type == "DequantizeLinear":
+        scale, zero = grid(node, read, array.shape)
+        return ((array.astype(np.int32) - zero) * scale).astype(scale.dtype)
     if node.op_type == "Transpose":
         return array.transpose(attributes.get("perm"))
     if node.op_type == "Cast":

@@ -50,6 +50,18 @@ def solve(train: Moments, held: Moments, prior: Float, bias: Float, *, fit_bias:
     return Solution(weight, intercept(whole, weight) if fit_bias else bias, best, plain / scale, after / scale)
 
 
+def requantized(train: Moments, held: Moments, plain: tuple[Float, Float], found: Solution) -> Solution:
+    """`found`, whose weight was rounded, with its bias to go with it; `plain` (weight and bias of the cut), where that
+    is no worse on held-out columns."""
+    bias = intercept(train, found.weight)
+    error, before = held.error(found.weight, bias), held.error(*plain)
+    whole = train.plus(held)
+    scale = max(float(whole.variance.sum()), 1e-30)
+    if error >= before:
+        return Solution(*plain, None, before / scale, before / scale)
+    return Solution(found.weight, intercept(whole, found.weight), found.ridge, before / scale, error / scale)
+
+
 def intercept(moments: Moments, weight: Float) -> Float:
     """The bias that makes the mean error zero."""
     mean: Float = (weight @ moments.mean_x[:, :, None])[:, :, 0]

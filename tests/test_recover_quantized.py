@@ -1,0 +1,56 @@
+"""Quantized weights: solved as floats, stored on their grid, and never worse than the cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, parser
+
+from onnxprune import api
+from onnxprune.config import Config
+
+QDQ = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[n,3,8,8] x) => (float[n,5,8,8] y) {
+    v1 = DequantizeLinear<axis=0>(w1, s1, z1)  c1 = DequantizeLinear<axis=0>(b1, sb1)
+    a = Conv<pads=[1,1,1,1]>(x, v1, c1)  r = Relu(a)
+    v2 = DequantizeLinear<axis=0>(w2, s2, z2)  c2 = DequantizeLinear<axis=0>(b2, sb2)
+    y = Conv<pads=[1,1,1,1]>(r, v2, c2)
+}
+"""
+
+
+def saved(folder: Path) -> Path:
+    random = np.random.default_rng(0)
+    proto = parser.parse_model(QDQ)
+    for k, (out, inner) in enumerate([(16, 3), (5, 16)], 1):
+        arrays = {
+            f"w{k}": random.integers(-100, 100, (out, inner, 3, 3)).astype(np.int8),
+            f"s{k}": random.uniform(0.002, 0.01, out).astype(np.float32),
+            f"z{k}": np.zeros(out, np.int8),
+            f"b{k}": random.integers(-900, 900, out).astype(np.int32),
+            f"sb{k}": np.full(out, 1e-3, np.float32),
+        }
+        proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items())
+    onnx.save(proto, folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+def test_a_quantized_model_is_refitted_on_its_own_grid(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(1).normal(size=(200, 3, 8, 8)).astype(np.float32))
+    errors = {}
+    for recover in (True, False):
+        options = Config(ratio=0.5, round_to=1, calibration=data, recover=recover, force=True)
+        quality = api.prune(path, options).quality
+        assert quality is not None
+        errors[recover] = quality.outputs["y"].relative_error
+        pruned = {t.name: t for t in onnx.load(tmp_path / "m_pruned.onnx").graph.initializer}
+        assert pruned["w2"].data_type == onnx.TensorProto.INT8
+        assert list(pruned["w2"].dims) == [5, 8, 3, 3]
+        assert pruned["b2"].data_type == onnx.TensorProto.INT32
+        assert len(pruned) == 10
+    assert errors[True] < 0.7 * errors[False]
