@@ -54,8 +54,8 @@ def tensors(source: recovery.Source, values: dict[str, np.ndarray], feeds: list[
 
 
 def cut_values(source: recovery.Source, kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    model = recovery._open(source)
-    weights = recovery._cut(model, kept)
+    model = recovery.open_source(source)
+    weights = recovery.cut_weights(model, kept)
     return {n: weights.get(n) for n in SHAPES[CHAIN] | SHAPES[NORMED] if n in weights.stored}
 
 

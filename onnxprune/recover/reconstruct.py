@@ -43,7 +43,7 @@ Keep = Mapping[Dim, npt.NDArray[np.bool_]]
 
 LARGEST = 4608
 """Inputs (channels x taps) up to which a whole Gram matrix is solved; beyond, see `large`."""
-COLUMNS_PER_INPUT = 60
+COLUMNS_PER_INPUT = 20
 LEAST_COLUMNS = 60_000
 """Columns gathered per layer: this many at least, and this many times the number of inputs; no more are looked at."""
 FEW_COLUMNS = 3
