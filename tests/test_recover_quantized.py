@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
-from onnxprune import api
+from onnxprune import api, recovery
 from onnxprune.config import Config
+from onnxprune.records import Feed
 
 QDQ = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -54,3 +55,26 @@ def test_a_quantized_model_is_refitted_on_its_own_grid(tmp_path: Path) -> None:
         assert pruned["b2"].data_type == onnx.TensorProto.INT32
         assert len(pruned) == 10
     assert errors[True] < 0.7 * errors[False]
+
+
+HALF = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float16[n,3,8,8] x) => (float16[n,5,8,8] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w1, b1)  r = Relu(a)  y = Conv<pads=[1,1,1,1]>(r, w2, b2)
+}
+"""
+
+
+def test_half_precision_weights_are_solved_in_single_and_stored_in_half(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    proto = parser.parse_model(HALF)
+    for name, shape in {"w1": (16, 3, 3, 3), "b1": (16,), "w2": (5, 16, 3, 3), "b2": (5,)}.items():
+        array = random.normal(0, 0.3, shape).astype(np.float16)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    feeds: list[Feed] = [{"x": random.normal(size=(16, 3, 8, 8)).astype(np.float16)} for _ in range(8)]
+    source = recovery.Source(str(tmp_path / "m.onnx"), {}, feeds, 0, 1, 1 << 30)
+    found = recovery.recover(source, {"w1:0": np.arange(8)}, tuned=False)
+    (layer,) = found.layers
+    assert layer.after < 0.6 * layer.before
+    assert {a.dtype for a in found.values.values()} == {np.dtype(np.float16)}
