@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--shares", default="0.5,0.25")
     parser.add_argument("--options", default="--round-to 1")
     arguments = parser.parse_args()
-    score = _load_score(arguments.folder / "peer" / "score.py")
+    score = load_score(arguments.folder / "peer" / "score.py")
     rows: list[dict[str, Any]] = []
     for export in arguments.exports.split(","):
         for name in arguments.models.split(","):
@@ -44,10 +44,11 @@ def main() -> None:
                 path = arguments.folder / "peer" / "models" / f"{name}.{export}.onnx"
                 rows.append(_run(score, name, path, share, arguments.options.split()))
                 print(json.dumps(rows[-1]), flush=True)
-                _write(arguments.output, arguments.options, rows)
+                write(arguments.output, arguments.options, rows)
 
 
-def _load_score(path: Path) -> Any:
+def load_score(path: Path) -> Any:
+    """The module score.py of the evaluation data."""
     spec = importlib.util.spec_from_file_location("score", path)
     if spec is None or spec.loader is None or not path.exists():
         raise SystemExit(f"{path} is not there")
@@ -79,7 +80,8 @@ def _run(score: Any, name: str, path: Path, share: str, options: list[str]) -> d
         }
 
 
-def _write(path: Path, options: str, rows: list[dict[str, Any]]) -> None:
+def write(path: Path, options: str, rows: list[dict[str, Any]]) -> None:
+    """The rows so far, with the machine and the versions."""
     machine = {"machine": platform.machine(), "cores": os.cpu_count()}
     versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
     path.write_text(json.dumps({"options": options, **machine, "versions": versions, "rows": rows}, indent=1) + "\n")

@@ -35,6 +35,7 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
         worker.call("onnxprune.runtime:require_provider", {"provider": config.provider}, timeout_s=PROBE_LIMIT_S)
     with clock("calibrate"):
         gathered = gathering.gather(opened, config)
+        config = gathering.settled(opened, config, gathered)
     if config.depth or config.plan:
         with clock("depth"):
             opened = opening.without_blocks(opened, config, gathered.fitting)
@@ -62,6 +63,7 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
         measured=measured,
         inputs=gathered.inputs,
         rounds=decision.rounds,
+        lack=gathered.lack,
     )
 
 

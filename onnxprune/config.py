@@ -96,8 +96,14 @@ class Config:
 
     @property
     def measure(self) -> str:
-        """The importance criterion: the one asked for, else what the inputs show if there are any, else the norm."""
-        return self.criterion or ("obs" if self.calibration else "l2")
+        """The importance criterion: the one asked for, else what inputs show if there are to be any, else the norm."""
+        return self.criterion or ("obs" if self.calibration or self.needs_inputs else "l2")
+
+    @property
+    def needs_inputs(self) -> bool:
+        """Whether inputs are fitted to or measured on; where there are no real ones, they are made up."""
+        measures = self.target is not None or self.criterion in MEASURED_CRITERIA
+        return measures or (self.recover and self.ratio > 0)
 
     @property
     def files_read(self) -> dict[str, Path | None]:
@@ -141,8 +147,6 @@ class Config:
         if self.target is None:
             return
         parse_target(self.target)
-        if self.calibration is None:
-            raise UsageError("--target needs --calibration: the damage of each group is measured on it")
         if self.measure not in MEASURED_CRITERIA:
             raise UsageError(f"--target needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {self.measure}")
 
@@ -189,8 +193,6 @@ class Config:
             raise UsageError("--benchmark needs the pruned model, and --dry-run writes none: leave one of them out")
         if self.measure not in MEASURED_CRITERIA:
             criteria.find(self.measure)
-        elif self.calibration is None:
-            raise UsageError(f"--criterion {self.criterion} needs --calibration: it measures what the layers read")
 
     def _check_files(self, model: Path | None) -> None:
         check_input_shapes(self.input_shapes)

@@ -1,20 +1,33 @@
-"""The inputs of a run: read, checked, split into those that are fitted to and those held out to measure on."""
+"""The inputs of a run: the user's, or made up where there are none; split into those fitted to and those held out."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from onnxprune import calibration, evaluation, recovery
-from onnxprune.config import Config
+from onnxprune import calibration, cost, evaluation, recovery, worker
+from onnxprune.config import MEASURED_CRITERIA, Config
+from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.evaluation import Evaluation
 from onnxprune.opened import Opened
 from onnxprune.records import Feed, Inputs
+from onnxprune.synthetic import Made
 
 log = logging.getLogger(__name__)
+
+SYNTHETIC_ROWS, LEAST_ROWS = 256, 16
+SYNTHETIC_WORK = 1.25e11
+"""Rows of synthetic inputs: as many as take so many multiply-accumulates in one run, between these bounds."""
+REMOVAL_WORK = 1e11
+"""Beyond so many multiply-accumulates channels are chosen by wanda, which is quick, on synthetic inputs."""
+LARGEST_MODEL = 1 << 30
+SYNTHETIC_LIMIT_S = 600.0
+"""Bytes of the largest model recovered on synthetic inputs; the time limit of the process that makes those."""
 
 
 EVERY, BUDGET_EVERY = 10, 4
@@ -26,19 +39,24 @@ MOST_ROWS = 1 << 40
 class Gathered:
     """Batches to fit to, those to measure closeness on, and what a metric is measured on, if any.
 
-    `inputs` says what the calibration data is, None where there is none.
+    `inputs` says what the batches are, None where there are none; `lack`: why there are none although they were wanted.
     """
 
     fitting: Sequence[Feed] = ()
     held: Sequence[Feed] = ()
     inputs: Inputs | None = None
     evaluation: Evaluation | None = None
+    lack: str | None = None
 
 
 def gather(opened: Opened, config: Config) -> Gathered:
-    """Calibration and evaluation data, if there is any, in batches that the model takes. UsageError where it does not
-    fit, and where a metric is asked for and too few rows are there to hold some out."""
-    found = _calibration(opened, config, config.calibration) if config.calibration else Gathered()
+    """Batches that the model takes: the calibration data, or synthetic inputs where a run without it needs some; and
+    the evaluation data.
+
+    Raises UsageError where the data does not fit, where no inputs can be made and the options need them, and where a
+    metric is asked for and too few rows are there to hold some out.
+    """
+    found = _calibration(opened, config, config.calibration) if config.calibration else _without_data(opened, config)
     if config.evaluation is None:
         return found
     proto = opened.model.proto
@@ -48,6 +66,37 @@ def gather(opened: Opened, config: Config) -> Gathered:
         log.warning("--evaluation: only %d rows fit into --memory; the rest is left out", calibration.rows_of(rows))
     measured = evaluation.of_feeds(proto, config, "evaluation", rows)
     return dataclasses.replace(found, evaluation=measured)
+
+
+def _without_data(opened: Opened, config: Config) -> Gathered:
+    """Synthetic inputs where the run needs some."""
+    if not config.needs_inputs:
+        return Gathered()
+    found = _synthetic(opened, config)
+    if found.lack is not None:
+        log.info("%s", found.lack)
+    for option, given in (("--target", config.target), ("--criterion", config.criterion in MEASURED_CRITERIA)):
+        if given and found.lack is not None:
+            raise UsageError(f"{option} needs inputs to measure on, and {found.lack}; give --calibration")
+    return found
+
+
+def settled(opened: Opened, config: Config, gathered: Gathered) -> Config:
+    """The options with the criterion that the inputs allow; a quick one for large models that come without data."""
+    default = "obs" if gathered.fitting else "l2"
+    if gathered.inputs is not None and gathered.inputs.kind == "synthetic" and _removal_work(opened) > REMOVAL_WORK:
+        default = "wanda"
+    return dataclasses.replace(config, criterion=config.criterion or default)
+
+
+def _removal_work(opened: Opened) -> float:
+    """About the multiply-accumulates of the criterion obs: the third power of the inputs of every layer."""
+    total = 0.0
+    for dims in opened.analysis.weights.values():
+        sizes = [cost.product((d,), {}) for d in dims]
+        if len(sizes) > 1:
+            total += float(max(sizes) if len(sizes) == 2 else math.prod(sizes[1:])) ** 3
+    return total
 
 
 def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
@@ -64,7 +113,8 @@ def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
     remarks = calibration.remarks(batches)
     for remark in remarks:
         log.warning("%s", remark)
-    return Gathered(fitting, held, _inputs(found.words, batches, held, remarks), own)
+    inputs = _inputs("calibration", found.words, batches, held)
+    return Gathered(fitting, held, dataclasses.replace(inputs, remarks=tuple(remarks)), own)
 
 
 def _load(opened: Opened, config: Config, place: Path, limit: int, memory_bytes: int) -> calibration.Loaded:
@@ -82,12 +132,48 @@ def _load(opened: Opened, config: Config, place: Path, limit: int, memory_bytes:
     return found
 
 
-def _inputs(words: str, batches: Sequence[Feed], held: Sequence[Feed], remarks: Sequence[str]) -> Inputs:
+def _inputs(
+    kind: Literal["calibration", "synthetic"], words: str, batches: Sequence[Feed], held: Sequence[Feed]
+) -> Inputs:
     return Inputs(
-        kind="calibration",
+        kind=kind,
         words=words,
         rows=calibration.rows_of(batches),
         held_out=calibration.rows_of(held) if len(held) < len(batches) else 0,
         ranges=calibration.ranges(batches),
-        remarks=tuple(remarks),
     )
+
+
+# ---- Without data ----------------------------------------------------------------------------------------------------
+
+
+def _synthetic(opened: Opened, config: Config) -> Gathered:
+    """Synthetic inputs, as many as keep the time moderate; none for models too large, or that do not run."""
+    if opened.model.bytes > LARGEST_MODEL:
+        size = f"{opened.model.bytes / 1e9:.1f} GB"
+        return Gathered(
+            lack=f"a model of {size} is not recovered on synthetic inputs (beyond {LARGEST_MODEL / 1e9:g} GB)"
+        )
+    rows = int(min(config.calibration_size, SYNTHETIC_ROWS, SYNTHETIC_WORK / max(1.0, _macs_of_a_row(opened))))
+    if rows < 1:
+        return Gathered(lack="a single run of the model takes too long to recover it on synthetic inputs")
+    arguments = {
+        "model": str(opened.model.path),
+        "given": config.input_shapes,
+        "rows": max(rows, LEAST_ROWS),
+        "bounds": calibration.index_bounds(opened.model.graph, opened.shapes.shape),
+        "seed": config.seed,
+    }
+    try:
+        made: Made = worker.call("onnxprune.synthetic:make", arguments, timeout_s=SYNTHETIC_LIMIT_S)
+    except OnnxPruneError as error:
+        return Gathered(lack=f"no synthetic inputs can be made ({str(error).splitlines()[0]})")
+    fitting, held = recovery.split(made.feeds)
+    inputs = _inputs("synthetic", "made up, no real data", made.feeds, held)
+    return Gathered(fitting, held, dataclasses.replace(inputs, guesses=tuple(made.guesses)))
+
+
+def _macs_of_a_row(opened: Opened) -> float:
+    """Multiply-accumulates of one row at the representative sizes."""
+    rows = max((shape[0] for shape in opened.shapes.inputs.values() if shape), default=1)
+    return cost.macs(opened.analysis) / max(1, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +13,12 @@ from onnxprune import plan as plans
 from onnxprune import score as scores
 from onnxprune.config import MEASURED_CRITERIA, Config, parse_target
 from onnxprune.cut import Cut
-from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.errors import ModelError, NothingToPruneError, UsageError, WorkerError
 from onnxprune.modelfile import ModelFile
 from onnxprune.opened import Opened
 from onnxprune.records import Group, Plan, Round
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,7 @@ def _decide(
         raise NothingToPruneError(_why_nothing(opened, prunable))
     if config.max_drop is not None and source is not None and measured is not None:
         return _within_budget(config, source, _wanted(opened, config, chosen), measured)
-    if config.measure in MEASURED_CRITERIA and source is not None:
-        plan = _measured_plan(opened, config, chosen, source)
-    else:
-        plan = _norm_plan(opened, config, chosen, config.measure)
+    plan = _scored_plan(opened, config, chosen, source)
     if plan.kept:
         return Decision(plan)
     if config.target:
@@ -69,6 +69,20 @@ def _decide(
         f"at ratio {config.ratio} every one of the {len(chosen)} groups keeps its width after rounding; "
         "give a higher --ratio, or --round-to 1 (which can make the model slower)"
     )
+
+
+def _scored_plan(opened: Opened, config: Config, chosen: Sequence[Group], source: recovery.Source | None) -> Plan:
+    """The plan by the criterion; by the norm where synthetic inputs, which nobody asked for, do not serve."""
+    if config.measure not in MEASURED_CRITERIA or source is None:
+        return _norm_plan(opened, config, chosen, config.measure)
+    try:
+        return _measured_plan(opened, config, chosen, source)
+    except (ModelError, WorkerError) as error:
+        if config.calibration is not None or config.target:
+            raise
+        note = f"the channels were chosen by the norm of their weights ({str(error).splitlines()[0]})"
+        log.warning("%s", note)
+        return dataclasses.replace(_norm_plan(opened, config, chosen, "l2"), note=note)
 
 
 def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterion: str) -> Plan:
@@ -123,7 +137,7 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
     choice: recovery.Choice = worker.call(
         "onnxprune.recovery:choose",
         {"source": source, "wanted": _wanted(opened, config, chosen)},
-        timeout_s=recovery.LIMIT_S,
+        timeout_s=recovery.LIMIT_S if config.calibration or config.target else recovery.QUICK_LIMIT_S,
         threads=config.threads,
     )
     if config.target:

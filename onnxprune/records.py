@@ -233,10 +233,12 @@ class Plan:
     """Which indices of each group stay: int64, ascending, by group id. Groups that keep all are absent.
 
     `blocks`: the residual blocks (names of their sums) taken out before; the groups are those of what is left.
+    `note`: what was meant to be measured and could not.
     """
 
     kept: Mapping[str, IndexArray]
     blocks: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -416,13 +418,15 @@ class Totals:
 
 @dataclass(frozen=True)
 class Proof:
-    """What verification found. `quality`: of the result; `cut_quality`: of the cut alone where that was recovered."""
+    """What verification found. `quality`: of the result; `cut_quality`: of the cut alone where that was recovered;
+    `note`: what was meant to be done and could not."""
 
     exactness: Exactness
     quality: Quality
     cut_quality: Quality | None = None
     layers: tuple[LayerQuality, ...] = ()
     metric: MetricResult | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,9 @@ from onnxprune.target import Damage
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
+QUICK_LIMIT_S = 600.0
 LIMIT_S = 4 * 3600.0
-"""Time limit of the child processes that run the steps."""
+"""Time limits of the child processes that run the steps: on synthetic inputs, and where the user asked for it."""
 CURVE_ITEMS = 128
 """Items that damage curves are measured on."""
 CURVE_WORK = 1e12

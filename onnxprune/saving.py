@@ -8,11 +8,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from onnxprune import proving, recovery, verify, worker
 from onnxprune.clock import Clock
 from onnxprune.config import Config
 from onnxprune.cut import Cut
+from onnxprune.errors import ModelError, WorkerError
 from onnxprune.gathering import Gathered
 from onnxprune.modelfile import write
 from onnxprune.opened import Opened
@@ -35,25 +37,44 @@ class Job:
     clock: Clock
 
     @property
+    def data(self) -> Literal["calibration", "synthetic"]:
+        """What the inputs are."""
+        return self.gathered.inputs.kind if self.gathered.inputs else "calibration"
+
+    @property
     def original(self) -> str:
         """The path of the model as it was given, residual blocks included."""
         return str((self.opened.original or self.opened).model.path)
 
 
 def save(job: Job, source: recovery.Source | None) -> Proof:
-    """Write the model, recovered from `source` where there is one. Where a proof fails nothing is written."""
+    """Write the model, recovered from `source` where there is one. Where a proof fails nothing is written.
+
+    Where synthetic inputs, which nobody asked for, do not serve to recover, the cut is written and the proof says so.
+    """
     if source is None:
         return _save_cut(job)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "cut.onnx"
         proofs: list[Proof] = []
         write(job.opened.model, job.done.proto, job.done.edits, path, check=lambda p: proofs.append(_proved(job, p)))
-        return _save_recovered(job, proofs[0], path, job.decision.recovered or _recover(job, source))
+        try:
+            recovered = job.decision.recovered or _recover(job, source)
+        except (ModelError, WorkerError) as error:
+            if job.data == "calibration":
+                raise
+            note = f"nothing was recovered, this is the cut alone ({str(error).splitlines()[0]})"
+            log.warning("%s", note)
+            return dataclasses.replace(_save_cut(job), note=note)
+        return _save_recovered(job, proofs[0], path, recovered)
 
 
 def _proved(job: Job, path: Path) -> Proof:
     with job.clock("verify"):
-        return proving.prove(job.opened, job.config, job.decision.plan, path, job.gathered.held)
+        proof = proving.prove(job.opened, job.config, job.decision.plan, path, job.gathered.held)
+    if not job.gathered.held:
+        return proof
+    return dataclasses.replace(proof, quality=dataclasses.replace(proof.quality, data=job.data))
 
 
 def _save_cut(job: Job) -> Proof:
@@ -74,7 +95,7 @@ def _recover(job: Job, source: recovery.Source) -> recovery.Recovered:
         found: recovery.Recovered = worker.call(
             "onnxprune.recovery:recover",
             {"source": source, "kept": job.decision.plan.kept, "tuned": job.config.tune},
-            timeout_s=recovery.LIMIT_S,
+            timeout_s=recovery.LIMIT_S if job.data == "calibration" else recovery.QUICK_LIMIT_S,
             threads=job.config.threads,
         )
     return found
@@ -91,7 +112,7 @@ def _save_recovered(job: Job, proof: Proof, cut: Path, recovered: recovery.Recov
     def check(path: Path) -> None:
         verify.check_file(path, job.opened.model.path)
         feeds = list(job.gathered.held)
-        arguments = {"original": job.original, "pruned": str(path), "feeds": feeds, "data": "calibration"}
+        arguments = {"original": job.original, "pruned": str(path), "feeds": feeds, "data": job.data}
         quality = worker.call("onnxprune.verify:compare_quality", arguments, timeout_s=proving.VERIFY_LIMIT_S)
         metric = _metric(job, cut, path)
         proofs.append(Proof(proof.exactness, quality, proof.quality, layers, metric))

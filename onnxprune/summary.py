@@ -30,6 +30,8 @@ from onnxprune.records import (
 )
 from onnxprune.shapes import graph_inputs
 
+SYNTHETIC_SHARE = 0.3
+"""Share of the MACs beyond which models recovered on synthetic inputs are warned about."""
 POOR_COSINE = 0.95
 POOR_AGREEMENT = 0.9
 POOR_DROP = 0.03
@@ -47,6 +49,7 @@ def report(
     measured: Latency | None = None,
     inputs: Inputs | None = None,
     rounds: tuple[Round, ...] = (),
+    lack: str | None = None,
 ) -> Report:
     """The report; without `proof` of a run that wrote nothing. MACs are counted for a batch of one."""
     found = opened.analysis
@@ -72,7 +75,7 @@ def report(
         quality=proof.quality if proof else None,
         latency=measured,
         seconds=dict(seconds),
-        notes=(*_notes(opened, config, plan, proof), *(inputs.remarks if inputs else ())),
+        notes=(*_notes(opened, config, plan, proof), *_input_notes(config, plan, before, after, inputs, lack)),
         reach=_reach(found, weights, single),
         inputs=inputs,
         cut_quality=proof.cut_quality if proof else None,
@@ -196,13 +199,32 @@ def _notes(opened: Opened, config: Config, plan: Plan, proof: Proof | None) -> I
         damage = "" if entry.damage is None else f", damage {entry.damage:.2g} of the outputs"
         size = f"{len(entry.block.nodes)} nodes and {entry.block.parameters} parameters"
         yield f"removed the residual block {entry.block.name!r}: {size}{damage}"
-    if config.recover and plan.kept and config.calibration is None:
-        yield "no --calibration inputs, so nothing was recovered: the accuracy is that of the cut alone"
+    yield from (note for note in (plan.note, proof.note if proof else "") if note)
     if opened.model.inlined:
         yield "the local functions of the model were inlined"
     if proof and not proof.exactness.shown:
         yield "no output changes with the removed channels at the inputs tried, so the proof of exactness says little"
     yield from _result_notes(config, proof) if proof else ()
+
+
+def _input_notes(
+    config: Config, plan: Plan, before: Totals, after: Totals | None, inputs: Inputs | None, lack: str | None
+) -> Iterator[str]:
+    yield from inputs.remarks if inputs else ()
+    if not plan.kept:
+        return
+    if config.recover and inputs is None:
+        why = lack or "there are no inputs"
+        yield f"nothing was recovered ({why}): the accuracy is that of the cut alone; give inputs with --calibration"
+    if inputs is None or inputs.kind == "calibration":
+        return
+    yield "synthetic inputs only; nothing is known about accuracy. Some hundred real inputs (--calibration) do better"
+    removed = 1 - after.macs / before.macs if after and before.macs else 0.0
+    if removed > SYNTHETIC_SHARE:
+        yield (
+            f"{removed:.0%} of the MACs are removed on synthetic inputs only; beyond about {SYNTHETIC_SHARE:.0%} "
+            "accuracy falls: give --calibration, or a lower --ratio"
+        )
 
 
 def _result_notes(config: Config, proof: Proof) -> Iterator[str]:

@@ -269,8 +269,9 @@ def test_quiet_says_nothing(model: Path) -> None:
     assert (result.exit_code, result.output) == (0, "")
 
 
-def test_recovery_without_inputs_says_that_nothing_was_recovered(model: Path) -> None:
-    assert "nothing was recovered" in call(model, "--recover").stdout
+def test_recovery_without_inputs_says_that_they_are_synthetic(model: Path) -> None:
+    said = call(model, "--recover").stdout
+    assert "Synthetic inputs: made up, no real data" in said and "nothing was recovered" not in said
     assert "nothing was recovered" not in call(model, "--no-recover", "--force").stdout
 
 

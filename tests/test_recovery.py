@@ -154,9 +154,10 @@ def test_targets_are_read() -> None:
     assert config.parse_target("size=2MB") == ("bytes", 2 << 20)
 
 
-def test_measured_criteria_need_calibration() -> None:
-    with pytest.raises(UsageError, match="--criterion obs needs --calibration"):
-        Config(criterion="obs").validate()
+def test_measured_criteria_and_targets_make_their_inputs_where_none_are_given() -> None:
+    for config_ in (Config(criterion="obs", recover=False), Config(target="macs=0.5", recover=False)):
+        config_.validate()
+        assert config_.needs_inputs
 
 
 def test_batches_hold_whole_rows_up_to_the_limit() -> None:

@@ -87,7 +87,7 @@ def test_page_of_a_run() -> None:
         "2.00x",
         "exact",
         "faster: 1.50x (95% interval 1.40 to 1.60)",
-        "3 made-up samples",
+        "3 synthetic samples",
         "--calibration",
         "TopK compares along this axis",
         "note: recovery is not built yet",

@@ -40,7 +40,7 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
 @click.option(
     "--target",
     metavar="WHAT=X",
-    help="In place of --ratio: macs=0.5 or params=0.5 (the share kept), or size=10MB. Needs --calibration.",
+    help="In place of --ratio: macs=0.5 or params=0.5 (the share kept), or size=10MB.",
 )
 @click.option(
     "--metric",
@@ -77,8 +77,8 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
 @click.option(
     "--criterion",
     metavar="NAME",
-    help="What a channel is worth: l1, l2, linf or random; with --calibration also obs, variance, wanda, pca or apoz.  "
-    "[default: obs with --calibration, else l2]",
+    help="What a channel is worth: obs, variance, wanda, pca or apoz (measured on inputs), l1, l2, linf or random.  "
+    "[default: obs; l2 with --no-recover and no inputs]",
 )
 @calibration_option
 @image_options
@@ -104,7 +104,7 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
     "--recover/--no-recover",
     default=True,
     show_default=True,
-    help="Refit what is left to the original's outputs on the --calibration inputs.",
+    help="Refit what is left to the original's outputs, on the --calibration inputs or on synthetic ones.",
 )
 @click.option("--tune", is_flag=True, help="Distil from the original after that (needs the extra 'gradients').")
 @click.option(

@@ -49,6 +49,8 @@ def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False, ever
         )
     if report.inputs:
         page.line(_inputs_line(report.inputs))
+        for guess in report.inputs.guesses:
+            page.line(f"  guess: {escape(guess)}")
     if report.latency:
         _latency_lines(page, report.latency)
     quality.add(page, report, every)

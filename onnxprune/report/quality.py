@@ -60,7 +60,7 @@ def _closeness_title(found: Quality) -> str:
     if found.data == "calibration":
         return f"Closeness to the original on {found.samples} calibration samples"
     return (
-        f"Closeness to the original on {found.samples} made-up samples "
+        f"Closeness to the original on {found.samples} synthetic samples "
         "(says little about accuracy: give real inputs with --calibration)"
     )
 

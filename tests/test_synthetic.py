@@ -1,0 +1,315 @@
+"""Inputs made up by kind, the guess of their range, and recovery without data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import numpy_helper, parser
+
+from onnxprune import api, cli, gathering, records, recovery, synthetic, worker
+from onnxprune.config import Config
+from onnxprune.errors import ModelError, UsageError, WorkerError
+from onnxprune.synthetic import guesses, images, signals
+
+NET = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[n,3,32,32] image) => (float[n,5] y) {
+    c1 = Conv<pads=[1,1,1,1]>(image, w1)
+    n1 = BatchNormalization(c1, s1, o1, m1, v1)
+    r1 = Relu(n1)
+    c2 = Conv<pads=[1,1,1,1]>(r1, w2)
+    n2 = BatchNormalization(c2, s2, o2, m2, v2)
+    r2 = Relu(n2)
+    c3 = Conv<pads=[1,1,1,1]>(r2, w3)
+    n3 = BatchNormalization(c3, s3, o3, m3, v3)
+    r3 = Relu(n3)
+    p = GlobalAveragePool(r3)
+    f = Flatten(p)
+    y = Gemm<transB=1>(f, wf, bf)
+}
+"""
+WIDTHS = (3, 16, 16, 16)
+
+
+def _conv(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    return np.einsum("nchwij,ocij->nohw", windows, w, optimize=True)
+
+
+def _weights(scaling: guesses.Scaling) -> dict[str, np.ndarray]:
+    """A network whose BatchNormalizations saw dead leaves on `scaling` in training."""
+    random = np.random.default_rng(3)
+    x = scaling.apply(images.dead_leaves(random, 16, (3, 32, 32)))
+    values: dict[str, np.ndarray] = {}
+    for k in (1, 2, 3):
+        w = random.normal(0, 0.3, (WIDTHS[k], WIDTHS[k - 1], 3, 3))
+        x = _conv(x, w)
+        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3))
+        scale, shift = random.uniform(0.5, 1, WIDTHS[k]), random.normal(0, 0.2, WIDTHS[k])
+        values |= {f"w{k}": w, f"m{k}": mean, f"v{k}": variance, f"s{k}": scale, f"o{k}": shift}
+        column = (slice(None), None, None)
+        x = np.maximum((x - mean[column]) / np.sqrt(variance[column] + 1e-5) * scale[column] + shift[column], 0)
+    values |= {"wf": random.normal(0, 0.5, (5, 16)), "bf": np.zeros(5)}
+    return {name: array.astype(np.float32) for name, array in values.items()}
+
+
+def _folded(values: dict[str, np.ndarray]) -> tuple[str, dict[str, np.ndarray]]:
+    text, found = NET, {"wf": values["wf"], "bf": values["bf"]}
+    for k in (1, 2, 3):
+        scale = values[f"s{k}"] / np.sqrt(values[f"v{k}"] + 1e-5)
+        found[f"w{k}"] = values[f"w{k}"] * scale[:, None, None, None]
+        found[f"b{k}"] = values[f"o{k}"] - values[f"m{k}"] * scale
+        text = text.replace(f"    n{k} = BatchNormalization(c{k}, s{k}, o{k}, m{k}, v{k})\n", "")
+        text = text.replace(f", w{k})", f", w{k}, b{k})").replace(f"Relu(n{k})", f"Relu(c{k})")
+    return text, found
+
+
+def _save(path: Path, text: str, values: dict[str, np.ndarray]) -> Path:
+    proto = parser.parse_model(text)
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in values.items())
+    onnx.checker.check_model(proto)
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    return _save(tmp_path / "net.onnx", NET, _weights(guesses.IMAGENET))
+
+
+def _make(path: Path, rows: int = 32, **options: Any) -> synthetic.Made:
+    return synthetic.make(str(path), {}, **{"rows": rows, "bounds": {}, "seed": 0, **options})
+
+
+# ---- Images and signals ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", images.FAMILIES)
+@pytest.mark.parametrize("size", [(1, 1, 1), (1, 28, 28), (3, 20, 33), (4, 64, 16)])
+def test_images_fill_their_range_and_repeat_with_the_seed(family: str, size: tuple[int, int, int]) -> None:
+    one, two = (images.FAMILIES[family](np.random.default_rng(1), 4, size) for _ in range(2))
+    assert one.shape == (4, *size) and one.dtype == np.float32
+    assert one.min() >= 0 and one.max() <= 1 and np.isfinite(one).all()
+    np.testing.assert_array_equal(one, two)
+    other = images.FAMILIES[family](np.random.default_rng(2), 4, size)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(("family", "slope"), [("dead leaves", (-1.8, -0.9)), ("1/f noise", (-1.7, -0.6))])
+def test_the_amplitude_falls_with_the_frequency_as_in_photographs(family: str, slope: tuple[float, float]) -> None:
+    found = images.FAMILIES[family](np.random.default_rng(0), 24, (1, 64, 64))[:, 0]
+    amplitude = np.abs(np.fft.fft2(found - found.mean((1, 2), keepdims=True))).mean(0)
+    frequency = np.hypot(np.fft.fftfreq(64)[:, None], np.fft.fftfreq(64)[None, :])
+    chosen = (frequency > 0.03) & (frequency < 0.4)
+    fit = np.polyfit(np.log(frequency[chosen]), np.log(amplitude[chosen]), 1)[0]
+    assert slope[0] < fit < slope[1]
+    white = np.random.default_rng(0).random((24, 64, 64))
+    flat = np.abs(np.fft.fft2(white - white.mean((1, 2), keepdims=True))).mean(0)
+    assert abs(np.polyfit(np.log(frequency[chosen]), np.log(flat[chosen]), 1)[0]) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shape", "kind"),
+    [
+        ("x", np.float32, (1, 3, 8, 8), "image"),
+        ("x", np.float32, (1, 8, 8, 4), "image"),
+        ("x", np.uint8, (1, 8, 8, 1), "image"),
+        ("x", np.float32, (1, 16, 8, 8), "features"),
+        ("x", np.float32, (1, 16000), "audio"),
+        ("waveform", np.float32, (1, 64), "audio"),
+        ("x", np.float32, (1, 40, 80), "features"),
+        ("attention_mask", np.int64, (1, 9), "mask"),
+        ("pixel_mask", np.float32, (1, 1, 8, 8), "mask"),
+        ("token_type_ids", np.int64, (1, 9), "segment"),
+        ("position_ids", np.int64, (1, 9), "position"),
+        ("input_lengths", np.int64, (1,), "length"),
+        ("input_ids", np.int64, (1, 9), "ids"),
+        ("x", np.bool_, (1, 9), "flag"),
+        ("x", np.object_, (1,), "text"),
+    ],
+)
+def test_what_an_input_is_goes_by_name_type_and_shape(name: str, dtype: Any, shape: Any, kind: str) -> None:
+    assert signals.kind_of(name, np.dtype(dtype), shape) == kind
+
+
+def test_values_of_signals_stay_where_they_belong() -> None:
+    random = np.random.default_rng(0)
+
+    def draw(kind: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        return signals.draw(random, kind, shape, np.dtype(dtype), high=5, longest=9)
+
+    ids = draw("ids", (4, 100), np.int64)
+    assert set(ids.ravel()) == {0, 1, 2, 3, 4}
+    assert draw("position", (2, 7), np.int32).tolist() == [[0, 1, 2, 3, 4, 0, 1]] * 2
+    assert draw("length", (3,), np.int64).tolist() == [9, 9, 9]
+    assert draw("mask", (2, 2), np.float32).min() == 1 and draw("segment", (2, 2), np.int64).max() == 0
+    audio = draw("audio", (3, 16000), np.float32)
+    assert audio.dtype == np.float32 and 0.05 < np.abs(audio).max() <= 1
+    power = np.square(np.abs(np.fft.rfft(audio)))
+    assert (np.sort(power, axis=1)[:, -4000:].sum(1) > 0.9 * power.sum(1)).all()
+
+
+# ---- Guesses ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaling", guesses.scalings(3), ids=lambda s: s.words)
+@pytest.mark.parametrize("folded", [False, True], ids=["norms", "folded"])
+def test_the_range_of_the_training_data_is_found(tmp_path: Path, scaling: guesses.Scaling, folded: bool) -> None:
+    values = _weights(scaling)
+    text, values = _folded(values) if folded else (NET, values)
+    found = _make(_save(tmp_path / "net.onnx", text, values))
+    (guess,) = [g for g in found.guesses if g.startswith("values of 'image'")]
+    why = "the balance of the layers (a guess)" if folded else "the BatchNormalization statistics"
+    assert f"by {why}" in guess
+    assert guess.startswith(f"values of 'image': {scaling.words}, by")
+
+
+def test_the_divergence_is_zero_where_the_statistics_agree() -> None:
+    x = np.random.default_rng(0).normal(2, 3, (8, 4, 10, 10))
+    own = guesses.Probe("t", x.mean((0, 2, 3)), x.var((0, 2, 3)))
+    assert guesses.divergence([own], {"t": x}) == pytest.approx(0, abs=1e-9)
+    assert guesses.divergence([own], {"t": 2 * x}) > 0.5
+    assert guesses.divergence([own], {"t": 1000 * x}) == guesses.WORST
+    assert guesses.divergence([guesses.Probe("t")], {"t": x}) == pytest.approx(2 / 3, rel=0.1)
+
+
+def test_nothing_to_go_by_is_said(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[n,1,8,8] x) => (float[n,2,8,8] y) { y = Conv(x, w) }
+    """
+    path = _save(tmp_path / "a.onnx", text, {"w": np.ones((2, 1, 1, 1), np.float32)})
+    assert _make(path).guesses[-1] == "nothing in the model tells the range of 'x': -2 to 2 is assumed"
+
+
+# ---- Whole models ----------------------------------------------------------------------------------------------------
+
+
+def test_feeds_are_those_the_model_takes(net: Path) -> None:
+    found = _make(net, rows=40)
+    assert sum(len(f["image"]) for f in found.feeds) in (32, 48)
+    assert all(f["image"].dtype == np.float32 and f["image"].shape[1:] == (3, 32, 32) for f in found.feeds)
+    again = _make(net, rows=40)
+    assert all(np.array_equal(a["image"], b["image"]) for a, b in zip(found.feeds, again.feeds, strict=True))
+    assert not np.array_equal(found.feeds[0]["image"], _make(net, rows=40, seed=1).feeds[0]["image"])
+
+
+def test_ids_stay_within_their_table(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (int64[n,s] input_ids) => (float[n,s,4] y) { y = Gather(table, input_ids) }
+    """
+    path = _save(tmp_path / "a.onnx", text, {"table": np.ones((7, 4), np.float32)})
+    found = _make(path, bounds={"input_ids": 7})
+    values = np.concatenate([f["input_ids"].ravel() for f in found.feeds])
+    assert set(values) == set(range(7))
+
+
+def test_a_model_that_runs_at_no_size_is_said_to(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[n,s] x) => (float[n,s] y) { y = Add(x, w) }
+    """
+    path = _save(tmp_path / "a.onnx", text, {"w": np.ones((3, 5), np.float32)})
+    with pytest.raises(ModelError, match=r"(?s)runs at no input size tried: .*--input-shape"):
+        _make(path)
+
+
+def test_without_data_the_model_is_recovered_and_the_report_says_on_what(net: Path) -> None:
+    output = net.with_name("small.onnx")
+    report = net.with_name("report.json")
+    arguments = [str(net), "-o", str(output), "--round-to", "1", "--json", str(report), "--seed", "1"]
+    result = CliRunner().invoke(cli.command, arguments, prog_name="onnxprune")
+    assert result.exit_code == 0, result.output
+    for words in (
+        "Synthetic inputs: made up, no real data",
+        "guess: values of 'image': ImageNet mean and deviation",
+        "synthetic samples",
+        "synthetic inputs only; nothing is known about accuracy",
+        "of the MACs are removed on synthetic inputs only; beyond about 30%",
+    ):
+        assert words in result.stdout
+    data = json.loads(report.read_text())
+    assert data["inputs"]["kind"] == "synthetic" and data["inputs"]["held_out"] > 0
+    assert data["options"]["criterion"] == "obs"
+    assert "recover" in data["seconds"]
+    plain = api.prune(net, Config(output=net.with_name("plain.onnx"), round_to=1, recover=False))
+    assert plain.inputs is None and plain.options["criterion"] == "l2"
+    held = images.dead_leaves(np.random.default_rng(9), 64, (3, 32, 32))
+    errors = [_error(net, p, guesses.IMAGENET.apply(held)) for p in (output, net.with_name("plain.onnx"))]
+    assert errors[0] < 0.5 * errors[1]
+
+
+def _error(original: Path, pruned: Path, x: np.ndarray) -> float:
+    from onnxprune import runtime
+
+    a, b = (runtime.run(runtime.session(p), {"image": x})["y"].astype(float) for p in (original, pruned))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(a - a.mean(0)))
+
+
+def test_few_macs_removed_are_not_warned_about(net: Path) -> None:
+    report = api.prune(net, Config(output=net.with_name("small.onnx"), ratio=0.1, round_to=1))
+    assert any("synthetic inputs only" in note for note in report.notes)
+    assert not any("beyond about" in note for note in report.notes)
+
+
+def test_a_target_is_reached_without_data(net: Path) -> None:
+    report = api.prune(net, Config(output=net.with_name("small.onnx"), target="macs=0.6", round_to=1))
+    assert report.after is not None and report.after.macs <= 0.6 * report.before.macs
+    assert report.inputs is not None and report.inputs.kind == "synthetic"
+
+
+def test_large_models_fall_back_to_the_cut(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "LARGEST_MODEL", 1000)
+    report = api.prune(net, Config(output=net.with_name("small.onnx"), round_to=1))
+    assert report.options["criterion"] == "l2" and report.inputs is None
+    assert any("nothing was recovered (a model of" in note for note in report.notes)
+    with pytest.raises(UsageError, match="--target needs inputs to measure on, and a model of .*; give --calibration"):
+        api.prune(net, Config(output=net.with_name("small.onnx"), target="macs=0.5", force=True))
+
+
+@pytest.mark.parametrize(
+    "stage", ["onnxprune.synthetic:make", "onnxprune.recovery:choose", "onnxprune.recovery:recover"]
+)
+def test_where_synthetic_inputs_do_not_serve_the_cut_is_written(
+    net: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    call = worker.call
+
+    def fail(function: str, arguments: Any, **options: Any) -> Any:
+        if function == stage:
+            raise WorkerError(f"{function} crashed\nmore lines")
+        return call(function, arguments, **options)
+
+    monkeypatch.setattr(worker, "call", fail)
+    output = net.with_name("small.onnx")
+    report = api.prune(net, Config(output=output, round_to=1))
+    assert output.exists() and report.exactness is not None and report.exactness.passed
+    assert any(f"{stage} crashed)" in note for note in report.notes)
+
+
+def test_inputs_are_made_only_where_a_run_needs_them() -> None:
+    assert Config().needs_inputs and Config().measure == "obs"
+    assert not Config(recover=False).needs_inputs and Config(recover=False).measure == "l2"
+    assert Config(recover=False, target="macs=0.5").needs_inputs
+    assert Config(recover=False, criterion="variance").needs_inputs
+    assert not Config(ratio=0, depth=1).needs_inputs
+
+
+def test_batches_of_synthetic_inputs_are_held_out(net: Path) -> None:
+    fitting, held = recovery.split(_make(net, rows=256).feeds)
+    assert len(held) >= 1 and not {id(f) for f in held} & {id(f) for f in fitting}
+    assert records.Inputs("synthetic", "", 1, 0, {}).guesses == ()
+
+
+def test_large_models_without_data_go_by_the_quick_criterion(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "REMOVAL_WORK", 1e3)
+    report = api.prune(net, Config(output=net.with_name("small.onnx"), round_to=1))
+    assert report.options["criterion"] == "wanda" and report.inputs is not None
