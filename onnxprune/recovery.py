@@ -30,7 +30,6 @@ from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
 from onnxprune.recover import divergence, tune
-from onnxprune.recover.augmentation import enriched
 from onnxprune.recover.execution import Read, Shelf, reader, stored_tensors
 from onnxprune.recover.layers import Weights, weights_of
 from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, reconstruct
@@ -338,9 +337,7 @@ def refitted(
 ) -> tuple[Weights, Recovered]:
     """The model cut by the plan `kept`, refitted, and what is new in it."""
     weights = cut_weights(model, kept)
-    feeds = enriched(source.feeds, source.seed)
-    period = len(source.feeds)
-    layers = _reconstruct(source, model, weights, kept, feeds, relaxed=True, period=period, fits=fits)
+    layers = _reconstruct(source, model, weights, kept, source.feeds, relaxed=True, fits=fits)
     distilled: tuple[float, float] | None = None
     notes: list[str] = []
     if tuned:
@@ -362,10 +359,9 @@ def _reconstruct(
     feeds: Sequence[Feed],
     *,
     relaxed: bool,
-    period: int | None = None,
     fits: bool = True,
 ) -> list[LayerReport]:
-    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, period, fits)
+    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, fits)
     cutting = Cutting(model.file.proto, model.analysis, masks(model.analysis, kept))
     return reconstruct(model.original, model.read, cutting, weights, feeds, options)
 

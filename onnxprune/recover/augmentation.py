@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,21 +10,6 @@ import numpy.typing as npt
 from onnxprune.records import Feed
 
 Array = npt.NDArray[Any]
-
-ENOUGH = 512
-"""Items from which on there is nothing to be made up."""
-COPIES = 3
-"""Changed copies of every item, at most."""
-
-
-def enriched(feeds: Sequence[Feed], seed: int) -> list[Feed]:
-    """The feeds, and after them changed copies of all, where they hold images, fewer than `ENOUGH`."""
-    items = sum(len(next(iter(f.values()))) for f in feeds)
-    copies = min(COPIES, ENOUGH // max(items, 1) - 1)
-    if copies < 1 or not any(is_image(a) for a in feeds[0].values()):
-        return list(feeds)
-    random = np.random.default_rng(seed)
-    return [*feeds, *(augment(f, random) for _ in range(copies) for f in feeds)]
 
 
 def is_image(array: Array) -> bool:

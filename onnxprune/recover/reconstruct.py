@@ -68,14 +68,12 @@ class LayerReport:
 @dataclass(frozen=True)
 class Options:
     """`memory_bytes`: activations held in memory. `relaxed`: look at the columns again for what the activation behind
-    hides (`relax`). `period`: after so many batches changed copies of the same items follow, held out together.
-    `fits`: least squares; else statistics alone."""
+    hides (`relax`). `fits`: least squares; else statistics alone."""
 
     seed: int = 0
     threads: int = 1
     memory_bytes: int = 2 << 30
     relaxed: bool = True
-    period: int | None = None
     fits: bool = True
 
 
@@ -114,7 +112,6 @@ def reconstruct(
             random,
             options.relaxed,
             kept,
-            options.period,
             options.fits,
         )
         return list(_solve_all(task, found))
@@ -196,7 +193,6 @@ class Task:
     random: np.random.Generator
     relaxed: bool = False
     block_bytes: int = 1 << 29
-    period: int | None = None
     fits: bool = True
 
     def __post_init__(self) -> None:
@@ -411,7 +407,6 @@ class Task:
         rows = self.kept(target, site.axis)
         budget = self.budget(site, target, most)
         item = 0
-        period = self.period or self.teacher.batches
         for b in range(self.teacher.batches):
             y = self.teacher.get(target, b)
             positions = self.sample(site, y.shape, budget)
@@ -421,8 +416,7 @@ class Task:
             if compensated and site.other:
                 other = sites.targets(site, np.asarray(self.student.get(site.other, b)), positions)
                 y = y - other
-            item = 0 if b % period == 0 else item
-            yield x, y, other, held_out(item, x.shape[2], x.shape[3], period)
+            yield x, y, other, held_out(item, x.shape[2], x.shape[3], self.teacher.batches)
             item += x.shape[2]
 
     def budget(self, site: Site, target: str, most: int | None = None) -> float:
