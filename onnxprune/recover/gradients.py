@@ -278,10 +278,11 @@ def _grouped_gradient(layer: Layer, x: Array, dy: Array) -> Array:
 
 
 class Adam:
-    """Adam with a step in units of each tensor's own root mean square, so that one rate fits every layer."""
+    """Adam with a step in units of each tensor's own root mean square, so that one rate fits every layer. The rate
+    falls to zero as a cosine over `steps`, of which `count` are done."""
 
-    def __init__(self, rate: float, steps: int) -> None:
-        self.rate, self.steps, self.count = rate, steps, 0
+    def __init__(self, rate: float, steps: int, count: int = 0) -> None:
+        self.rate, self.steps, self.count, self.began = rate, steps, count, count
         self.first: dict[str, Array] = {}
         self.second: dict[str, Array] = {}
 
@@ -289,6 +290,7 @@ class Adam:
         """The new value; `unit` is the size that the rate is a share of."""
         m = self.first[name] = 0.9 * self.first.get(name, np.float32(0)) + 0.1 * gradient
         v = self.second[name] = 0.99 * self.second.get(name, np.float32(0)) + 0.01 * gradient * gradient
-        step = (m / (1 - 0.9**self.count)) / (np.sqrt(v / (1 - 0.99**self.count)) + 1e-12)
+        own = self.count - self.began
+        step = (m / (1 - 0.9**own)) / (np.sqrt(v / (1 - 0.99**own)) + 1e-12)
         decay = 0.5 * (1 + math.cos(math.pi * min(self.count / self.steps, 1)))
         return np.asarray(value - self.rate * decay * unit * step, np.float32)

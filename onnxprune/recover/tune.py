@@ -8,6 +8,7 @@ included.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ RATE = 0.007
 BATCH, LEAST_BATCH = 50, 4
 STEPS = 200
 """Smaller batches where there would be fewer steps."""
+WORSE, BACK_OFF = 2.0, 4.0
+"""After an epoch that ends so many times above the best held-out loss: back to that state, with smaller steps."""
 LARGEST_CROP = 320
 WORK_LIMIT = 3e12
 """Multiply-accumulates of all forward runs: fewer epochs where they would be more, and no training below two."""
@@ -82,11 +85,11 @@ def _train(
     """Run the epochs and store the best state; held-out loss before and after."""
     random = np.random.default_rng(seed)
     count = len(next(iter(train.values())))
-    adam = Adam(RATE, epochs * max(1, count // batch))
+    adam = Adam(RATE * math.sqrt(batch / BATCH), epochs * max(1, count // batch))
     units = {layer.names[0]: _size(layer.weight) for layer in trainer.layers}
     units.update({layer.names[1]: _size(layer.bias) + 1e-3 for layer in trainer.layers if layer.bias is not None})
     start = best = trainer.held_loss(tests)
-    state: list[tuple[Array, Array | None]] | None = None
+    state = [(layer.weight, layer.bias) for layer in trainer.layers]
     for epoch in range(epochs):
         order = random.permutation(count)
         for i in range(0, count - batch + 1, batch):
@@ -99,11 +102,19 @@ def _train(
         log.info("distillation %d/%d: held-out loss %.5f -> %.5f", epoch + 1, epochs, start, found)
         if found < best:
             best, state = found, [(layer.weight, layer.bias) for layer in trainer.layers]
-    if state is not None:
-        for layer, (weight, bias) in zip(trainer.layers, state, strict=True):
-            layer.weight, layer.bias = weight, bias
+        elif not found < WORSE * best:
+            adam = Adam(adam.rate / BACK_OFF, adam.steps, adam.count)
+            _restore(trainer, state)
+    _restore(trainer, state)
+    if best < start:
+        for layer in trainer.layers:
             _store(weights, layer)
     return start, best
+
+
+def _restore(trainer: Trainer, state: Sequence[tuple[Array, Array | None]]) -> None:
+    for layer, (weight, bias) in zip(trainer.layers, state, strict=True):
+        layer.weight, layer.bias = weight, bias
 
 
 def _size(array: Array) -> float:
