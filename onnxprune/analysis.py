@@ -292,6 +292,8 @@ def _operator(state: _State, index: int, name: str, node: onnx.NodeProto) -> Ope
         moving=[shapes.dynamic_values.get(n) for n in node.input],
     )
     op.places = [state.places.get(n) for n in node.input]
+    op.stretching = [shapes.dynamic_axes.get(n) for n in node.input]
+    op.stretched = [shapes.dynamic_axes.get(n) for n in node.output]
     return op
 
 

@@ -41,6 +41,7 @@ def state_concat(op: Operator, operands: Iterable[int]) -> None:
 def split(op: Operator) -> None:
     x = op.dims(0)
     axis = op.attribute("axis", 0) % len(x)
+    op.keep_stretching(0, axis)
     parts = op.split(x[axis], [out[axis].size for out in op.outputs])
     op.sizes(1 if op.has(1) else "split", parts)
     op.outputs = [(*x[:axis], part, *x[axis + 1 :]) for part in parts]
@@ -69,6 +70,7 @@ def slice_(op: Operator) -> None:
             op.freeze(d, "Slice with computed bounds")
             op.freeze(result[axis], "Slice with computed bounds")
             continue
+        op.keep_stretching(0, axis)
         step = steps[k] if steps else 1
         result[axis], start_sizes[k], end_sizes[k] = _slice_axis(op, d, (starts[k], ends[k], step), result[axis])
     operand = len(op.inputs) > 1
@@ -112,6 +114,7 @@ def gather(op: Operator) -> None:
     """
     data, index = op.dims(0), op.dims(1)
     axis = op.attribute("axis", 0) % len(data)
+    op.keep_stretching(0, axis)
     followed = op.follows(1, data[axis])
     picked = None if followed else _picked(op, data[axis])
     if picked is None:

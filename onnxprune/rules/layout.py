@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from onnxprune import dims
 from onnxprune.dims import Dim
 from onnxprune.rules.registry import Operator, rule
 
+Axis = tuple[Dim, bool]
+"""A dimension, and whether its size follows the size of the input."""
+
 
 @rule("Reshape")
 def reshape(op: Operator) -> None:
     """Row-major order does not change, so runs of axes with equal products are equal products of dimensions."""
-    if not _regroup(op, op.dims(0), op.outputs[0]):
+    before = _axes(op.dims(0), op.stretching[0])
+    after = _axes(op.outputs[0], op.stretched[0])
+    if not _regroup(op, before, after):
         op.freeze_all("the axes of the two shapes do not multiply to the same size")
         return
     op.sizes(1 if op.has(1) else "shape", _stated(op, 1 if op.has(1) else "shape"))
@@ -30,20 +39,60 @@ def _stated(op: Operator, where: int | str) -> list[Dim | None]:
     return stated
 
 
-def _regroup(op: Operator, before: Sequence[Dim], after: Sequence[Dim]) -> bool:
+def _axes(found: Sequence[Dim], follow: npt.NDArray[np.bool_] | None) -> list[Axis]:
+    return [(d, follow is not None and bool(follow[k])) for k, d in enumerate(found)]
+
+
+def _regroup(op: Operator, before: Sequence[Axis], after: Sequence[Axis]) -> bool:
     """Unify the shortest runs of axes that have equal products. False where the totals differ."""
     left, right = list(before), list(after)
     while left or right:
         a, b = left[:1], right[:1]
-        x, y = dims.prod(a).size, dims.prod(b).size
-        while x != y:
-            side, run = (left, a) if x < y else (right, b)
+        x, y = _product(a), _product(b)
+        while x.size != y.size:
+            side, run = (left, a) if x.size < y.size else (right, b)
             if len(run) == len(side):
                 return False
             run.append(side[len(run)])
-            x, y = dims.prod(a).size, dims.prod(b).size
-        op.unify(dims.prod(a), dims.prod(b))
+            x, y = _product(a), _product(b)
+        if not _always_divides(a, b):
+            for d in (x, y):
+                op.freeze(d, "sizes that follow the input are not divided alike at every size")
+        op.unify(x, y)
         left, right = left[len(a) :], right[len(b) :]
+    return True
+
+
+def _product(run: Sequence[Axis]) -> Dim:
+    return dims.prod([d for d, _ in run])
+
+
+def _always_divides(before: Sequence[Axis], after: Sequence[Axis]) -> bool:
+    """Whether two runs of axes are the same product at every input size, factor by factor.
+
+    With s and t the products of their fixed sizes, the sizes that follow the input are known to divide by
+    t / gcd(s, t) before and by s / gcd(s, t) after, and by nothing else.
+    """
+    runs = [[(d.size, follows) for d, follows in run] for run in (before, after)]
+    fixed = [math.prod(n for n, follows in run if not follows) for run in runs]
+    known = [n // max(math.gcd(*fixed), 1) for n in reversed(fixed)]
+    if any(follows for _, follows in runs[0]) != any(follows for _, follows in runs[1]):
+        return False
+    left, right = ([axis for axis in run if axis[0] != 1] for run in runs)
+    sides = [(left, 0), (right, 1)]
+    while left and right:
+        (inner, outer) = sorted(sides, key=lambda side: side[0][-1])
+        (n, small_follows), (m, follows) = inner[0].pop(), outer[0].pop()
+        if m % n:
+            return True
+        if small_follows and not follows:
+            return False
+        if follows and not small_follows:
+            if known[outer[1]] % n:
+                return False
+            known[outer[1]] //= n
+        if m > n:
+            outer[0].append((m // n, follows))
     return True
 
 

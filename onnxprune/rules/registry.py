@@ -76,7 +76,8 @@ class Operator:
     `inputs`: the dimensions of each operand, None where it is absent. `outputs`: fresh dimensions of the known result
     shapes; a rule assigns or unifies them. `values`: small known operands as arrays, else None. `constant`: which
     operands are weights or computed from weights alone. `attributes`: as Python values. `places`: of each operand the
-    dimension that its elements are places on, None for most.
+    dimension that its elements are places on, None for most. `moving`: which elements of `values` follow the size of
+    the input; `stretching` and `stretched`: which axes of the operands and of the results do. None: none of them.
     """
 
     def __init__(
@@ -97,6 +98,8 @@ class Operator:
         self.attributes = attributes
         self.inputs, self.outputs = list(inputs), list(outputs)
         self.values, self.constant, self.moving = list(values), list(constant), list(moving)
+        self.stretching: list[npt.NDArray[np.bool_] | None] = [None] * len(self.inputs)
+        self.stretched: list[npt.NDArray[np.bool_] | None] = [None] * len(self.outputs)
         self.contractions: list[Contraction] = []
         self.roles: list[tuple[int, int, Role]] = []
         self.uses: list[SizeUse] = []
@@ -154,6 +157,12 @@ class Operator:
         """The two runs of axes are the same, axis by axis."""
         for x, y in zip(a, b, strict=True):
             self.unify(x, y)
+
+    def keep_stretching(self, operand: int, axis: int) -> None:
+        """Where this axis follows the input, it is cut at other places of its parts at every size: they stay."""
+        found = self.stretching[operand]
+        if found is not None and found[axis]:
+            self.freeze(self.dims(operand)[axis], "an axis that follows the input is cut")
 
     def split(self, dimension: Dim, sizes: Sequence[int]) -> list[Dim]:
         """Cut into consecutive parts."""

@@ -214,6 +214,22 @@ def test_slice_with_computed_bounds_freezes_the_axis_and_no_other() -> None:
         assert reasons(m)["w:1"].startswith("Slice: ")
 
 
+@pytest.mark.parametrize(
+    "taken",
+    ["p = Slice(f, from, to, one)", "i = Constant<value_ints=[3,4,5,6]>()\np = Gather<axis=1>(f, i)"],
+)
+def test_a_part_of_an_axis_that_follows_the_input_freezes_it(taken: str) -> None:
+    """(channels, length): the first 4 are of one channel where the length is 24, of two where it is 2."""
+    m = model(f"""(float[N,3,L] x) => (float[N,5] y) <float[8,3,1] w, float[4,5] v, int64[2] flat = {{0,-1}},
+        int64[1] from = {{3}}, int64[1] to = {{7}}, int64[1] one = {{1}}> {{
+        h = Conv(x, w)
+        f = Reshape(h, flat)
+        {taken}
+        y = MatMul(p, v)
+    }}""")
+    assert reasons(m)["w:0"].endswith("an axis that follows the input is cut")
+
+
 def test_gather_of_rows_of_a_weight_produces_the_other_axes() -> None:
     """A token embedding."""
     m = model("""(int64[N,T] ids) => (float[N,T,3] y) <float[9,8] table, float[8,3] v> {

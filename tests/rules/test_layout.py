@@ -185,6 +185,45 @@ def test_reshape_that_mixes_channels_with_a_dynamic_axis_is_not_guessed() -> Non
         prune_and_compare(m)
 
 
+@pytest.mark.parametrize("total", ["ReduceMean", "ReduceSum"])
+@pytest.mark.parametrize("target", ["0, -1, 8", "0, -1, 4"])
+def test_a_length_of_the_input_is_not_taken_apart_by_a_width(target: str, total: str) -> None:
+    """8 x 24 becomes 24 x 8, but 8 x 10 becomes 10 x 8, where the 8 channels are no factor of the 10."""
+    width = target[-1]
+    m = model(
+        f"""(float[N,3,L] x) => (float[N,5] y) <float[8,3,1] w, float[{width},5] v, int64[3] t = {{{target}}}> {{
+        h = Conv(x, w)
+        r = Reshape(h, t)
+        q = Exp(r)
+        k = {total}<axes=[1], keepdims=0>(q)
+        y = MatMul(k, v)
+    }}""",
+        opset=12,
+    )
+    assert reasons(m)["w:0"] == "Reshape: sizes that follow the input are not divided alike at every size"
+
+
+def test_heads_move_into_the_batch_and_back() -> None:
+    """The new batch follows the input and is divided by the heads, which its making implies."""
+    m = model(
+        """(float[N,6,4] x) => (float[N,6,3] y) <float[4,8] w, float[8,3] v,
+        int64[4] apart = {0,-1,4,2}, int64[3] fold = {-1,6,2}, int64[3] together = {0,-1,8},
+        int64[4] unfold = {-1,4,6,2}> {
+        h = MatMul(x, w)
+        a = Reshape(h, apart)
+        b = Transpose<perm=[0,2,1,3]>(a)
+        c = Reshape(b, fold)
+        d = Relu(c)
+        e = Reshape(d, unfold)
+        f = Transpose<perm=[0,2,1,3]>(e)
+        g = Reshape(f, together)
+        y = MatMul(g, v)
+    }"""
+    )
+    assert prunable(m) == {"w:1": 4, "w:1#2": 2}
+    prune_and_compare(m)
+
+
 def test_channel_shuffle() -> None:
     """(2, 4) becomes (4, 2): only a group or a position in all groups can go."""
     m = model("""(float[N,3,6,6] x) => (float[N,5,6,6] y) <float[8,3,1,1] w, float[8,1,3,3] d, float[5,8,1,1] v,
