@@ -45,7 +45,7 @@ CURVE_ITEMS = 128
 """Items that damage curves are measured on."""
 CURVE_WORK = 1e12
 """Multiply-accumulates spent on damage curves, about."""
-MIXES = (0.0, 0.01, 1.0)
+MIXES = (0.0, 0.1, 1.0, 10.0)
 """Weights of removed / kept tried beside the measured damage; the one whose whole model errs least is taken."""
 
 

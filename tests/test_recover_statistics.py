@@ -11,7 +11,6 @@ from onnx import numpy_helper, parser
 
 from onnxprune import recovery
 from onnxprune.records import Feed
-from onnxprune.recover.augmentation import enriched
 from onnxprune.recover.execution import Walk, reader
 
 RNG = np.random.default_rng
@@ -43,7 +42,7 @@ def saved(folder: Path, text: str) -> tuple[recovery.Source, list[Feed]]:
     onnx.save(proto, folder / "m.onnx")
     shape = [3, 8, 8] if text == CHAIN else [5, 6]
     feeds: list[Feed] = [{"x": random.normal(1, 2, (16, *shape)).astype(np.float32)} for _ in range(4)]
-    return recovery.Source(str(folder / "m.onnx"), {}, feeds, 0, 1, 1 << 30), list(enriched(feeds, 0))
+    return recovery.Source(str(folder / "m.onnx"), {}, feeds, 0, 1, 1 << 30), feeds
 
 
 def tensors(source: recovery.Source, values: dict[str, np.ndarray], feeds: list[Feed], name: str) -> np.ndarray:
