@@ -153,3 +153,33 @@ def test_activation_criteria_remove_the_dead_channel_first(name: str) -> None:
     dead[4:6] = dead[:, 4:6] = 0
     active = (np.diagonal(dead) > 0) * 0.5
     assert activation.path([obs.Consumer(c.weight, dead, c.positions, 1.0, active)], 6, name).order[0] == 2
+
+
+def test_exchanges_find_what_greedy_removal_misses() -> None:
+    random = RNG(3)
+    saved = 0
+    for _ in range(40):
+        a = random.normal(size=(8, 10)) @ random.normal(size=(10, 10))
+        c = obs.Consumer(random.normal(size=(2, 8)), a @ a.T / 10, np.arange(8)[:, None], 1.0)
+        states = [obs._State.of(c)]
+        order: list[int] = []
+        for _ in range(4):
+            left = np.setdiff1d(np.arange(8), order)
+            order.append(int(left[np.argmin(obs._prices(states, left))]))
+            states[0].remove(np.array(order[-1:]))
+        fresh = obs._State.of(c)
+        greedy = float(fresh.remove(np.asarray(order)).sum())
+        _, found, cost = obs._exchanged([c], states, order, greedy)
+        again = obs._State.of(c)
+        assert cost == pytest.approx(float(again.remove(np.asarray(found)).sum()), rel=1e-6)
+        assert cost <= greedy * (1 + 1e-9)
+        saved += cost < 0.99 * greedy
+    assert saved >= 2
+
+
+def test_the_gain_of_taking_back_is_what_its_removal_cost() -> None:
+    c = consumer()
+    state = obs._State.of(c)
+    first = float(state.remove(np.array([1, 3])).sum())
+    alone = float(obs._State.of(c).remove(np.array([3])).sum())
+    assert state.gains(np.array([1, 3]))[0] == pytest.approx(first - alone, rel=1e-6)

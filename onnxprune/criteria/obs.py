@@ -43,6 +43,9 @@ class Path:
 
 
 RIDGE = 1e-3
+EXCHANGES = 8
+LARGEST_EXCHANGE = 1200
+"""Inputs of a consumer up to which removed indices are exchanged for kept ones, at so many shares of the way."""
 POOL = 4
 """Candidates looked at for every index that is removed between two updates of the whole matrices."""
 
@@ -51,13 +54,21 @@ def removal_path(consumers: Sequence[Consumer], size: int, *, least: int = 1, ch
     """Remove indices greedily until `least` are left.
 
     The whole matrices are updated once for `chunk` indices, which are chosen one by one, with exact updates, among the
-    cheapest `POOL` times as many.
+    cheapest `POOL` times as many. At every eighth of the way, removed indices are exchanged for kept ones as long as
+    that lowers the cost, so the order up to there is one set, in no order of its own.
     """
-    states = [_State.of(c) for c in consumers]
+    states: Sequence[_State] = [_State.of(c) for c in consumers]
     alive = np.ones(size, bool)
     order: list[int] = []
     cost = [0.0]
+    exchanges = iter(sorted({round(size * k / EXCHANGES) for k in range(1, EXCHANGES)} - {0}))
+    due = next(exchanges, size)
     while alive.sum() > least:
+        if len(order) >= due and all(len(c.gram) <= LARGEST_EXCHANGE for c in consumers):
+            due = next((d for d in exchanges if d > len(order)), size)
+            states, order, lower = _exchanged(consumers, states, order, cost[-1])
+            cost[-1] = max(cost[-2], lower)
+            alive = ~np.isin(np.arange(size), order)
         left = np.flatnonzero(alive)
         count = min(chunk, len(left) - least)
         pool = left[np.argsort(_prices(states, left), kind="stable")[: POOL * count if count > 1 else 1]]
@@ -67,6 +78,29 @@ def removal_path(consumers: Sequence[Consumer], size: int, *, least: int = 1, ch
         alive[taken] = False
         order.extend(int(i) for i in taken)
     return Path(np.asarray(order, np.int64), np.asarray(cost))
+
+
+def _exchanged(
+    consumers: Sequence[Consumer], states: Sequence[_State], order: list[int], cost: float
+) -> tuple[Sequence[_State], list[int], float]:
+    """The states, the removed indices and their cost after taking back, one at a time, the removed index that helps
+    most, and removing in its place the cheapest one, while that gains anything."""
+    for _ in range(len(order)):
+        gains = np.sum([s.gains(np.asarray(order)) for s in states], axis=0) if states else np.zeros(len(order))
+        back = int(np.argmax(gains))
+        rest = np.asarray(order[:back] + order[back + 1 :], np.int64)
+        fresh = [_State.of(c) for c in consumers]
+        before = sum(float(s.remove(rest).sum()) for s in fresh) if len(rest) else 0.0
+        left = np.setdiff1d(np.arange(len(consumers[0].positions)) if consumers else rest, rest)
+        prices = _prices(fresh, left)
+        taken = int(left[np.argmin(prices)]) if len(left) else order[back]
+        after = before + float(prices.min()) if len(left) else cost
+        if taken == order[back] or not after < cost * (1 - 1e-9):
+            break
+        for s in fresh:
+            s.remove(np.array([taken]))
+        states, order, cost = fresh, [*rest.tolist(), taken], after
+    return states, order, cost
 
 
 def _cheapest(states: Sequence[_State], size: int, count: int) -> Index:
@@ -93,6 +127,7 @@ class _State:
 
     def __init__(self, inverse: Float, weight: Float, positions: Index, scale: float) -> None:
         self.inverse, self.weight, self.positions, self.scale = inverse, weight, positions, scale
+        self.original = weight.copy()
         self.factor = np.empty(inverse.shape, order="F")
         self.done = 0
         self.blocks = inverse[positions[:, :, None], positions[:, None, :]]
@@ -120,6 +155,20 @@ class _State:
         moments = np.matmul(w.transpose(0, 2, 1), w)
         errors: Float = np.trace(np.linalg.solve(self.blocks[left], moments), axis1=1, axis2=2)
         return errors / self.scale
+
+    def gains(self, removed: Index) -> Float:
+        """By how much taking back each of the `removed` indices, alone, would lower the cost.
+
+        What the kept inputs leave unexplained of the removed ones has the covariance [(H^-1)_SS]^-1.
+        """
+        at = self.positions[removed]
+        s = at.reshape(-1)
+        left = np.linalg.inv(self.inverse[np.ix_(s, s)])
+        own = np.arange(len(s)).reshape(at.shape)
+        missed = np.moveaxis((self.original[:, s] @ left)[:, own], 1, 0)
+        moments = np.matmul(missed.transpose(0, 2, 1), missed)
+        found: Float = np.trace(np.linalg.solve(left[own[:, :, None], own[:, None, :]], moments), axis1=1, axis2=2)
+        return found / self.scale
 
     def remove(self, taken: Index) -> Float:
         """Remove these indices one after the other, in place, and refit the rest; what each of them cost."""
