@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onnxprune.config import Config
     from onnxprune.errors import (
         ModelError,
+        NotFasterError,
         NothingToPruneError,
         OnnxPruneError,
         OutputError,
@@ -30,6 +31,7 @@ __all__ = [
     "Config",
     "Latency",
     "ModelError",
+    "NotFasterError",
     "NothingToPruneError",
     "OnnxPruneError",
     "OutputError",

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onnxprune import gathering, opening, planning, recovery, saving, summary, worker
+from onnxprune import gathering, opening, pacing, planning, recovery, saving, summary, worker
 from onnxprune import plan as plans
 from onnxprune.clock import Clock
-from onnxprune.comparison import benchmark
 from onnxprune.config import Config
 from onnxprune.cut import cut
 from onnxprune.modelfile import preflight
 from onnxprune.opened import Opened
-from onnxprune.records import Feed, Latency, Plan, Report
+from onnxprune.records import Feed, Plan, Report
 
 PROBE_LIMIT_S = 120.0
 """Time limit of the child process that looks for a provider."""
@@ -40,27 +39,26 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
         with clock("depth"):
             opened = opening.without_blocks(opened, config, gathered.fitting)
     source = _source(opened, config, gathered.fitting) if gathered.fitting else None
+    timed = pacing.conditions(config, gathered.real)
     with clock("score"):
-        decision = planning.make(opened, config, source, gathered.evaluation)
+        decision = planning.make(opened, config, source, timed, gathered.evaluation)
     plan = decision.plan
     with clock("cut"):
         done = cut(opened.model.proto, opened.analysis, opened.shapes, plan.kept)
     proof = None
     if not config.dry_run:
         recovering = source if config.recover and (plan.kept or plan.blocks) else None
-        proof = saving.save(saving.Job(opened, config, decision, done, output, gathered, clock), recovering)
+        proof = saving.save(saving.Job(opened, config, decision, done, output, gathered, clock, timed), recovering)
     if config.save_plan:
         plans.save(planning.plan_data(opened, plan, done), config.save_plan)
-    measured = _benchmark([opened.model.path, output], config, clock) if config.benchmark else None
-    written = None if config.dry_run else output
     return summary.report(
         opened,
         config,
         plan,
         clock.seconds,
-        output=written,
+        output=None if config.dry_run else output,
         proof=proof,
-        measured=measured,
+        pursuit=decision.pursuit,
         inputs=gathered.inputs,
         rounds=decision.rounds,
         lack=gathered.lack,
@@ -85,14 +83,3 @@ def _source(opened: Opened, config: Config, feeds: Sequence[Feed]) -> recovery.S
         config.memory_bytes,
         skeleton_bytes,
     )
-
-
-def _benchmark(models: Sequence[Path], config: Config, clock: Clock) -> Latency:
-    with clock("benchmark"):
-        return benchmark(
-            models,
-            input_shapes=config.input_shapes,
-            calibration=config.calibration,
-            provider=config.provider,
-            seed=config.seed,
-        )[0]

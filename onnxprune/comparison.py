@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from onnxprune import calibration, runtime, shapes, worker
-from onnxprune.config import PROVIDERS, check_input_shapes
+from onnxprune.config import PROVIDERS, check_input_shapes, check_timing
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.latency import measure
-from onnxprune.modelfile import ModelFile
-from onnxprune.records import Feed, Latency
+from onnxprune.latency import profile as profiling
+from onnxprune.modelfile import ModelFile, skeleton
+from onnxprune.records import Feed, Latency, Profile
 
 TYPICAL = shapes.Sizes(1, (224, 224), 64)
 """What a dynamic axis is measured at first; where the model does not run at it, the sizes of verification follow."""
+PROFILE_LIMIT_S = 900.0
+"""Time limit of the child process that profiles."""
 
 
 def benchmark(
@@ -37,63 +43,85 @@ def benchmark(
     the time for each comparison. Raises UsageError for options that do not fit, ModelError where a model cannot be
     loaded or run.
     """
-    given = dict(input_shapes or {})
-    _check(models, given, batch, provider=provider, threads=threads, budget_s=budget_s)
+    conditions = Conditions(dict(input_shapes or {}), batch, provider, threads, budget_s, seed)
+    _check(models, conditions)
     opened = [ModelFile.load(model) for model in models]
-    first = opened[0].proto
-    if calibration is None:
-        feeds, tried = [], _sizes(first, given, batch)
-    else:
-        feeds, tried = [_rows(first, _first_feed(calibration, first, given, batch), batch)], []
-    arguments = {
-        "models": [os.fspath(model) for model in models],
-        "feeds": feeds,
-        "tried": tried,
-        "provider": provider,
-        "threads": threads,
-        "budget_s": budget_s,
-        "seed": seed,
-    }
-    limit = 300.0 + len(models) * (120.0 + 4.0 * budget_s)
+    sample = _first_feed(calibration, opened[0].proto, conditions) if calibration is not None else None
+    return compare_files(models, dataclasses.replace(conditions, sample=sample))
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What models are timed on and with; `benchmark` says what the fields are. `sample`: inputs to take rows of."""
+
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    batch: int | None = None
+    provider: str = "cpu"
+    threads: int = 0
+    budget_s: float = 10.0
+    seed: int = 0
+    sample: Feed | None = None
+
+
+def compare_files(models: Sequence[str | Path], conditions: Conditions, *, self_test: bool = True) -> list[Latency]:
+    """Time every further model against the first, in a child process."""
+    limit = 300.0 + len(models) * (120.0 + 4.0 * conditions.budget_s)
+    arguments = {**_arguments(models, conditions), "self_test": self_test}
     result: list[Latency] = worker.call("onnxprune.comparison:compare", arguments, timeout_s=limit)
     return result
 
 
+def profile_files(models: Sequence[str | Path], conditions: Conditions) -> list[Profile]:
+    """Where the time of every model goes, on the same inputs, in a child process."""
+    arguments = _arguments(models, conditions)
+    result: list[Profile] = worker.call("onnxprune.comparison:profile", arguments, timeout_s=PROFILE_LIMIT_S)
+    return result
+
+
+def _arguments(models: Sequence[str | Path], conditions: Conditions) -> dict[str, Any]:
+    proto = skeleton(Path(models[0]))
+    if conditions.sample is None:
+        tried = _sizes(proto, conditions.input_shapes, conditions.batch)
+    else:
+        tried = []
+        conditions = dataclasses.replace(conditions, sample=_rows(proto, conditions.sample, conditions.batch))
+    return {"models": [os.fspath(model) for model in models], "conditions": conditions, "tried": tried}
+
+
 def compare(
-    models: Sequence[str],
-    *,
-    feeds: Sequence[Feed],
-    tried: Sequence[Mapping[str, Sequence[int]]],
-    provider: str,
-    threads: int,
-    budget_s: float,
-    seed: int,
+    models: Sequence[str], conditions: Conditions, *, tried: Sequence[Mapping[str, Sequence[int]]], self_test: bool
 ) -> list[Latency]:
-    """Time `models` on `feeds[0]`, or on made-up inputs of the first of the shapes `tried` they run at."""
-    feed = feeds[0] if feeds else _working_feed(models[0], tried, seed)
-    return measure.compare_many(models, feed, provider=provider, threads=threads, budget_s=budget_s, seed=seed)
+    """Time `models` on the sample, or on made-up inputs of the first of the shapes `tried` they run at."""
+    return measure.compare_many(
+        models,
+        _feed(models, conditions, tried),
+        provider=conditions.provider,
+        threads=conditions.threads,
+        budget_s=conditions.budget_s,
+        seed=conditions.seed,
+        self_test=self_test,
+    )
 
 
-def _check(
-    models: Sequence[str | Path],
-    shapes_given: Mapping[str, Sequence[int]],
-    batch: int | None,
-    *,
-    provider: str,
-    threads: int,
-    budget_s: float,
-) -> None:
+def profile(
+    models: Sequence[str], conditions: Conditions, *, tried: Sequence[Mapping[str, Sequence[int]]]
+) -> list[Profile]:
+    """Profile `models` on the inputs that `compare` takes."""
+    feed = _feed(models, conditions, tried)
+    return profiling.profile_many(models, feed, provider=conditions.provider, threads=conditions.threads)
+
+
+def _feed(models: Sequence[str], conditions: Conditions, tried: Sequence[Mapping[str, Sequence[int]]]) -> Feed:
+    return conditions.sample or _working_feed(models[0], tried, conditions.seed)
+
+
+def _check(models: Sequence[str | Path], conditions: Conditions) -> None:
     if len(models) < 2:
         raise UsageError(f"a comparison takes at least two models; {len(models)} given")
-    if batch is not None and batch < 1:
-        raise UsageError(f"--batch must be at least 1, got {batch}")
-    if threads < 0:
-        raise UsageError(f"--threads must be 0 (all cores) or more, got {threads}")
-    if not budget_s > 0:
-        raise UsageError(f"--budget must be a positive number of seconds, got {budget_s:g}")
-    if provider not in PROVIDERS:
-        raise UsageError(f"--provider must be one of {', '.join(PROVIDERS)}, got {provider!r}")
-    check_input_shapes(shapes_given)
+    check_timing(conditions.batch, conditions.threads, conditions.budget_s)
+    if conditions.provider not in PROVIDERS:
+        raise UsageError(f"--provider must be one of {', '.join(PROVIDERS)}, got {conditions.provider!r}")
+    check_input_shapes(conditions.input_shapes)
 
 
 def _working_feed(model: str, tried: Sequence[Mapping[str, Sequence[int]]], seed: int) -> Feed:
@@ -138,9 +166,9 @@ def _fixed_rows(value: onnx.ValueInfoProto) -> int | None:
     return int(axes[0].dim_value) if axes and axes[0].dim_value > 0 else None
 
 
-def _first_feed(place: Path, proto: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], batch: int | None) -> Feed:
-    rows = max(batch or 1, calibration.fixed_rows(proto) or 1)
-    return calibration.load(place, proto, limit=rows, given=given).feeds[0]
+def _first_feed(place: Path, proto: onnx.ModelProto, conditions: Conditions) -> Feed:
+    rows = max(conditions.batch or 1, calibration.fixed_rows(proto) or 1)
+    return calibration.load(place, proto, limit=rows, given=conditions.input_shapes).feeds[0]
 
 
 def _rows(proto: onnx.ModelProto, feed: Feed, batch: int | None) -> Feed:

@@ -16,6 +16,7 @@ from onnxprune.preparation import Preparation
 RoundTo = int | Literal["auto"]
 PROVIDERS = ("cpu", "cuda")
 ALLOCATIONS = ("uniform", "global", "isomorphic", "sensitivity")
+LATENCY_KINDS = ("latency", "milliseconds")
 METRICS = ("accuracy", "precision", "recall", "f1", "agreement", "cosine")
 """Metrics that have a name; the last two measure closeness to the original and need no labels."""
 MEASURED_CRITERIA = ("obs", "variance", "wanda", "pca", "apoz")
@@ -30,7 +31,8 @@ class Config:
     `round_to`: "auto" for widths the runtime is fast at, or a multiple kept counts are rounded up to.
     `calibration`: a .npz or .npy file, a folder of them or of images, or a function (`module:function` or
     `path/file.py:function`). `calibration_size`: rows of it used, at most. `mean` to `color`: of `Preparation`.
-    `target`: "macs=0.5", "params=0.5" or "size=10MB" (a number below 1 is the share kept) in place of `ratio`.
+    `target`: "macs=0.5", "params=0.5", "size=10MB", "latency=0.6" or "latency=5ms" (a number below 1 is the share kept)
+    in place of `ratio`. `batch`, `run_threads` (0: all cores) and `budget_s`: what latency is measured with.
     `allocation`: how it is split over the groups, of recovery.ALLOCATIONS. `tune`: distil after the reconstruction
     (extra `gradients`). `threads` and `memory_bytes`: of recovery.
     `metric`: what is measured on rows held out ("accuracy", ..., "module:function"; see metric.py), with `labels` (a
@@ -70,6 +72,9 @@ class Config:
     memory_bytes: int = 2 << 30
     provider: Literal["cpu", "cuda"] = "cpu"
     benchmark: bool = False
+    batch: int | None = None
+    run_threads: int = 0
+    budget_s: float = 10.0
     dry_run: bool = False
     plan: Path | None = None
     save_plan: Path | None = None
@@ -146,8 +151,12 @@ class Config:
     def _check_target(self) -> None:
         if self.target is None:
             return
-        parse_target(self.target)
-        if self.measure not in MEASURED_CRITERIA:
+        kind, _ = parse_target(self.target)
+        if kind in LATENCY_KINDS and self.plan:
+            raise UsageError("--plan says which groups are cut: leave --target out")
+        if kind in LATENCY_KINDS and self.max_drop is not None:
+            raise UsageError("--max-drop goes with --target macs, params or size, not with a latency: leave one out")
+        if self.measure not in MEASURED_CRITERIA and kind not in LATENCY_KINDS:
             raise UsageError(f"--target needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {self.measure}")
 
     def _check_metric(self) -> None:
@@ -174,11 +183,22 @@ class Config:
         if self.measure not in MEASURED_CRITERIA:
             raise UsageError(f"--max-drop needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {self.measure}")
 
+    @property
+    def times_result(self) -> bool:
+        """Whether the result must be shown to be faster before it is written."""
+        return not self.dry_run and (self.benchmark or self.aims_at_latency)
+
+    @property
+    def aims_at_latency(self) -> bool:
+        """Whether the target is a latency."""
+        return self.target is not None and parse_target(self.target)[0] in LATENCY_KINDS
+
     def _check_numbers(self) -> None:
         if self.calibration_size < 1 or self.threads < 1 or self.memory_bytes < 1 << 20:
             raise UsageError("--calibration-size and --threads must be at least 1, --memory at least 1 MB")
         if self.round_to != "auto" and self.round_to < 1:
             raise UsageError(f"--round-to must be 'auto' or at least 1, got {self.round_to}")
+        check_timing(self.batch, self.run_threads, self.budget_s)
         if self.seed < 0:
             raise UsageError(f"--seed must not be negative, got {self.seed}")
 
@@ -211,15 +231,34 @@ class Config:
 
 
 def parse_target(text: str) -> tuple[str, float]:
-    """("macs" | "params" | "bytes", share of the original that is kept, or bytes above 1) of a target as written."""
+    """What a target as written means: ("macs" | "params" | "latency", share of the original that is kept), ("bytes",
+    share, or bytes above 1), or ("milliseconds", latency).
+    """
     kind, _, amount = text.partition("=")
-    match = re.fullmatch(r"([0-9.]+)\s*([KMG]?B)?", amount.strip())
-    units = {None: 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
-    if kind in ("macs", "params", "size") and match and (match[2] is None or kind == "size"):
-        value = float(match[1]) * units[match[2]]
-        if 0 < value < 1 or (kind == "size" and value > 1):
-            return ("bytes" if kind == "size" else kind), value
-    raise UsageError(f"--target {text!r}: write macs=0.5, params=0.5 or size=10MB; a share kept lies between 0 and 1")
+    match = re.fullmatch(r"([0-9.]+)\s*([KMG]?B|[mu]?s)?", amount.strip())
+    number = _number(match[1]) if match else 0.0
+    unit = match[2] if match else None
+    if unit is None and kind in ("macs", "params", "size", "latency") and 0 < number < 1:
+        return ("bytes" if kind == "size" else kind), number
+    if kind == "size" and unit not in _SECONDS and number * _BYTES[unit] > 1:
+        return "bytes", number * _BYTES[unit]
+    if kind == "latency" and unit in _SECONDS and number > 0:
+        return "milliseconds", number * _SECONDS[unit]
+    raise UsageError(
+        f"--target {text!r}: write macs=0.5, params=0.5, size=10MB, latency=0.6 or latency=5ms; a share kept lies "
+        "between 0 and 1"
+    )
+
+
+_BYTES = {None: 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+_SECONDS = {"s": 1e3, "ms": 1.0, "us": 1e-3}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def check_inputs(option: str, place: Path | None) -> None:
@@ -235,6 +274,16 @@ def check_metric(name: str) -> None:
     module, _, function = name.rpartition(":")
     if name not in METRICS and not (module and function.isidentifier()):
         raise UsageError(f"--metric {name!r}: write {', '.join(METRICS)}, module:function or file.py:function")
+
+
+def check_timing(batch: int | None, threads: int, budget_s: float) -> None:
+    """Raise UsageError for conditions of a measurement that make no sense."""
+    if batch is not None and batch < 1:
+        raise UsageError(f"--batch must be at least 1, got {batch}")
+    if threads < 0:
+        raise UsageError(f"the threads of a model must be 0 (all cores) or more, got {threads}")
+    if not budget_s > 0:
+        raise UsageError(f"--budget must be a positive number of seconds, got {budget_s:g}")
 
 
 def check_input_shapes(shapes: Mapping[str, Sequence[int]]) -> None:

@@ -31,6 +31,12 @@ class NothingToPruneError(OnnxPruneError):
     exit_code = 4
 
 
+class NotFasterError(OnnxPruneError):
+    """The pruned model was measured and is not faster than the original; nothing was written (exit code 4)."""
+
+    exit_code = 4
+
+
 class VerificationError(OnnxPruneError):
     """The pruned model is not what it must be; nothing was written (exit code 5)."""
 

@@ -48,6 +48,11 @@ class Gathered:
     evaluation: Evaluation | None = None
     lack: str | None = None
 
+    @property
+    def real(self) -> Sequence[Feed]:
+        """The batches to fit to where they are calibration data, none where they are made up."""
+        return self.fitting if self.inputs is not None and self.inputs.kind == "calibration" else ()
+
 
 def gather(opened: Opened, config: Config) -> Gathered:
     """Batches that the model takes: the calibration data, or synthetic inputs where a run without it needs some; and

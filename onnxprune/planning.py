@@ -8,40 +8,53 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnxprune import allocate, budget, evaluation, recovery, select, widths, worker
+from onnxprune import allocate, budget, evaluation, pacing, recovery, select, widths, worker
 from onnxprune import plan as plans
 from onnxprune import score as scores
+from onnxprune.comparison import Conditions
 from onnxprune.config import MEASURED_CRITERIA, Config, parse_target
 from onnxprune.cut import Cut
 from onnxprune.errors import ModelError, NothingToPruneError, UsageError, WorkerError
 from onnxprune.modelfile import ModelFile
 from onnxprune.opened import Opened
-from onnxprune.records import Group, Plan, Round
+from onnxprune.records import FastWidths, Group, Plan, Pursuit, Round
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The plan; where a budget was searched, the weights recovered for it already, and the rounds of the search."""
+    """The plan; where a budget was searched, the weights recovered for it already, and the rounds of the search; where
+    a latency was aimed at, how that went.
+    """
 
     plan: Plan
     recovered: recovery.Recovered | None = None
     rounds: tuple[Round, ...] = ()
+    pursuit: Pursuit | None = None
 
 
 def make(
-    opened: Opened, config: Config, source: recovery.Source | None, measured: evaluation.Evaluation | None = None
+    opened: Opened,
+    config: Config,
+    source: recovery.Source | None,
+    timed: Conditions,
+    measured: evaluation.Evaluation | None = None,
 ) -> Decision:
     """What stays of every group; measured on the calibration inputs of `source` where the criterion does that, and as
-    little as the metric on `measured` allows where there is a budget."""
-    found = _decide(opened, config, source, measured)
+    little as the metric on `measured` allows where there is a budget. A latency is aimed at in measurements as `timed`.
+    """
+    found = _decide(opened, config, source, timed, measured)
     blocks = tuple(r.block.name for r in opened.removed)
     return dataclasses.replace(found, plan=dataclasses.replace(found.plan, blocks=blocks))
 
 
 def _decide(
-    opened: Opened, config: Config, source: recovery.Source | None, measured: evaluation.Evaluation | None
+    opened: Opened,
+    config: Config,
+    source: recovery.Source | None,
+    timed: Conditions,
+    measured: evaluation.Evaluation | None,
 ) -> Decision:
     prunable = [g for g in opened.analysis.groups if g.refusal is None]
     if config.plan:
@@ -58,6 +71,8 @@ def _decide(
     chosen = allocate.choose_factors(opened.analysis, chosen, heads=config.heads, head_width=config.head_width)
     if not chosen:
         raise NothingToPruneError(_why_nothing(opened, prunable))
+    if config.aims_at_latency:
+        return _paced(opened, config, chosen, source, timed)
     if config.max_drop is not None and source is not None and measured is not None:
         return _within_budget(config, source, _wanted(opened, config, chosen), measured)
     plan = _scored_plan(opened, config, chosen, source)
@@ -88,7 +103,7 @@ def _scored_plan(opened: Opened, config: Config, chosen: Sequence[Group], source
 def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterion: str) -> Plan:
     """The plan by a criterion over the weights alone."""
     round_to = None if config.round_to == "auto" else int(config.round_to)
-    fast = widths.known(config.provider)
+    fast = widths.known(config.provider, config.run_threads)
     counts = allocate.uniform(opened.analysis, chosen, ratio=config.ratio, round_to=round_to, widths=fast)
     found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=criterion, seed=config.seed)
     return select.select(found, counts)
@@ -148,9 +163,7 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
 
 
 def _wanted(opened: Opened, config: Config, chosen: Sequence[Group]) -> recovery.Wanted:
-    fast = widths.known(config.provider)
-    step = None if config.round_to == "auto" else int(config.round_to)
-    steps = {g.id: step or allocate.fast_step(opened.analysis, g, fast) for g in chosen}
+    steps = _steps(opened, config, chosen, widths.known(config.provider, config.run_threads))
     target = parse_target(config.target) if config.target else None
     return recovery.Wanted([g.id for g in chosen], config.allocation, target, config.ratio, steps, config.measure)
 
@@ -171,3 +184,31 @@ def _within_budget(
         "onnxprune.budget:search", arguments, timeout_s=recovery.LIMIT_S, threads=config.threads
     )
     return Decision(Plan(dict(found.kept)), found.recovered, found.rounds)
+
+
+def _steps(opened: Opened, config: Config, groups: Sequence[Group], fast: FastWidths) -> dict[str, int]:
+    """What the counts of every group are multiples of."""
+    if config.round_to != "auto":
+        return {g.id: config.round_to for g in groups}
+    return {g.id: allocate.fast_step(opened.analysis, g, fast) for g in groups}
+
+
+def _paced(
+    opened: Opened, config: Config, chosen: Sequence[Group], source: recovery.Source | None, timed: Conditions
+) -> Decision:
+    """The plan that meets a latency target: latency by node, order and damage of removals, candidates measured."""
+    find = widths.measured if config.round_to == "auto" else widths.known
+    steps = _steps(opened, config, chosen, find(config.provider, config.run_threads))
+    pace = pacing.Pace(opened, config, chosen, steps, timed)
+    begun = pacing.start(pace)
+    if config.measure in MEASURED_CRITERIA and source is not None:
+        wanted = _wanted(opened, config, chosen)
+        arguments = {"source": source, "wanted": wanted, "latency": begun.model, "share": begun.goal / begun.share}
+        limit, threads = recovery.LIMIT_S, config.threads
+        removals = worker.call("onnxprune.ranking:rank", arguments, timeout_s=limit, threads=threads)
+    else:
+        criterion = "l2" if config.measure in MEASURED_CRITERIA else config.measure
+        found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=criterion, seed=config.seed)
+        removals = {name: select.removal(values) for name, values in found.items()}
+    plan, pursuit = pacing.reach(pace, begun, removals)
+    return Decision(plan, pursuit=pursuit)

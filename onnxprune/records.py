@@ -207,6 +207,69 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class KernelTime:
+    """Latency in milliseconds of one node of the optimised graph: its name there, and its operator."""
+
+    name: str
+    op: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Latency of a model in milliseconds, `whole` and by node; no `kernels` where nodes cannot be timed."""
+
+    whole: float
+    kernels: tuple[KernelTime, ...]
+
+
+@dataclass(frozen=True)
+class NodeLatency:
+    """Latency in milliseconds of node number `node` at `sizes` of it, both ascending.
+
+    The size of a node is its multiply-accumulates, or the elements of its output where it has none.
+    """
+
+    node: int
+    sizes: tuple[int, ...]
+    ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LatencyModel:
+    """Latency of a model in milliseconds: `factor` times the sum over its nodes, each by its size, plus `overhead`.
+
+    `ratios`: measured latency of the whole over that sum, at each of the `levels` (shares of every group kept).
+    """
+
+    nodes: tuple[NodeLatency, ...]
+    factor: float
+    overhead: float
+    levels: tuple[float, ...]
+    ratios: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One candidate for a latency target: shares of the original's latency, predicted and measured."""
+
+    aim: float
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class Pursuit:
+    """How a latency target was met. `goal`: share of the original's latency; `reached`: that of the candidate taken."""
+
+    goal: float
+    reached: float
+    attempts: tuple[Attempt, ...]
+    model: LatencyModel
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Analysis:
     """What must go together. `groups` are in graph order, frozen ones included.
 
@@ -295,6 +358,14 @@ class Inputs:
     ranges: Mapping[str, Range]
     guesses: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Removal:
+    """The indices of a group in the order in which they go, and the damage of removing the first n of them, (size,)."""
+
+    order: IndexArray
+    damage: FloatArray
 
 
 @dataclass(frozen=True)
@@ -419,7 +490,7 @@ class Totals:
 @dataclass(frozen=True)
 class Proof:
     """What verification found. `quality`: of the result; `cut_quality`: of the cut alone where that was recovered;
-    `note`: what was meant to be done and could not."""
+    `note`: what was meant to be done and could not; `latency`: of the result, where it was asked for."""
 
     exactness: Exactness
     quality: Quality
@@ -427,6 +498,7 @@ class Proof:
     layers: tuple[LayerQuality, ...] = ()
     metric: MetricResult | None = None
     note: str = ""
+    latency: Latency | None = None
 
 
 @dataclass(frozen=True)
@@ -508,3 +580,4 @@ class Report:
     layers: tuple[LayerQuality, ...] = ()
     metric: MetricResult | None = None
     rounds: tuple[Round, ...] = ()
+    pursuit: Pursuit | None = None

@@ -244,7 +244,6 @@ def _allocate(
     source: Source, model: OpenedSource, groups: Sequence[Group], wanted: Wanted,
     order: Mapping[str, obs.Path], measured: Mapping[str, damage.Curve],
 ) -> Allocation:  # fmt: skip
-    able = [g for g in groups if g.id in order]
     if wanted.target is None:
         return _uniform(groups, wanted, order, wanted.ratio)
     terms, rest = terms_of(model.file, model.analysis, wanted.target[0])
@@ -262,14 +261,19 @@ def _allocate(
         if price(found) > target:
             raise NothingToPruneError("the target cannot be reached: too little of the model may shrink")
         return found
-    if wanted.allocation in ("global", "isomorphic"):
-        own: dict[str, Damage] = {g.id: _path_damage(order[g.id], wanted.allocation == "isomorphic") for g in able}
-        return targets.by_damage(groups, own, terms, target, wanted.steps)
-    candidates = []
-    for mix in MIXES:
-        mixed: dict[str, Damage] = {g.id: _mixed(measured[g.id], g.size, mix) for g in able if g.id in measured}
-        candidates.append(targets.by_damage(groups, mixed, terms, target, wanted.steps))
-    return _best(source, model, groups, order, candidates)
+    mixes = damages(groups, wanted, order, measured)
+    candidates = [targets.by_damage(groups, own, terms, target, wanted.steps) for own in mixes]
+    return candidates[best(source, model, groups, order, candidates)]
+
+
+def damages(
+    groups: Sequence[Group], wanted: Wanted, order: Mapping[str, obs.Path], measured: Mapping[str, damage.Curve]
+) -> list[Mapping[str, Damage]]:
+    """The damage of removing indices, by group id: one for every mix where it was measured."""
+    able = [g for g in groups if g.id in order]
+    if wanted.allocation != "sensitivity":
+        return [{g.id: _path_damage(order[g.id], wanted.allocation != "global") for g in able}]
+    return [{g.id: _mixed(measured[g.id], g.size, mix) for g in able if g.id in measured} for mix in MIXES]
 
 
 def _uniform(groups: Sequence[Group], wanted: Wanted, order: Mapping[str, obs.Path], ratio: float) -> Allocation:
@@ -289,38 +293,38 @@ def _mixed(curve: damage.Curve, size: int, mix: float) -> Damage:
     return lambda removed: curve.at(removed) + mix * removed / max(size - removed, 0.5)
 
 
-def _best(
+def best(
     source: Source,
     model: OpenedSource,
     groups: Sequence[Group],
     order: Mapping[str, obs.Path],
     candidates: Sequence[Allocation],
-) -> Allocation:
-    """Of several allocations the one whose quickly reconstructed model errs least on inputs it was not fitted to; the
-    last, most even one, where that would be too much work."""
+) -> int:
+    """Of several allocations the number of the one whose quickly reconstructed model errs least on inputs it was not
+    fitted to; of the last, most even one, where that would be too much work."""
     feeds = limited(source.feeds, 4 * CURVE_ITEMS)
     held = max(1, len(feeds) // 4)
     work = len(candidates) * macs_per_item(source, model) * sum(len(next(iter(f.values()))) for f in feeds)
     if len(feeds) < 2 or work > CURVE_WORK:
-        return candidates[-1]
-    candidates = [c for k, c in enumerate(candidates) if c not in candidates[:k]]
-    if len(candidates) == 1:
-        return candidates[0]
+        return len(candidates) - 1
+    different = [k for k, c in enumerate(candidates) if c not in candidates[:k]]
+    if len(different) == 1:
+        return 0
     probes = divergence.probes(model.file.proto)
     reference = damage.probed(model.file.proto, model.read, feeds[-held:], source.threads)
     errors = []
-    for candidate in candidates:
+    for number in different:
         kept = {
             g.id: np.setdiff1d(np.arange(g.size), order[g.id].order[:removed])
             for g in groups
-            if (removed := g.size - candidate.counts[g.id])
+            if (removed := g.size - candidates[number].counts[g.id])
         }
         weights = cut_weights(model, kept)
         _reconstruct(source, model, weights, kept, feeds[:-held], relaxed=False)
         result = damage.probed(weights.proto, weights.get, feeds[-held:], source.threads)
         errors.append(divergence.divergence(probes, reference, result))
         log.info("allocation %d: held-out error %.5f", len(errors), errors[-1])
-    return candidates[int(np.argmin(errors))]
+    return different[int(np.argmin(errors))]
 
 
 # ---- Recovering ------------------------------------------------------------------------------------------------------

@@ -45,11 +45,13 @@ def session(
     optimize: bool = True,
     prepack: bool = True,
     folder: str | None = None,
+    profile: str | None = None,
 ) -> InferenceSession:
     """Return an ONNX Runtime session of a model file (or of serialised bytes) on exactly the provider asked for.
 
     `threads` 0 means all physical cores; `optimize` False turns the graph optimisations off; `prepack` False keeps
     weights as they are in memory (less memory, slower); `folder` holds the external data of a model given as bytes.
+    `profile`: begin a profile in a file whose name begins so; `end_profiling` of the session ends it.
     UsageError where the provider cannot be had: a session never falls back to another one. ModelError where ONNX
     Runtime refuses the model.
     """
@@ -58,6 +60,9 @@ def session(
     options = _options(runtime, threads, optimize, prepack)
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
     source = model if isinstance(model, bytes) else os.fspath(model)
     label = "the model" if isinstance(model, bytes) else f"'{source!s}'"
     # CUDA sessions always need the CPU beside them: the runtime keeps shape arithmetic there on purpose.

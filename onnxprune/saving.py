@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from onnxprune import proving, recovery, verify, worker
+from onnxprune import pacing, proving, recovery, verify, worker
 from onnxprune.clock import Clock
+from onnxprune.comparison import Conditions
 from onnxprune.config import Config
 from onnxprune.cut import Cut
 from onnxprune.errors import ModelError, WorkerError
@@ -19,7 +20,7 @@ from onnxprune.gathering import Gathered
 from onnxprune.modelfile import write
 from onnxprune.opened import Opened
 from onnxprune.planning import Decision
-from onnxprune.records import LayerQuality, MetricResult, Proof
+from onnxprune.records import Latency, LayerQuality, MetricResult, Proof
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Job:
     output: Path
     gathered: Gathered
     clock: Clock
+    timed: Conditions
 
     @property
     def data(self) -> Literal["calibration", "synthetic"]:
@@ -48,9 +50,10 @@ class Job:
 
 
 def save(job: Job, source: recovery.Source | None) -> Proof:
-    """Write the model, recovered from `source` where there is one. Where a proof fails nothing is written.
+    """Write the model, recovered from `source` where there is one.
 
-    Where synthetic inputs, which nobody asked for, do not serve to recover, the cut is written and the proof says so.
+    Where a proof fails, or the result is measured and not faster, nothing is written. Where synthetic inputs, which
+    nobody asked for, do not serve to recover, the cut is written and the proof says so.
     """
     if source is None:
         return _save_cut(job)
@@ -77,16 +80,26 @@ def _proved(job: Job, path: Path) -> Proof:
     return dataclasses.replace(proof, quality=dataclasses.replace(proof.quality, data=job.data))
 
 
+def _latency(job: Job, path: Path) -> Latency | None:
+    """The latency of the finished model, where it was asked for; NotFasterError where it is not the better one."""
+    if not job.config.times_result:
+        return None
+    with job.clock("benchmark"):
+        return pacing.timed_result(Path(job.original), path, job.timed, force=job.config.force)
+
+
 def _save_cut(job: Job) -> Proof:
     proofs: list[Proof] = []
 
     def check(path: Path) -> None:
         proof = _proved(job, path)
-        proofs.append(dataclasses.replace(proof, metric=_metric(job, None, path)))
+        latency = _latency(job, path)
+        proofs.append(dataclasses.replace(proof, metric=_metric(job, None, path), latency=latency))
 
     start = time.perf_counter()
     write(job.opened.model, job.done.proto, job.done.edits, job.output, check=check, force=job.config.force)
-    job.clock.seconds["save"] = time.perf_counter() - start - job.clock.seconds["verify"]
+    elsewhere = job.clock.seconds["verify"] + job.clock.seconds.get("benchmark", 0.0)
+    job.clock.seconds["save"] = time.perf_counter() - start - elsewhere
     return proofs[0]
 
 
@@ -114,8 +127,9 @@ def _save_recovered(job: Job, proof: Proof, cut: Path, recovered: recovery.Recov
         feeds = list(job.gathered.held)
         arguments = {"original": job.original, "pruned": str(path), "feeds": feeds, "data": job.data}
         quality = worker.call("onnxprune.verify:compare_quality", arguments, timeout_s=proving.VERIFY_LIMIT_S)
+        latency = _latency(job, path)
         metric = _metric(job, cut, path)
-        proofs.append(Proof(proof.exactness, quality, proof.quality, layers, metric))
+        proofs.append(Proof(proof.exactness, quality, proof.quality, layers, metric, latency=latency))
 
     with job.clock("save"):
         write(job.opened.model, final.proto, final.edits, job.output, check=check, force=job.config.force)

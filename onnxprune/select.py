@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from onnxprune.records import Allocation, FloatArray, Plan
+from onnxprune.records import Allocation, FloatArray, Plan, Removal
 
 
 def select(scores: Mapping[str, FloatArray], allocation: Allocation) -> Plan:
@@ -17,3 +17,16 @@ def select(scores: Mapping[str, FloatArray], allocation: Allocation) -> Plan:
         if count < len(found):
             kept[name] = np.sort(np.argsort(-found, kind="stable")[:count])
     return Plan(kept)
+
+
+def removal(scores: FloatArray) -> Removal:
+    """The indices in the order of rising scores, and the damage of removing the first n: -log of the share of the
+    scores that stays. Damages of several groups add up to that of the product of their shares.
+    """
+    order = np.argsort(scores, kind="stable")
+    rising = np.maximum(scores[order], 0.0)
+    total = float(rising.sum())
+    gone = np.concatenate([[0.0], np.cumsum(rising)[:-1]]) / total if total > 0 else np.zeros(len(scores))
+    even = np.arange(len(scores)) / len(scores)
+    # Channels that are worth nothing cost nothing; a trace of their number keeps the order of groups determined.
+    return Removal(order, -np.log(np.maximum(1.0 - gone, 1e-12)) - 1e-6 * np.log(1.0 - even))

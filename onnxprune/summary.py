@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 
 from onnxprune import allocate, cost, processor, widths, wording
-from onnxprune.config import Config
+from onnxprune.config import Config, parse_target
 from onnxprune.dims import Dim, resolve
 from onnxprune.modelfile import ModelFile
 from onnxprune.opened import Opened
@@ -20,6 +20,7 @@ from onnxprune.records import (
     Latency,
     Plan,
     Proof,
+    Pursuit,
     Quality,
     Reach,
     Refusal,
@@ -36,6 +37,8 @@ POOR_COSINE = 0.95
 POOR_AGREEMENT = 0.9
 POOR_DROP = 0.03
 """Share of the original's metric whose loss is worth a note."""
+AMISS = 0.05
+"""A share of latency that differs by more than this share from the one before is worth a word."""
 
 
 def report(
@@ -46,7 +49,7 @@ def report(
     *,
     output: Path | None = None,
     proof: Proof | None = None,
-    measured: Latency | None = None,
+    pursuit: Pursuit | None = None,
     inputs: Inputs | None = None,
     rounds: tuple[Round, ...] = (),
     lack: str | None = None,
@@ -73,15 +76,20 @@ def report(
         refusals=_refusals(found, weights),
         exactness=proof.exactness if proof else None,
         quality=proof.quality if proof else None,
-        latency=measured,
+        latency=proof.latency if proof else None,
         seconds=dict(seconds),
-        notes=(*_notes(opened, config, plan, proof), *_input_notes(config, plan, before, after, inputs, lack)),
+        notes=(
+            *_notes(opened, config, plan, proof),
+            *_latency_notes(config, proof.latency if proof else None, pursuit),
+            *_input_notes(config, plan, before, after, inputs, lack),
+        ),
         reach=_reach(found, weights, single),
         inputs=inputs,
         cut_quality=proof.cut_quality if proof else None,
         layers=proof.layers if proof else (),
         metric=proof.metric if proof else None,
         rounds=rounds,
+        pursuit=pursuit,
     )
 
 
@@ -112,7 +120,11 @@ def _options(opened: Opened, config: Config, plan: Plan) -> dict[str, object]:
 
 def _fast_widths(config: Config) -> dict[str, object]:
     """The steps that "auto" rounds to."""
-    return {"fast_widths": dataclasses.asdict(widths.known(config.provider))} if config.round_to == "auto" else {}
+    return (
+        {"fast_widths": dataclasses.asdict(widths.known(config.provider, config.run_threads))}
+        if config.round_to == "auto"
+        else {}
+    )
 
 
 def _left(opened: Opened) -> float:
@@ -246,6 +258,20 @@ def _result_notes(config: Config, proof: Proof) -> Iterator[str]:
         yield (
             f"the drop of {found.name} is within --max-drop {config.max_drop:g} on the {found.rows} rows that decided "
             f"how much is removed; on others it may be up to {found.drop.ci95[1]:.4f}: more rows (--evaluation) tell"
+        )
+
+
+def _latency_notes(config: Config, measured: Latency | None, pursuit: Pursuit | None) -> Iterator[str]:
+    if measured and not (measured.significant and measured.speedup > 1.0):
+        yield "the pruned model is not shown to be faster; it was written because of --force"
+    if pursuit is None:
+        return
+    yield from pursuit.notes
+    share = 1.0 / measured.speedup if measured else pursuit.reached
+    if abs(share / pursuit.reached - 1.0) > AMISS and parse_target(config.target or "")[0] == "latency":
+        yield (
+            f"the written model takes {share:.3f} of the original's latency, {pursuit.reached:.3f} when widths were "
+            "chosen: the machine was not quiet; run again when it is"
         )
 
 

@@ -39,8 +39,10 @@ DRIVERS = {
     "evaluation",
     "gathering",
     "opening",
+    "pacing",
     "planning",
     "proving",
+    "ranking",
     "recovery",
     "saving",
     "survey",
@@ -185,6 +187,7 @@ def test_every_error_has_its_exit_code() -> None:
     tree = {n: c for n, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, errors.OnnxPruneError)}
     assert {name: kind.exit_code for name, kind in tree.items()} == {
         "ModelError": 3,
+        "NotFasterError": 4,
         "NothingToPruneError": 4,
         "OnnxPruneError": 1,
         "OutputError": 2,

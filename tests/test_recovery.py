@@ -138,14 +138,44 @@ def test_distillation_lowers_the_held_out_loss(tmp_path: Path) -> None:
     assert after < before
 
 
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("macs=0.5", ("macs", 0.5)),
+        ("size=0.5", ("bytes", 0.5)),
+        ("size=10MB", ("bytes", 10 * 2**20)),
+        ("latency=0.6", ("latency", 0.6)),
+        ("latency=5ms", ("milliseconds", 5.0)),
+        ("latency=250us", ("milliseconds", 0.25)),
+        ("latency=1.5s", ("milliseconds", 1500.0)),
+    ],
+)
+def test_targets_mean_what_they_say(text: str, meaning: tuple[str, float]) -> None:
+    assert config.parse_target(text) == meaning
+
+
 def test_a_target_out_of_reach_says_so() -> None:
     with pytest.raises(NothingToPruneError, match="the groups that may shrink allow 1.000 at least"):
         target.by_damage([], {}, [((), 10)], 5, {})
 
 
-@pytest.mark.parametrize("text", ["macs", "macs=2", "flops=0.5", "params=10MB", "macs=0", "size=x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "macs",
+        "macs=2",
+        "flops=0.5",
+        "params=10MB",
+        "macs=0",
+        "size=x",
+        "latency=2",
+        "latency=5MB",
+        "macs=3ms",
+        "size=1..2MB",
+    ],
+)
 def test_a_target_that_makes_no_sense_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="write macs=0.5, params=0.5 or size=10MB"):
+    with pytest.raises(UsageError, match="write macs=0.5, params=0.5, size=10MB, latency=0.6 or latency=5ms"):
         config.parse_target(text)
 
 

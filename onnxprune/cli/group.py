@@ -24,7 +24,7 @@ EXIT_CODES = """\
 1  internal error
 2  usage: an option, an input array or an output path does not fit
 3  the model cannot be loaded or is not supported
-4  nothing can be pruned, or the target cannot be reached
+4  nothing can be pruned, the target cannot be reached, or the result was measured and is not faster
 5  verification failed; nothing was written
 """
 

@@ -40,7 +40,8 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
 @click.option(
     "--target",
     metavar="WHAT=X",
-    help="In place of --ratio: macs=0.5 or params=0.5 (the share kept), or size=10MB.",
+    help="In place of --ratio: macs=0.5 or params=0.5 (the share kept), size=10MB, latency=0.6 (the share kept) or "
+    "latency=5ms.",
 )
 @click.option(
     "--metric",
@@ -127,7 +128,26 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
     help="Activations the recovery holds in memory, at most; beyond that in temporary files.",
 )
 @provider_option
-@click.option("--benchmark", is_flag=True, help="Measure the latency of both models, interleaved.")
+@click.option("--benchmark", is_flag=True, help="Measure the latency of both models; write nothing that is not faster.")
+@click.option(
+    "--batch", type=click.IntRange(1), metavar="N", help="Size of dynamic first axes to measure with; 1 if not given."
+)
+@click.option(
+    "--run-threads",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Threads to measure with; 0 means all physical cores.",
+)
+@click.option(
+    "--budget",
+    type=float,
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for each comparison of latencies.",
+)
 @click.option("--dry-run", is_flag=True, help="Decide and report, but write no model.")
 @json_option
 @click.option("--save-plan", type=PATH, metavar="FILE", help="Write what is kept as a JSON plan.")
@@ -135,7 +155,7 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
     "--plan", type=PATH, metavar="FILE", help="Prune as this plan says; --ratio and --criterion do not count."
 )
 @seed_option
-@click.option("--force", is_flag=True, help="Replace an existing output.")
+@click.option("--force", is_flag=True, help="Replace an existing output; write a model that is not faster, too.")
 @messages
 def prune_command(  # noqa: PLR0913 - one argument per flag
     model: Path,
@@ -170,6 +190,9 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     memory: int,
     provider: Literal["cpu", "cuda"],
     benchmark: bool,
+    batch: int | None,
+    run_threads: int,
+    budget: float,
     dry_run: bool,
     json_path: Path | None,
     save_plan: Path | None,
@@ -214,6 +237,9 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
             memory_bytes=memory << 20,
             provider=provider,
             benchmark=benchmark,
+            batch=batch,
+            run_threads=run_threads,
+            budget_s=budget,
             dry_run=dry_run,
             plan=plan,
             save_plan=save_plan,

@@ -113,7 +113,7 @@ def _timed(
     """Seconds of both models, and the `paired_ratio` of them."""
 
     def open_pair(again: bool) -> tuple[Run, Run]:
-        pair = tuple(_runner(_open(model, settings), feeds, settings.provider) for model in (first, second))
+        pair = tuple(runner(_open(model, settings), feeds, settings.provider) for model in (first, second))
         for run in pair:
             if again:
                 warm_up(run, timer=settings.timer, min_runs=3, min_s=0.0, slow_runs=1)
@@ -193,7 +193,7 @@ def _side(seconds: FloatArray) -> LatencySide:
 # ---- Running ---------------------------------------------------------------------------------------------------------
 
 
-def _runner(session: InferenceSession, feeds: Mapping[str, Array], provider: str) -> Run:
+def runner(session: InferenceSession, feeds: Mapping[str, Array], provider: str) -> Run:
     """A call that runs the model once and returns when it is done. The inputs are checked and copied once, here."""
     runtime.run(session, feeds)
     chosen = runtime.fitting_feed(session, feeds)

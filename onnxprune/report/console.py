@@ -14,6 +14,7 @@ from onnxprune.records import (
     Latency,
     LatencySide,
     Occurrence,
+    Pursuit,
     Report,
     Tie,
     Totals,
@@ -51,6 +52,8 @@ def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False, ever
         page.line(_inputs_line(report.inputs))
         for guess in report.inputs.guesses:
             page.line(f"  guess: {escape(guess)}")
+    if report.pursuit:
+        page.line(_pursuit_line(report.pursuit))
     if report.latency:
         _latency_lines(page, report.latency)
     quality.add(page, report, every)
@@ -175,6 +178,15 @@ def _inputs_line(inputs: Inputs) -> str:
 def _groups_line(groups: Sequence[GroupReport]) -> str:
     counts = {status: sum(g.status == status for g in groups) for status in ("pruned", "kept", "frozen")}
     return f"Groups: {counts['pruned']} pruned, {counts['kept']} kept whole, {counts['frozen']} frozen"
+
+
+def _pursuit_line(found: Pursuit) -> str:
+    ratios = found.model.ratios
+    candidates = f"{len(found.attempts)} candidate{'s' * (len(found.attempts) > 1)} measured"
+    return (
+        f"Target: {found.goal:.3f} of the original's latency, {found.reached:.3f} reached with {candidates}; "
+        f"the whole takes {min(ratios):.2f} to {max(ratios):.2f} times the sum of its nodes"
+    )
 
 
 def _latency_lines(page: Page, latency: Latency) -> None:

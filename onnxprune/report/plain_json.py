@@ -51,6 +51,7 @@ def report_data(report: Report) -> dict[str, Any]:
         "metric": dataclasses.asdict(report.metric) if report.metric else None,
         "rounds": [dataclasses.asdict(entry) for entry in report.rounds],
         "latency": latency_data(report.latency) if report.latency else None,
+        "latency_target": _pursuit(report),
         "seconds": report.seconds,
     }
     return {key: _valid(value) for key, value in data.items()}
@@ -145,6 +146,24 @@ def _quality(report: Report) -> dict[str, Any] | None:
 
 def _output_data(quality: Quality) -> dict[str, Any]:
     return {name: dataclasses.asdict(found) for name, found in quality.outputs.items()}
+
+
+def _pursuit(report: Report) -> dict[str, Any] | None:
+    found = report.pursuit
+    if found is None:
+        return None
+    model = found.model
+    return {
+        "goal": found.goal,
+        "reached": found.reached,
+        "attempts": [dataclasses.asdict(attempt) for attempt in found.attempts],
+        "model": {
+            "nodes": len(model.nodes),
+            "factor": model.factor,
+            "overhead_ms": model.overhead,
+            "whole_over_sum": [{"kept": k, "ratio": r} for k, r in zip(model.levels, model.ratios, strict=True)],
+        },
+    }
 
 
 def _side(side: LatencySide) -> dict[str, float]:

@@ -1,0 +1,113 @@
+"""Meeting a latency target: predict, cut, measure, correct. All latencies are shares of the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from onnxprune.errors import NothingToPruneError
+from onnxprune.records import Allocation, Attempt
+
+TOLERANCE = 0.02
+"""How far, as a share of the goal, the measured latency may be from it."""
+ROUNDS = 8
+_MARGIN = 0.1
+"""Interpolated aims keep this share of the bracket away from its ends: a measurement is never exact."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An allocation, with the share of latency the model predicts for it."""
+
+    allocation: Allocation
+    predicted: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The allocation that was taken, with the measured share; every attempt; whether it is within TOLERANCE."""
+
+    allocation: Allocation
+    reached: float
+    attempts: tuple[Attempt, ...]
+    met: bool
+
+
+def pursue(
+    goal: float, propose: Callable[[float], Candidate], measure: Callable[[Allocation], float], *, rounds: int = ROUNDS
+) -> Outcome:
+    """Find an allocation whose measured share of latency is `goal`.
+
+    `propose` gives one that the model puts at or below a share (or the smallest there is). Where widths come in steps
+    too coarse for the goal, the one nearest below it is taken. Raises NothingToPruneError where even the smallest
+    measured is above the goal.
+    """
+    tried: list[tuple[Attempt, Allocation]] = []
+    aim = goal
+    while len(tried) < rounds:
+        candidate = propose(aim)
+        if any(candidate.allocation.counts == allocation.counts for _, allocation in tried):
+            break
+        measured = measure(candidate.allocation)
+        tried.append((Attempt(aim, candidate.predicted, measured), candidate.allocation))
+        if abs(measured - goal) <= TOLERANCE * goal:
+            return _choose(goal, tried)
+        aim = next_aim(goal, [attempt for attempt, _ in tried])
+    if all(attempt.measured > goal for attempt, _ in tried):
+        _try_smallest(propose, measure, tried)
+    return _choose(goal, tried)
+
+
+def _try_smallest(
+    propose: Callable[[float], Candidate],
+    measure: Callable[[Allocation], float],
+    tried: list[tuple[Attempt, Allocation]],
+) -> None:
+    """Measure the smallest allocation there is, if that has not been done."""
+    smallest = propose(0.0)
+    if all(smallest.allocation.counts != allocation.counts for _, allocation in tried):
+        tried.append((Attempt(0.0, smallest.predicted, measure(smallest.allocation)), smallest.allocation))
+
+
+def next_aim(goal: float, attempts: list[Attempt]) -> float:
+    """The predicted share to ask for next: on the line between the nearest attempts above and below the goal.
+
+    The original itself is the attempt (1, 1). Without one below, the line goes on past the lowest.
+    """
+    above = min(
+        ((a.measured, a.predicted) for a in attempts if a.measured > goal and a.predicted < 1.0), default=(1.0, 1.0)
+    )
+    below = max(((a.measured, a.predicted) for a in attempts if a.measured <= goal), default=None)
+    if below is None:
+        return _beyond(goal, above)
+    (high, high_aim), (low, low_aim) = above, below
+    if high_aim <= low_aim:  # the model has them in the wrong order
+        return low_aim + (goal - low) * (1.0 - low_aim) / max(1.0 - low, goal - low)
+    part = (goal - low) / (high - low)
+    return low_aim + min(max(part, _MARGIN), 1.0 - _MARGIN) * (high_aim - low_aim)
+
+
+def _beyond(goal: float, above: tuple[float, float]) -> float:
+    measured, predicted = above
+    half = predicted / 2.0  # no further at once: near the original the line says little
+    if measured >= 1.0:
+        return half
+    slope = (1.0 - predicted) / (1.0 - measured)
+    return max(half, min(predicted - (measured - goal) * slope, predicted * goal / measured))
+
+
+def _choose(goal: float, tried: list[tuple[Attempt, Allocation]]) -> Outcome:
+    attempts = tuple(attempt for attempt, _ in tried)
+    best, allocation = min(tried, key=lambda t: abs(t[0].measured - goal))
+    if abs(best.measured - goal) <= TOLERANCE * goal:
+        return Outcome(allocation, best.measured, attempts, True)
+    below = [t for t in tried if t[0].measured <= goal]
+    if not below:
+        lowest = min(a.measured for a in attempts)
+        raise NothingToPruneError(
+            f"the target latency cannot be reached: it is {goal:.3f} of the original's latency, and the least that the "
+            f"groups that may shrink allow was measured at {lowest:.3f}; give a larger target, or free groups kept by "
+            "--keep"
+        )
+    best, allocation = max(below, key=lambda t: t[0].measured)
+    return Outcome(allocation, best.measured, attempts, False)

@@ -1,0 +1,230 @@
+"""Latency: a target is met by widths that a model of latency proposes and measurements correct; and no result that is
+not faster is written. All of it runs in one quiet process at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from onnxprune import allocate, comparison
+from onnxprune import target as targets
+from onnxprune.comparison import Conditions
+from onnxprune.config import Config, parse_target
+from onnxprune.cut import cut
+from onnxprune.dims import Dim
+from onnxprune.errors import NotFasterError, NothingToPruneError
+from onnxprune.latency import model as latency_model
+from onnxprune.latency import profile, pursuit
+from onnxprune.modelfile import write
+from onnxprune.opened import Opened
+from onnxprune.records import (
+    Allocation,
+    Feed,
+    Group,
+    IndexArray,
+    Latency,
+    LatencyModel,
+    Plan,
+    Profile,
+    Pursuit,
+    Removal,
+)
+
+log = logging.getLogger(__name__)
+
+LEVELS = (1.0, 0.75, 0.5, 0.25, 0.125)
+"""Shares of every group that the model of latency is made at."""
+_NAMED = 5
+"""Layers named where a result is not faster."""
+
+
+def conditions(config: Config, feeds: Sequence[Feed]) -> Conditions:
+    """What latency is measured with: the options, and the first of the calibration inputs where there are any."""
+    sample = feeds[0] if feeds else None
+    given, threads = dict(config.input_shapes), config.run_threads
+    return Conditions(given, config.batch, config.provider, threads, config.budget_s, config.seed, sample)
+
+
+# ---- A target --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pace:
+    """A latency target for the groups `chosen`, whose counts are multiples of `steps`."""
+
+    opened: Opened
+    config: Config
+    chosen: Sequence[Group]
+    steps: Mapping[str, int]
+    timed: Conditions
+
+    @property
+    def original(self) -> Path:
+        """The file that latency is compared with."""
+        return (self.opened.original or self.opened).model.path
+
+
+@dataclass(frozen=True)
+class Start:
+    """What was measured before anything is cut: the model of latency; `share`: of the original's latency, what is left
+    where residual blocks were removed; `goal`: the share wanted.
+    """
+
+    model: LatencyModel
+    share: float
+    goal: float
+
+
+def start(pace: Pace) -> Start:
+    """Cut all groups to a few widths, profile those, and fit the model of latency."""
+    plans = [{g.id: _level_count(pace, g, level) for g in pace.chosen} for level in LEVELS]
+    named = latency_model.labelled(pace.opened.model.proto)
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        paths = [Path(folder) / f"{k}.onnx" for k in range(len(plans))]
+        for counts, path in zip(plans, paths, strict=True):
+            kept = {g.id: np.arange(counts[g.id]) for g in pace.chosen if counts[g.id] < g.size}
+            _write(pace.opened, kept, path, named)
+        first, *profiles = comparison.profile_files([pace.original, *paths], pace.timed)
+    atoms = [_by_atom(pace.chosen, counts) for counts in plans]
+    found = latency_model.fit(pace.opened.model.proto, pace.opened.analysis, atoms, profiles, LEVELS)
+    ratios = ", ".join(f"{level:g}: {ratio:.2f}" for level, ratio in zip(LEVELS, found.ratios, strict=True))
+    log.info("latency model of %d nodes; whole over sum of nodes by share kept: %s", len(found.nodes), ratios)
+    return Start(found, profiles[0].whole / first.whole, _goal(pace))
+
+
+def _goal(pace: Pace) -> float:
+    """The target as a share of the original's latency, which is measured where the target is in milliseconds."""
+    kind, amount = parse_target(pace.config.target or "")
+    if kind != "milliseconds":
+        return amount
+    pair = [pace.original, pace.original]
+    now = comparison.compare_files(pair, pace.timed, self_test=False)[0].before.p50
+    if now <= amount:
+        raise NothingToPruneError(f"the target is met already: the original takes {now:.3g} ms at the median")
+    return amount / now
+
+
+def _level_count(pace: Pace, group: Group, level: float) -> int:
+    wanted = max(group.least, round(group.size * level))
+    return allocate.round_count(wanted, group.size, pace.steps[group.id])
+
+
+def _by_atom(groups: Iterable[Group], counts: Mapping[str, int]) -> dict[Dim, int]:
+    return {g.dim: counts[g.id] for g in groups if g.id in counts}
+
+
+def reach(pace: Pace, begun: Start, removals: Mapping[str, Removal]) -> tuple[Plan, Pursuit]:
+    """The plan whose measured latency is the goal; weights do not change latency, so none are recovered on the way.
+
+    Raises NothingToPruneError where the goal cannot be reached.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+
+        def measure(allocation: Allocation) -> float:
+            path = Path(folder) / "candidate.onnx"
+            path.unlink(missing_ok=True)
+            _write(pace.opened, _kept(pace.chosen, removals, allocation), path)
+            found = comparison.compare_files([pace.original, path], pace.timed, self_test=False)[0]
+            share = 1.0 / found.speedup
+            log.info("candidate: %.3f of the original's latency (wanted: %.3f)", share, begun.goal)
+            return share
+
+        propose = _Proposer(pace, begun, removals)
+        outcome = pursuit.pursue(begun.goal, propose, measure)
+    notes = () if outcome.met else (_coarse(begun.goal, outcome.reached),)
+    found = Pursuit(begun.goal, outcome.reached, outcome.attempts, begun.model, notes)
+    return Plan(_kept(pace.chosen, removals, outcome.allocation)), found
+
+
+def _coarse(goal: float, reached: float) -> str:
+    return (
+        f"no widths between give the target latency ({goal:.3f} of the original's): this model takes {reached:.3f}; "
+        "--round-to with smaller steps allows more, and can make the model slower"
+    )
+
+
+class _Proposer:
+    """Allocations of least damage under a predicted share of latency."""
+
+    def __init__(self, pace: Pace, begun: Start, removals: Mapping[str, Removal]) -> None:
+        self.pace, self.start = pace, begun
+        self.groups = [g for g in pace.chosen if g.id in removals]
+        self.damage = {name: _damage(removal) for name, removal in removals.items()}
+        self.terms = latency_model.costs(pace.opened.model.proto, pace.opened.analysis, begun.model.nodes)
+        self.full = self._milliseconds({})
+
+    def __call__(self, aim: float) -> pursuit.Candidate:
+        model, target = self.start.model, aim / self.start.share * self.full
+        limit = max((target - model.overhead) / max(model.factor, 1e-12), 0.0)
+        allocation = self._allocate(limit)
+        share = self._milliseconds(_by_atom(self.groups, allocation.counts)) / self.full * self.start.share
+        return pursuit.Candidate(allocation, share)
+
+    def _milliseconds(self, kept: Mapping[Dim, int]) -> float:
+        model = self.start.model
+        return model.overhead + model.factor * targets.total(self.terms, kept)
+
+    def _allocate(self, limit: float) -> Allocation:
+        if self.pace.config.allocation != "uniform":
+            return targets.nearest(self.groups, self.damage, self.terms, limit, self.pace.steps)
+
+        def price(allocation: Allocation) -> float:
+            return targets.total(self.terms, _by_atom(self.groups, allocation.counts))
+
+        return targets.ratio_for(self._uniform, price, limit)
+
+    def _uniform(self, ratio: float) -> Allocation:
+        return Allocation({g.id: _level_count(self.pace, g, 1.0 - ratio) for g in self.groups})
+
+
+def _damage(removal: Removal) -> targets.Damage:
+    return lambda removed: float(removal.damage[min(removed, len(removal.damage) - 1)])
+
+
+def _kept(groups: Iterable[Group], removals: Mapping[str, Removal], allocation: Allocation) -> dict[str, IndexArray]:
+    return {
+        g.id: np.setdiff1d(np.arange(g.size), removals[g.id].order[: g.size - allocation.counts[g.id]])
+        for g in groups
+        if g.id in removals and allocation.counts.get(g.id, g.size) < g.size
+    }
+
+
+def _write(opened: Opened, kept: Mapping[str, IndexArray], path: Path, proto: onnx.ModelProto | None = None) -> None:
+    done = cut(proto or opened.model.proto, opened.analysis, opened.shapes, kept)
+    write(opened.model, done.proto, done.edits, path)
+
+
+# ---- A result --------------------------------------------------------------------------------------------------------
+
+
+def timed_result(original: Path, result: Path, timed: Conditions, *, force: bool) -> Latency:
+    """The latency of the `result` against the original's.
+
+    Raises NotFasterError, with the layers responsible, where it is not shown to be faster; `force` lets it pass.
+    """
+    found = comparison.compare_files([original, result], timed)[0]
+    if force or (found.significant and found.speedup > 1.0):
+        return found
+    before, after = comparison.profile_files([original, result], timed)
+    raise NotFasterError(not_faster_words(found, before, after))
+
+
+def not_faster_words(found: Latency, before: Profile, after: Profile) -> str:
+    """Why a result is refused: the measurement, and the layers that did not get faster."""
+    low, high = found.ci95
+    verdict = "slower than the original" if found.significant else "not measurably faster than the original"
+    slow = profile.not_faster(before, after)[:_NAMED]
+    layers = "; ".join(f"{name} {was:.3g} -> {now:.3g} ms" for name, was, now in slow)
+    blame = f" Layers that did not get faster: {layers}." if layers else ""
+    warnings = "".join(f" ({warning})" for warning in found.warnings)
+    return (
+        f"the pruned model is {verdict}: {found.speedup:.2f}x (95% interval {low:.2f} to {high:.2f}), so it was not "
+        f"written{warnings}.{blame} Remove more, keep --round-to auto, or write it all the same with --force"
+    )
