@@ -22,7 +22,7 @@ from onnxprune.dims import Dim
 from onnxprune.errors import NotFasterError, NothingToPruneError
 from onnxprune.latency import model as latency_model
 from onnxprune.latency import profile, pursuit
-from onnxprune.modelfile import write
+from onnxprune.modelfile import skeleton, write
 from onnxprune.opened import Opened
 from onnxprune.records import (
     Allocation,
@@ -212,7 +212,9 @@ def timed_result(original: Path, result: Path, timed: Conditions, *, force: bool
     found = comparison.compare_files([original, result], timed)[0]
     if force or (found.significant and found.speedup > 1.0):
         return found
-    before, after = comparison.profile_files([original, result], timed)
+    profiles = comparison.profile_files([original, result], timed)
+    paths = (original, result)
+    before, after = (latency_model.named(p, skeleton(path)) for p, path in zip(profiles, paths, strict=True))
     raise NotFasterError(not_faster_words(found, before, after))
 
 

@@ -67,21 +67,31 @@ def _decide(
         _require_matches(opened.analysis.groups, option, patterns)
     if config.ratio == 0:
         return Decision(Plan({}))
-    chosen = choose(prunable, config.keep, config.only)
-    chosen = allocate.choose_factors(opened.analysis, chosen, heads=config.heads, head_width=config.head_width)
-    if not chosen:
-        raise NothingToPruneError(_why_nothing(opened, prunable))
+    chosen = _chosen(opened, config, prunable)
     if config.aims_at_latency:
         return _paced(opened, config, chosen, source, timed)
     if config.max_drop is not None and source is not None and measured is not None:
         return _within_budget(config, source, _wanted(opened, config, chosen), measured)
     plan = _scored_plan(opened, config, chosen, source)
-    if plan.kept:
-        return Decision(plan)
+    if not plan.kept:
+        raise NothingToPruneError(_why_whole(config, len(chosen)))
+    return Decision(plan)
+
+
+def _chosen(opened: Opened, config: Config, prunable: Sequence[Group]) -> list[Group]:
+    """The groups that the options allow to shrink. Raises NothingToPruneError where there are none."""
+    chosen = choose(prunable, config.keep, config.only)
+    chosen = allocate.choose_factors(opened.analysis, chosen, heads=config.heads, head_width=config.head_width)
+    if not chosen:
+        raise NothingToPruneError(_why_nothing(opened, prunable))
+    return chosen
+
+
+def _why_whole(config: Config, groups: int) -> str:
     if config.target:
-        raise NothingToPruneError("the target is met already: nothing is removed; give a smaller --target")
-    raise NothingToPruneError(
-        f"at ratio {config.ratio} every one of the {len(chosen)} groups keeps its width after rounding; "
+        return "the target is met already: nothing is removed; give a smaller --target"
+    return (
+        f"at ratio {config.ratio} every one of the {groups} groups keeps its width after rounding; "
         "give a higher --ratio, or --round-to 1 (which can make the model slower)"
     )
 

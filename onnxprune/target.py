@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
@@ -22,6 +23,7 @@ LEAST_SHARE = 1 / 16
 NEAR = 0.003
 """An allocation within this share of its target is near enough."""
 _REFINEMENTS = 4
+_PAIRS = 200
 _AROUND = (1.0, 1.06, 0.94, 1.15, 1.3)
 """Where splits by damage are refined from, as shares of the target."""
 STRIDE_SHARE = 1 / 64
@@ -106,7 +108,9 @@ def refine(
         gap = abs(split.total - target)
         if gap <= NEAR * target:
             break
-        changes = [(split.gap_after(change, target), change) for change in _changes(groups, damage, steps, split)]
+        changes = [
+            (split.gap_after(change, target), change) for change in _changes(groups, damage, steps, split, target)
+        ]
         near = [(_harm(change, damage, split), change) for after, change in changes if after <= NEAR * target]
         after, change = min(changes, key=lambda c: c[0], default=(gap, {}))
         if near:
@@ -119,17 +123,22 @@ def refine(
 
 
 def _changes(
-    groups: Sequence[Group], damage: Mapping[str, Damage], steps: Mapping[str, int], split: _Split
+    groups: Sequence[Group], damage: Mapping[str, Damage], steps: Mapping[str, int], split: _Split, target: float
 ) -> list[dict[str, int]]:
-    """One step up or down of a group, and every pair of such steps of two groups."""
+    """One step up or down of a group, and pairs of such steps of two groups: those that promise to come nearest."""
     single = []
     for g in groups:
         now, step = split.counts[g.id], steps[g.id]
         up, down = min((now // step + 1) * step, g.size), (now - 1) // step * step
         single += [(g.id, up)] if g.id in damage and now < g.size else []
         single += [(g.id, down)] if g.id in damage and down >= _least(g, step) else []
-    pairs = [{a: m, b: n} for k, (a, m) in enumerate(single) for b, n in single[:k] if a != b]
-    return [{name: count} for name, count in single] + pairs
+    saved = {change: float(split.saving(*change)) for change in single}
+    gap = float(split.total) - target
+    pairs = [
+        (abs(gap - saved[a] - saved[b]), {a[0]: a[1], b[0]: b[1]}) for k, a in enumerate(single) for b in single[:k]
+    ]
+    nearest = heapq.nsmallest(_PAIRS, (p for p in pairs if len(p[1]) == 2), key=lambda p: p[0])
+    return [{name: count} for name, count in single] + [change for _, change in nearest]
 
 
 def _harm(change: Mapping[str, int], damage: Mapping[str, Damage], split: _Split) -> float:

@@ -17,7 +17,7 @@ import onnx
 from onnxprune import dims
 from onnxprune.bodies import flat_nodes
 from onnxprune.dims import Dim
-from onnxprune.records import Analysis, FloatArray, LatencyModel, NodeLatency, Profile, Stack
+from onnxprune.records import Analysis, FloatArray, KernelTime, LatencyModel, NodeLatency, Profile, Stack
 
 _LABEL = "onnxprune:{}:"
 _NUMBER = re.compile(r"onnxprune:(\d+):")
@@ -38,23 +38,21 @@ def labelled(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class Labels:
-    """How the nodes that run are found among the walked nodes of the original."""
+    """How the nodes that run are found among the nodes of a model."""
 
     nodes: Sequence[onnx.NodeProto]
     producers: Mapping[str, int]
-    sizes: Sequence[tuple[Dim, ...] | None]
+    names: Mapping[str, int]
 
     def find(self, name: str, op: str) -> int | None:
-        """The number of the node that a kernel runs, by its label or a tensor it writes; None where unknown.
+        """The number of the node that a kernel runs, by its label, its name or a tensor it writes; None where unknown.
 
         Of a fused chain the kernel may have the name of any part; the one meant is the nearest of its operator.
         """
         label = _NUMBER.search(name)
-        number = int(label[1]) if label else self.producers.get(name.removesuffix(_BLOCKED))
-        if number is None:
-            return None
-        found = self._nearest(number, op.removeprefix("Fused"))
-        return found if self.sizes[found] is not None else None
+        plain = name.removesuffix(_BLOCKED)
+        number = int(label[1]) if label else self.names.get(name, self.producers.get(plain))
+        return None if number is None else self._nearest(number, op.removeprefix("Fused"))
 
     def _nearest(self, number: int, op: str) -> int:
         front = [number]
@@ -66,11 +64,23 @@ class Labels:
         return number
 
 
-def labels(proto: onnx.ModelProto, analysis: Analysis) -> Labels:
-    """The labels of the nodes of a model."""
+def labels(proto: onnx.ModelProto) -> Labels:
+    """The labels of the walked nodes of a model."""
     nodes = [node for _, node in flat_nodes(proto)]
     producers = {o: n for n, node in enumerate(nodes) for o in node.output if o}
-    return Labels(nodes, producers, sizes_of(nodes, analysis))
+    return Labels(nodes, producers, {node.name: n for n, node in enumerate(nodes) if node.name})
+
+
+def named(profile: Profile, proto: onnx.ModelProto) -> Profile:
+    """The profile of a model with the names of its nodes in place of those that the runtime gave them."""
+    found = labels(proto)
+
+    def name(kernel: KernelTime) -> str:
+        number = found.find(kernel.name, kernel.op)
+        node = None if number is None else found.nodes[number]
+        return kernel.name if node is None else node.name or next(iter(node.output), kernel.name)
+
+    return Profile(profile.whole, tuple(KernelTime(name(k), k.op, k.ms) for k in profile.kernels))
 
 
 def sizes_of(nodes: Sequence[onnx.NodeProto], analysis: Analysis) -> list[tuple[Dim, ...] | None]:
@@ -106,13 +116,15 @@ def fit(
     """
     if not all(profile.kernels for profile in profiles):
         return _by_work(proto, analysis, kept, profiles, levels)
-    found = labels(proto, analysis)
+    found = labels(proto)
+    sizes = sizes_of(found.nodes, analysis)
     points: dict[int, dict[int, list[float]]] = {}
     for counts, profile in zip(kept, profiles, strict=True):
         for number, ms in _by_node(found, profile, owners_of(analysis)).items():
-            size = _size(found.sizes[number] or (), counts)
-            points.setdefault(number, {}).setdefault(size, []).append(ms)
-    nodes = tuple(_curve(number, sizes) for number, sizes in sorted(points.items()))
+            factors = sizes[number]
+            if factors is not None:
+                points.setdefault(number, {}).setdefault(_size(factors, counts), []).append(ms)
+    nodes = tuple(_curve(number, timed) for number, timed in sorted(points.items()))
     return _whole(nodes, costs(proto, analysis, nodes), kept, profiles, levels)
 
 

@@ -79,7 +79,20 @@ def test_every_step_down_saves_something() -> None:
     ],
 )
 def test_nodes_that_run_are_found_in_the_original(name: str, op: str, number: int | None) -> None:
-    assert latency_model.labels(NET, ANALYSIS).find(name, op) == number
+    assert latency_model.labels(NET).find(name, op) == number
+
+
+def test_a_profile_gets_the_names_of_the_model() -> None:
+    """One runtime names a fused Conv by what it writes, another by itself."""
+    copy = latency_model.labelled(NET)
+    copy.graph.node[2].name = "second"
+    kernels = (
+        KernelTime("k_nchwc", "Conv", 2.0),
+        KernelTime("second", "FusedConv", 3.0),
+        KernelTime("x", "Reorder", 1.0),
+    )
+    found = latency_model.named(Profile(9.0, kernels), copy)
+    assert [(k.name, k.ms) for k in found.kernels] == [("second", 2.0), ("second", 3.0), ("x", 1.0)]
 
 
 def test_labels_change_names_alone() -> None:
