@@ -107,7 +107,7 @@ class Config:
     @property
     def needs_inputs(self) -> bool:
         """Whether inputs are fitted to or measured on; where there are no real ones, they are made up."""
-        measures = self.target is not None or self.criterion in MEASURED_CRITERIA
+        measures = self.target is not None if self.criterion is None else self.criterion in MEASURED_CRITERIA
         return measures or (self.recover and self.ratio > 0)
 
     @property
