@@ -5,7 +5,7 @@ Weights are never read. What no rule covers is frozen, with the node and the rea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import onnx
@@ -24,13 +24,12 @@ from onnxprune.bodies import (
 from onnxprune.computed import Numbers, is_statable
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
-from onnxprune.parts import Roles, is_matrix, outer_parts, owned
+from onnxprune.grouping import groups, roles_by_weight
+from onnxprune.parts import is_matrix, outer_parts, owned
 from onnxprune.records import (
     Analysis,
     Comparison,
     Contraction,
-    Group,
-    Occurrence,
     Pick,
     Refusal,
     Role,
@@ -40,13 +39,11 @@ from onnxprune.records import (
 )
 from onnxprune.rules import Operator
 from onnxprune.rules.opaque import why_no_rule
-from onnxprune.rules.registry import FIXED_FACTOR, SizeMismatchError
+from onnxprune.rules.registry import SizeMismatchError
 from onnxprune.shapes import Shapes, graph_inputs, node_attributes
 from onnxprune.unknown import Makers
 
 Dims = tuple[Dim, ...]
-RANK: tuple[Role, ...] = ("contracted", "produced", "carried")
-"""Of several roles on one axis the first counts."""
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 MOVES = {"Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators whose result is still a weight if their operand is one."""
@@ -103,7 +100,9 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
         _freeze([*state.tensors.get(value.name, ()), *_places(state, [value.name])], reason)
     _freeze_measured(state, proto)
     return Analysis(
-        groups=tuple(_groups(state)),
+        groups=tuple(
+            groups(state.weights, state.roles, _sources(state), state.contractions, state.comparisons, state.users)
+        ),
         weights=state.weights,
         tensors=state.tensors,
         contractions=tuple(state.contractions),
@@ -184,6 +183,7 @@ def _visit(state: _State, node: onnx.NodeProto, walkable: bool) -> None:
         return
     reason = _apply_rule(state, node, op)
     if reason is not None:
+        op.outputs = [_fresh(state, o) for o in node.output]
         op.freeze_all(reason)
         for captured in captured_names(node):
             _freeze([*state.tensors.get(captured, ()), *_places(state, [captured])], op.refusal(reason))
@@ -350,10 +350,15 @@ def _settle_stacks(state: _State, proto: onnx.ModelProto) -> None:
             dims.freeze(d, Refusal(state.names[node], "Concat", "nothing chooses among the tensors it stacks"))
 
 
+def _sources(state: _State) -> dict[str, frozenset[str]]:
+    """The weights that every constant, or slice looked up in a constant, is made of."""
+    return state.picked | {name: found for name, found in state.origin.items() if found}
+
+
 def _settle_comparisons(state: _State) -> None:
     """What operators compare stays, except where every index is a part of the model with a matrix of its own, of which
     more are there than they need."""
-    roles = _roles_by_weight(state)
+    roles = roles_by_weight(state.roles, _sources(state))
     parts = {a for weight, axes in state.weights.items() for a in outer_parts(axes, weight, roles)}
     for stack in state.stacks:
         matrices = [any(is_matrix(state.weights.get(w, ()), w, roles) for w in part.tensors) for part in stack.owned]
@@ -373,50 +378,3 @@ def _record_constant(state: _State, node: onnx.NodeProto, sources: frozenset[str
         if node.op_type == "ConstantOfShape":
             state.origin[name] = frozenset([name])
             state.weights[name] = state.tensors[name]
-
-
-def _groups(state: _State) -> Iterator[Group]:
-    roles = _roles_by_weight(state)
-    found: dict[Dim, list[Occurrence]] = {}
-    for weight, axes in state.weights.items():
-        for axis, d in enumerate(axes):
-            for a in dict.fromkeys(dims.atoms(d)):
-                if a.size > 1:
-                    stated = {roles.get((weight, axis, a)), roles.get((weight, None, a))}
-                    role = next((r for r in RANK if r in stated), RANK[-1])
-                    found.setdefault(a, []).append(Occurrence(weight, axis, role))
-    averaged = {a for c in state.contractions if c.average for d in c.dims for a in dims.atoms(d)}
-    compared = {a: c.least for c in sorted(state.comparisons, key=lambda c: c.least) for a in dims.atoms(c.dim)}
-    used: dict[str, int] = {}
-    for a, occurrences in found.items():
-        first = next((o for o in occurrences if o.role == "produced"), None)
-        if first is None or (isinstance(a.frozen, Refusal) and a.frozen.reason == FIXED_FACTOR):
-            continue
-        base = f"{first.tensor}:{first.axis}"
-        used[base] = used.get(base, 0) + 1
-        yield Group(
-            id=base if used[base] == 1 else f"{base}#{used[base]}",
-            size=a.size,
-            dim=a,
-            occurrences=tuple(occurrences),
-            nodes=tuple(dict.fromkeys(n for o in occurrences for n in state.users.get(o.tensor, ()))),
-            refusal=a.frozen if isinstance(a.frozen, Refusal) else None,
-            renormalised=a in averaged,
-            least=compared.get(a, 1) if a.frozen is None else 1,
-            parts=a in compared and a.frozen is None,
-        )
-
-
-def _roles_by_weight(state: _State) -> Roles:
-    """The role of each atom on each axis of each weight.
-
-    A role stated of a constant computed from weights counts for all axes (None) of the weights behind it.
-    """
-    roles: Roles = {}
-    for name, axis, d, role in state.roles:
-        for a in dims.atoms(d):
-            for weight in state.origin.get(name) or state.picked.get(name) or ():
-                key = (weight, axis if weight == name else None, a)
-                if roles.get(key) != "contracted":
-                    roles[key] = role
-    return roles

@@ -48,9 +48,8 @@ def _by_tensor(analysis: Analysis, groups: Iterable[Group]) -> dict[str, list[tu
     """The (group, axis) pairs of each stored weight with a produced or contracted axis of the group."""
     found: dict[str, list[tuple[Group, int]]] = {}
     for group in groups:
-        for o in group.occurrences:
-            if o.role != "carried":
-                found.setdefault(o.tensor, []).append((group, o.axis))
+        for tensor, axis in dict.fromkeys((o.tensor, o.axis) for o in group.occurrences if o.role != "carried"):
+            found.setdefault(tensor, []).append((group, axis))
     return found
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from oracle import groups, model, places, prunable, prune_and_compare, reasons
+from oracle import forget, graph, groups, model, places, prunable, prune_and_compare, reasons, stored
 
-from onnxprune import analysis, shapes
+from onnxprune import analysis, score, shapes
 from onnxprune.errors import ModelError
+from onnxprune.rules import Operator, registry
 
 # ---- Where weights are -----------------------------------------------------------------------------------------------
 
@@ -104,6 +105,39 @@ def test_one_weight_used_in_two_roles() -> None:
     assert result.weights == {"table": (9, 4), "w": (4, 4)}
 
 
+@pytest.mark.parametrize("tied", ["t = Transpose(w)\ny = MatMul(a, t)", "y = Gemm<transB=1>(a, w)"])
+def test_a_tied_weight_produces_and_sums_over_the_same_axis(tied: str) -> None:
+    """An autoencoder whose decoder is the transposed encoder."""
+    m = model(f"""(float[N,6] x) => (float[N,6] y) <float[6,8] w, float[8] b> {{
+        h = MatMul(x, w)
+        k = Add(h, b)
+        a = Sigmoid(k)
+        {tied}
+    }}""")
+    assert prunable(m) == {"w:1": 8}
+    found = [(o.tensor, o.role) for o in groups(m)["w:1"].occurrences]
+    assert found == [("w", "contracted"), ("b", "carried"), ("w", "produced")]
+    result = prune_and_compare(m)
+    assert result.weights == {"w": (6, 4), "b": (4,)}
+    assert set(result.differences) == {"masked", "zeroed"}
+
+
+def test_a_tied_weight_counts_once_in_the_score() -> None:
+    """The encoder alone and with the decoder tied to it rank the hidden units alike."""
+    tied = model("""(float[N,6] x) => (float[N,6] y) <float[6,8] w> {
+        h = MatMul(x, w)
+        t = Transpose(w)
+        y = MatMul(h, t)
+    }""")
+    found = graph(tied)[0]
+    weight = numpy_helper.to_array(stored(tied)["w"])
+    scores = score.score(
+        found, [groups(tied)["w:1"]], lambda name: weight if name == "w" else None, criterion="l1", seed=0
+    )
+    norms = np.abs(weight).sum(axis=0)
+    np.testing.assert_allclose(scores["w:1"], norms / norms.mean(), rtol=1e-6)
+
+
 def test_a_weight_that_is_an_input_too_is_a_weight() -> None:
     m = model("""(float[N,4] x, float[4,8] w) => (float[N,3] y) <float[8,3] v> {
         h = MatMul(x, w)
@@ -136,6 +170,26 @@ def test_an_unknown_operator_freezes_what_it_touches_and_nothing_else() -> None:
     m.graph.value_info.append(onnx.helper.make_tensor_value_info("k", onnx.TensorProto.FLOAT, [2, 6]))
     assert prunable(m) == {"w:1": 8}
     assert reasons(m)["u:1"] == "Mystery: no rule for operator test::Mystery"
+
+
+def test_a_rule_that_contradicts_the_shapes_freezes_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its results keep the shapes the model has, so that no operator behind it is taken for damaged."""
+
+    def turned(op: Operator) -> None:
+        op.outputs[0] = op.dims(0)[::-1]
+
+    forget()
+    monkeypatch.setitem(registry._RULES, ("test", "Mystery"), [(1, turned)])
+    m = model("""(float[2,4] x) => (float[2,3] y) <float[4,8] w, float[8,6] u, float[2,6] k, float[6,3] v> {
+        h = MatMul(x, w)
+        g = MatMul(h, u)
+        k = test.Mystery(g)
+        y = MatMul(k, v)
+    }""")
+    m.graph.value_info.append(onnx.helper.make_tensor_value_info("k", onnx.TensorProto.FLOAT, [2, 6]))
+    assert prunable(m) == {"w:1": 8}
+    assert reasons(m)["u:1"] == "Mystery: the rule of Mystery does not give the shape (2, 6) of 'k'"
+    forget()
 
 
 def test_an_unknown_operator_of_the_default_domain_is_named_without_a_domain() -> None:
