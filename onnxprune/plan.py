@@ -25,7 +25,8 @@ def to_json(
 ) -> dict[str, Any]:
     """The plan as plain data: one entry per tensor axis that shrinks, one per group that shrinks.
 
-    Setting the slices with the role `contracted` to zero in the original masks the removed indices.
+    Setting the slices with the role `contracted` to zero (a quantized weight: to its zero point) in the original masks
+    the removed indices.
     """
     roles = _roles(analysis, [g for g in analysis.groups if g.id in plan.kept])
     tensors = [

@@ -223,7 +223,7 @@ def prove(
     """
     wide = is_widened(Path(original))
     reference = _probed_session(Path(masked), folder, wide)
-    made, expected = _working_feeds(reference, original, sizes, bounds, seed)
+    made, expected = _working_feeds(reference, original, sizes, bounds, seed, wide)
     result = _probed_session(Path(pruned), str(Path(pruned).parent), wide)
     found = [_run_pruned(result, feed) for feed in made]
     del reference, result
@@ -295,7 +295,7 @@ def prove_equal(
     """
     wide = is_widened(Path(original))
     session = _probed_session(Path(reference), folder, wide)
-    made, expected = _working_feeds(session, original, sizes, bounds, seed)
+    made, expected = _working_feeds(session, original, sizes, bounds, seed, wide)
     del session
     session = _probed_session(Path(result), folder, wide)
     found = [_run_pruned(session, feed) for feed in made]
@@ -393,39 +393,44 @@ def _run_pruned(session: Any, feed: Feed) -> Outputs:
         raise VerificationError(f"the pruned model does not run ({error}); nothing was written") from error
 
 
-def _runs_somewhere(
-    model: str, sizes: Sequence[Mapping[str, Sequence[int]]], bounds: Mapping[str, int], seed: int
-) -> bool:
-    session = runtime.session(model, optimize=False, prepack=False)
-    for shapes in sizes:
-        try:
-            _run(session, runtime.synthetic_feed(runtime.input_specs(session), shapes, seed, high=bounds))
-        except ModelError:
-            continue
-        return True
-    return False
+def _runs(session: Any, feed: Feed) -> bool:
+    try:
+        _run(session, feed)
+    except ModelError:
+        return False
+    return True
 
 
 def _working_feeds(
-    session: Any, original: str, sizes: Sequence[Mapping[str, Sequence[int]]], bounds: Mapping[str, int], seed: int
+    session: Any,
+    original: str,
+    sizes: Sequence[Mapping[str, Sequence[int]]],
+    bounds: Mapping[str, int],
+    seed: int,
+    wide: bool,
 ) -> tuple[list[Feed], list[Outputs]]:
-    """Up to two made-up feeds that the original runs on, and its outputs. Raises ModelError where none does."""
+    """Up to two made-up feeds that the original runs on, and the outputs of the session, the masked original.
+
+    Raises ModelError where the original runs on none, VerificationError where it runs and the session does not.
+    """
     made: list[Feed] = []
     expected: list[Outputs] = []
     failure: ModelError | None = None
+    whole: Any = None
     for shapes in sizes:
         feed = runtime.synthetic_feed(runtime.input_specs(session), shapes, seed, high=bounds)
         try:
             expected.append(_run(session, feed))
             made.append(feed)
         except ModelError as error:
+            whole = whole or _probed_session(Path(original), str(Path(original).parent), wide)
+            if _runs(whole, feed):
+                raise VerificationError(
+                    f"the masked original does not run although the original does ({error}); please report"
+                ) from error
             failure = error
         if len(made) == 2:
             break
-    if not made and _runs_somewhere(original, sizes, bounds, seed):
-        raise VerificationError(
-            f"the masked original does not run although the original does ({failure}); please report"
-        )
     if not made:
         raise ModelError(f"the original model runs at no input size tried: {failure}; give sizes with --input-shape")
     return made, expected

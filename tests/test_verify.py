@@ -10,7 +10,7 @@ import onnx
 import pytest
 from oracle import model
 
-from onnxprune import verify
+from onnxprune import runtime, verify
 from onnxprune.errors import VerificationError
 from onnxprune.records import Exactness
 from onnxprune.verify import difference_of, exactness_of, quality_of
@@ -114,6 +114,25 @@ def test_half_precision_is_proved_in_float32(tmp_path: Path, monkeypatch: pytest
     assert verify.all_outputs(str(path), [feed], wide=True)[0]["y"].dtype == np.float32
     monkeypatch.setattr(verify, "LARGEST_WIDENED", 1)
     assert verify.tolerance_for(path) == verify.HALF_TOLERANCE
+
+
+@pytest.mark.parametrize("reference", ["masked", "original"])
+def test_a_size_at_which_the_masked_original_alone_fails_is_not_passed_over(tmp_path: Path, reference: str) -> None:
+    """A mask of 12 places where the original takes any number: only at 12 would the two be alike."""
+    paths = {name: tmp_path / f"{name}.onnx" for name in ("original", "masked")}
+    onnx.save(model("(float[N,T] x) => (float[N,T] y) <float one = {1}> { y = Mul(x, one) }"), paths["original"])
+    onnx.save(model("(float[N,T] x) => (float[N,T] y) <float[12] m> { y = Mul(x, m) }"), paths["masked"])
+    session = runtime.session(paths[reference])
+    sizes = [{"x": [2, 20]}, {"x": [2, 12]}]
+
+    def working() -> int:
+        return len(verify._working_feeds(session, str(paths["original"]), sizes, {}, 0, False)[0])
+
+    if reference == "original":
+        assert working() == 2
+    else:
+        with pytest.raises(VerificationError, match="the masked original does not run although the original does"):
+            working()
 
 
 def test_outputs_without_a_number_prove_nothing() -> None:
