@@ -53,11 +53,12 @@ class Weights:
             self.values[source.input[0]] = self._on_grid(source, array)
             return
         if not (name in self.stored and self.users.get(name) == 1) and name not in self.added:
-            name = f"{node.output[0]}_operand{operand}_recovered"
+            output = next(o for o in node.output if o)
+            name = f"{output}_operand{operand}_recovered"
             while len(node.input) <= operand:
                 node.input.append("")
             node.input[operand] = name
-            self.rewired[node.output[0], operand] = name
+            self.rewired[output, operand] = name
             self.added.add(name)
             self.stored.add(name)
             self.proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
@@ -79,13 +80,18 @@ class Weights:
 
     def rounded(self, site: Site, weight: Array, matrix: Float, scale: Float) -> Float | None:
         """`matrix` as it would be after `write`: on the grid of its quantization; None where it has none."""
-        source = self.quantized(site.weight)
-        if source is None:
+        if self.quantized(site.weight) is None:
             return None
         array = sites.from_matrix(site, matrix / np.where(np.abs(scale) > 1e-12, scale, 1)[:, :, None], weight)
+        return sites.to_matrix(site, self.nearest(site.weight, array)) * scale[:, :, None]
+
+    def nearest(self, name: str, array: Array) -> Array:
+        """What of `array` the tensor `name` can hold: values on the grid of its quantization, if it has one."""
+        source = self.quantized(name)
+        if source is None:
+            return array
         step, zero = sites.grid(source, self.get, array.shape)
-        grid = (self._on_grid(source, array).astype(np.int32) - zero) * step
-        return sites.to_matrix(site, grid) * scale[:, :, None]
+        return np.asarray((self._on_grid(source, array).astype(np.int32) - zero) * step)
 
     def effective(self, site: Site, node: onnx.NodeProto, weight: Array) -> tuple[Float, Float, Float]:
         """W (groups, out, d), b (groups, out) and the scale (groups, out) of a following BatchNormalization."""

@@ -25,10 +25,10 @@ from onnxprune import dims
 from onnxprune.criteria import obs
 from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Feed
-from onnxprune.recover import large, sites, statistics
+from onnxprune.recover import large, recurrent, sites, statistics
 from onnxprune.recover.execution import Shelf, Walk, operands, stored_tensors
 from onnxprune.recover.layers import Weights
-from onnxprune.recover.moments import Moments
+from onnxprune.recover.moments import Moments, held_out
 from onnxprune.recover.relax import Block, Side, flat_regions, relax
 from onnxprune.recover.sites import Site
 from onnxprune.recover.solve import Solution, requantized, solve
@@ -40,6 +40,7 @@ Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
 Keep = Mapping[Dim, npt.NDArray[np.bool_]]
+Step = Site | statistics.Norm | recurrent.Cell
 
 LARGEST = 4608
 """Inputs (channels x taps) up to which a whole Gram matrix is solved; beyond, see `large`."""
@@ -51,8 +52,6 @@ FEW_COLUMNS = 3
 POSITIONS = 50_000
 BLOCK_SHARE = 0.25
 """Columns of one layer are kept up to this share of the memory, to look at them more than once."""
-HELD_OUT = 5
-"""Every fifth item is held out to choose the ridge."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +117,22 @@ def reconstruct(
 
 
 def _solve_all(task: Task, found: Sequence[Site]) -> Iterator[LayerReport]:
-    latest = _latest_site(task.proto, found)
     touched = _touched(task)
     inside = {s.norm for s in found if s.norm is not None}
-    steps: list[Site | statistics.Norm] = [*found, *statistics.norms(task.proto, task.weights.stored, inside)]
-    number = {s.node: i for i, s in enumerate(found)}
+    steps: list[Step] = [
+        *found,
+        *statistics.norms(task.proto, task.weights.stored, inside),
+        *recurrent.cells(task.proto, task.weights.stored),
+    ]
+    latest = _latest_step(task.proto, {s.node for s in steps})
     left = (s for s in steps if s.node in touched and s.out in task.weights.nodes)
     for step in sorted(left, key=lambda s: s.node):
         if isinstance(step, statistics.Norm):
             solution = task.match_norm(step)
+        elif isinstance(step, recurrent.Cell):
+            solution = task.solve_cell(step)
         else:
-            ready = step.other is not None and latest.get(step.other, -1) < number[step.node]
+            ready = step.other is not None and latest.get(step.other, -1) < step.node
             solution = task.solve(step, ready) if task.fits else task.match(step)
         if solution is None:
             continue
@@ -150,12 +154,11 @@ def find_sites(proto: onnx.ModelProto, analysis: Analysis) -> Iterable[Site]:
     )
 
 
-def _latest_site(proto: onnx.ModelProto, found: Sequence[Site]) -> dict[str, int]:
-    """For every tensor the last site among its ancestors (-1 where there is none)."""
-    number = {s.node: i for i, s in enumerate(found)}
+def _latest_step(proto: onnx.ModelProto, steps: set[int]) -> dict[str, int]:
+    """For every tensor the last of the nodes `steps` among its ancestors (-1 where there is none)."""
     latest: dict[str, int] = {}
     for index, node in enumerate(proto.graph.node):
-        value = max([latest.get(n, -1) for n in operands(node)] + [number.get(index, -1)])
+        value = max([latest.get(n, -1) for n in operands(node)] + [index if index in steps else -1])
         latest.update((o, value) for o in node.output)
     return latest
 
@@ -232,6 +235,21 @@ class Task:
         found = statistics.change(self.teacher, self.student, site.out, site.axis, rows, fit=False, offset=offset)
         statistics.apply_to_site(self.weights, site, node, found)
         return found.solution
+
+    def solve_cell(self, cell: recurrent.Cell) -> Solution | None:
+        """Solve the gates of a recurrent operator and store them; None where that cannot be done."""
+        node = self.weights.nodes[cell.out]
+        width = sum(self.weights.constant(n).shape[2] for n in node.input[1:3])
+        if not self.fits or cell.state not in self.analysis.tensors or width > LARGEST:
+            return None
+        original = self.teacher.node_of(self.proto.graph.node[cell.node])
+        teacher = recurrent.Side(self.teacher, original, self.teacher.read)
+        student = recurrent.Side(self.student, node, self.weights.get, self.weights.nearest)
+        most = max(LEAST_COLUMNS, COLUMNS_PER_INPUT * width)
+        found, solution = recurrent.refit(teacher, student, self.kept(cell.state, 2), most, self.random)
+        if solution.ridge is not None:
+            recurrent.store(self.weights, node, found)
+        return solution
 
     def match_norm(self, norm: statistics.Norm) -> Solution | None:
         """The same for a normalisation that no linear operator has taken in."""
@@ -450,16 +468,6 @@ def pooled_source(proto: onnx.ModelProto, name: str) -> str | None:
         node.op_type == "ReduceMean" and sorted(axes or []) in ([2, 3], [-2, -1])
     )
     return node.input[0] if mean else None
-
-
-def held_out(first: int, items: int, positions: int, batches: int) -> npt.NDArray[np.bool_]:
-    """Bool (items, positions): whole items where there are enough of them, else blocks of positions."""
-    if batches == 1 and items < HELD_OUT:
-        block = np.arange(positions) * 4 * HELD_OUT // max(positions, 1) % HELD_OUT == HELD_OUT - 1
-        return np.broadcast_to(block, (items, positions))
-    every = min(HELD_OUT, max(2, batches)) if items < HELD_OUT else HELD_OUT
-    chosen = (np.arange(first, first + items) % every) == every - 1
-    return np.broadcast_to(chosen[:, None], (items, positions))
 
 
 def _pick(columns: Array, chosen: npt.NDArray[np.bool_]) -> Array:
