@@ -17,9 +17,10 @@ import onnx
 
 from onnxprune import calibration, runtime
 from onnxprune.branches import has_branches, take_branch
+from onnxprune.closeness import quality_of
 from onnxprune.errors import ModelError, UsageError, VerificationError
 from onnxprune.modelfile import external_files, skeleton
-from onnxprune.records import Exactness, Feed, OutputQuality, Proof, Quality
+from onnxprune.records import Exactness, Feed, Proof, Quality
 from onnxprune.widening import has_half, widen
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-3
 """The same for half precision models that are too large to be computed in float32."""
 LARGEST_WIDENED = 1 << 30
-SQNR_CAP_DB = 120.0
 QUALITY_ROWS = 512
 """Rows that quality is measured on, at most."""
 
@@ -142,33 +142,6 @@ def needs_widening(model: str, feeds: Sequence[Feed]) -> bool:
     except (ModelError, UsageError):
         return True
     return False
-
-
-def quality_of(reference: Sequence[Array], result: Sequence[Array]) -> OutputQuality:
-    """Quality of one output over batches of equal or different shapes."""
-    a = np.concatenate([np.ravel(x) for x in reference]).astype(np.float64)
-    b = np.concatenate([np.ravel(x) for x in result]).astype(np.float64)
-    if not np.isfinite(a).any() or (np.isfinite(a) & ~np.isfinite(b)).any():
-        return OutputQuality(0.0, math.inf, 0.0, _agreement(reference, result))
-    finite = np.isfinite(a) & np.isfinite(b)
-    a, b = a[finite], b[finite]
-    norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
-    error = float(np.linalg.norm(a - b))
-    relative = error / norms[0] if norms[0] > 0 else (0.0 if error == 0 else math.inf)
-    cosine = float(a @ b) / (norms[0] * norms[1]) if all(norms) else float(norms[0] == norms[1])
-    sqnr = (
-        SQNR_CAP_DB if relative == 0 else min(SQNR_CAP_DB, -20 * math.log10(relative)) if relative < math.inf else 0.0
-    )
-    return OutputQuality(cosine, relative, sqnr, _agreement(reference, result))
-
-
-def _agreement(reference: Sequence[Array], result: Sequence[Array]) -> float | None:
-    shape = reference[0].shape
-    axis = 1 if len(shape) == 4 else -1
-    if len(shape) < 2 or shape[axis] < 2:
-        return None
-    same = [np.ravel(a.argmax(axis) == b.argmax(axis)) for a, b in zip(reference, result, strict=True)]
-    return float(np.concatenate(same).mean())
 
 
 def tolerance_for(path: Path) -> float:

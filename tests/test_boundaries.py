@@ -50,6 +50,7 @@ DRIVERS = {
 }
 LEAVES = {
     "bodies",
+    "closeness",
     "criteria",
     "dims",
     "errors",

@@ -11,9 +11,10 @@ import pytest
 from oracle import model
 
 from onnxprune import runtime, verify
+from onnxprune.closeness import SQNR_CAP_DB, quality_of
 from onnxprune.errors import VerificationError
 from onnxprune.records import Exactness
-from onnxprune.verify import difference_of, exactness_of, quality_of
+from onnxprune.verify import difference_of, exactness_of
 
 NAN, INF = np.nan, np.inf
 
@@ -147,7 +148,7 @@ def test_quality_of_equal_outputs() -> None:
     a = np.random.default_rng(0).standard_normal((4, 10)).astype(np.float32)
     found = quality_of([a], [a.copy()])
     assert found.cosine == pytest.approx(1.0)
-    assert (found.relative_error, found.sqnr_db, found.top1_agreement) == (0.0, verify.SQNR_CAP_DB, 1.0)
+    assert (found.relative_error, found.sqnr_db, found.top1_agreement) == (0.0, SQNR_CAP_DB, 1.0)
 
 
 def test_quality_by_hand() -> None:
@@ -180,7 +181,7 @@ def test_outputs_of_zeros_have_a_quality() -> None:
 
 
 def test_noise_below_the_cap_is_the_cap() -> None:
-    assert quality_of([np.array([1.0])], [np.array([1.0 + 1e-9])]).sqnr_db == verify.SQNR_CAP_DB
+    assert quality_of([np.array([1.0])], [np.array([1.0 + 1e-9])]).sqnr_db == SQNR_CAP_DB
 
 
 def test_agreement_is_over_classes() -> None:
@@ -210,7 +211,7 @@ def test_values_that_are_not_finite_in_the_original_are_left_out() -> None:
 
 def test_a_result_that_is_not_finite_is_not_perfect() -> None:
     found = quality_of([_array(3, 4)], [_array(NAN, NAN)])
-    assert found.sqnr_db < verify.SQNR_CAP_DB
+    assert found.sqnr_db < SQNR_CAP_DB
     assert not found.cosine == 1.0  # noqa: SIM201 - NaN would be an honest answer, too
 
 
