@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from onnxprune.api import inspect, prune
     from onnxprune.comparison import benchmark
     from onnxprune.config import Config
+    from onnxprune.distribution import Workers
     from onnxprune.errors import (
         ModelError,
         NotFasterError,
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
         VerificationError,
         WorkerError,
     )
-    from onnxprune.records import Latency, Report, Sensitivity
+    from onnxprune.many import prune_many
+    from onnxprune.records import Latency, Pruned, Report, SearchReport, Sensitivity
     from onnxprune.survey import sensitivity
+    from onnxprune.trials.run import search
 
 __version__ = "0.1.0"
 
@@ -35,15 +38,20 @@ __all__ = [
     "NothingToPruneError",
     "OnnxPruneError",
     "OutputError",
+    "Pruned",
     "Report",
+    "SearchReport",
     "Sensitivity",
     "UsageError",
     "VerificationError",
     "WorkerError",
+    "Workers",
     "__version__",
     "benchmark",
     "inspect",
     "prune",
+    "prune_many",
+    "search",
     "sensitivity",
 ]
 
@@ -59,8 +67,17 @@ def __getattr__(name: str) -> object:
 
 def _home(name: str) -> str:
     """The module that defines a public name."""
-    homes = {"prune": "api", "inspect": "api", "benchmark": "comparison", "sensitivity": "survey", "Config": "config"}
-    records = {"Latency", "Report", "Sensitivity"}
+    homes = {
+        "prune": "api",
+        "inspect": "api",
+        "benchmark": "comparison",
+        "prune_many": "many",
+        "sensitivity": "survey",
+        "search": "trials.run",
+        "Config": "config",
+        "Workers": "distribution",
+    }
+    records = {"Latency", "Pruned", "Report", "SearchReport", "Sensitivity"}
     return f"{__name__}.{homes.get(name, 'records' if name in records else 'errors')}"
 
 

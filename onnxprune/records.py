@@ -581,3 +581,60 @@ class Report:
     metric: MetricResult | None = None
     rounds: tuple[Round, ...] = ()
     pursuit: Pursuit | None = None
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What became of one of several models: its report, or the error that ended it and the exit code of that."""
+
+    model: str
+    report: Report | None
+    error: str | None = None
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of a search: how much goes ("ratio=0.3") or stays ("macs=0.5"), and by which criterion."""
+
+    amount: str
+    criterion: str
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What became of a trial; where `error` says why there is no model, the rest is empty.
+
+    `key`: hash of the model, the data and the options. `metric`: what `quality` and `original` (of the model as it was
+    given) are values of, on `rows` rows that nothing was fitted to. `seconds`: the time the trial took.
+    """
+
+    trial: Trial
+    key: str
+    error: str | None = None
+    exit_code: int = 0
+    metric: str = ""
+    quality: Measured | None = None
+    original: Measured | None = None
+    rows: int = 0
+    after: Totals | None = None
+    seconds: float = 0.0
+    plan: str | None = None
+    latency: Latency | None = None
+
+
+@dataclass(frozen=True)
+class SearchReport:
+    """All trials of a search, in the order they were asked for; `front`: the numbers of those that no other beats.
+
+    `folder`: where results and plans lie; `reused`: how many trials an earlier run had finished.
+    """
+
+    model: str
+    folder: str
+    seed: int
+    options: Mapping[str, object]
+    before: Totals
+    results: tuple[TrialResult, ...]
+    front: tuple[int, ...]
+    reused: int

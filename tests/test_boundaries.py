@@ -29,15 +29,16 @@ STAGES = {
     "verify",
     "recover",
     "latency",
-    "search",
 }
 DRIVERS = {
     "api",
     "budget",
     "comparison",
     "cli",
+    "distribution",
     "evaluation",
     "gathering",
+    "many",
     "opening",
     "pacing",
     "planning",
@@ -46,6 +47,7 @@ DRIVERS = {
     "recovery",
     "saving",
     "survey",
+    "trials",
     "widths",
 }
 LEAVES = {

@@ -350,7 +350,6 @@ def test_options_that_make_no_sense(model: Path, arguments: list[str], word: str
         ["--provider", "tpu"],
         ["--seed", "-1"],
         ["--no-such-option"],
-        ["another.onnx"],
     ],
 )
 def test_options_that_cannot_be_read(model: Path, arguments: list[str]) -> None:

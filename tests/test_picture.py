@@ -8,8 +8,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from onnxprune.records import Latency, LatencySide
-from onnxprune.report import picture
+from onnxprune.records import Latency, LatencySide, Measured, SearchReport, Totals, Trial, TrialResult
+from onnxprune.report import drawing, picture, scatter
 
 
 def _latency(before: tuple[float, ...], after: tuple[float, ...], significant: bool = True) -> Latency:
@@ -58,6 +58,33 @@ def test_the_picture_of_a_record_without_samples_shows_the_medians() -> None:
 
 
 def test_ticks_are_few_and_round() -> None:
-    assert picture._ticks(0.0, 10.0) == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    assert drawing.ticks(0.0, 10.0) == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     for low, high in ((0.0, 1.0), (3.1, 3.9), (17.0, 18.01), (0.0, 99.0)):
-        assert 4 <= len(picture._ticks(low, high)) <= 11
+        assert 4 <= len(drawing.ticks(low, high)) <= 11
+
+
+def test_the_picture_of_a_search() -> None:
+    def result(amount: str, quality: float, speedup: float) -> TrialResult:
+        measured = Measured(quality, None)
+        latency = dataclasses.replace(_latency((1.0, 2.0), (1.0, 2.0)), speedup=speedup)
+        totals = Totals(1, 1, 50, 1)
+        return TrialResult(
+            Trial(amount, "obs<"),
+            "k",
+            metric="cosine",
+            quality=measured,
+            original=measured,
+            after=totals,
+            latency=latency,
+        )
+
+    results = (result("ratio=0.1", 0.9, 1.5), result("macs=0.5", 0.8, 1.2), TrialResult(Trial("x", "l2"), "k", "no", 4))
+    found = SearchReport("net.onnx", "found", 0, {}, Totals(1, 1, 100, 1), results, (0,), 0)
+    tree = ET.fromstring(scatter.front(found))
+    text = " ".join(tree.itertext())
+    for words in ("net.onnx: cosine against latency, relative to the original", "original", "ratio=0.1 obs<"):
+        assert words in text
+    circles = {c.get("class"): c for c in tree.iter() if c.tag.endswith("circle")}
+    assert set(circles) == {"front", "beaten"}
+    assert float(circles["front"].get("cx", 0)) < float(circles["beaten"].get("cx", 0))
+    assert float(circles["front"].get("cy", 0)) < float(circles["beaten"].get("cy", 0))

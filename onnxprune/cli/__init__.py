@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from onnxprune.cli import benchmarking, inspection, pruning, sensitivity, widths
+from onnxprune.cli import benchmarking, inspection, pruning, searching, sensitivity, widths
 from onnxprune.cli.group import command
 
 TERMINATED = 143
@@ -18,6 +18,7 @@ command.add_command(pruning.prune_command)
 command.add_command(inspection.inspect_command)
 command.add_command(sensitivity.sensitivity_command)
 command.add_command(benchmarking.benchmark_command)
+command.add_command(searching.search_command)
 command.add_command(widths.widths_command)
 
 

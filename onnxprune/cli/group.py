@@ -15,6 +15,8 @@ Examples:
   onnxprune model.onnx --ratio 0.5
   onnxprune model.onnx -o small.onnx --ratio 0.3 --calibration inputs.npz --benchmark
   onnxprune model.onnx --keep 'head.*' --save-plan plan.json --dry-run
+  onnxprune a.onnx b.onnx -o pruned --jobs 2
+  onnxprune search model.onnx --calibration inputs.npz --ratios 0.1,0.2,0.4 --criteria obs,l2
   onnxprune inspect model.onnx
   onnxprune benchmark model.onnx small.onnx
 """
@@ -30,6 +32,7 @@ EXIT_CODES = """\
 
 
 ARGUMENTS = {
+    "search": "MODEL --calibration PLACE --ratios R,R,... [OPTIONS]",
     "inspect": "MODEL [OPTIONS]",
     "sensitivity": "MODEL --calibration PATH [OPTIONS]",
     "benchmark": "A.onnx B.onnx [...] [OPTIONS]",
@@ -47,7 +50,7 @@ class Group(click.Group):
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(ctx.command_path, "MODEL [OPTIONS]")
+        formatter.write_usage(ctx.command_path, "MODEL [MODEL ...] [OPTIONS]")
         for name, arguments in ARGUMENTS.items():
             formatter.write_usage(ctx.command_path, f"{name} {arguments}", prefix="       ")
         self.format_help_text(ctx, formatter)

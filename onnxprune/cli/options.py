@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from onnxprune.config import PROVIDERS, RoundTo
+from onnxprune.distribution import BACKENDS
 from onnxprune.preparation import COLORS, LAYOUTS, parse_numbers, parse_size
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -92,6 +93,22 @@ seed_option = click.option(
 json_option = click.option(
     "--json", "json_path", type=PATH, metavar="FILE", help="Write the report as JSON; '-' is standard output."
 )
+
+
+def cluster_options(function: Function) -> Function:
+    """The options that say where work is done, beside this machine."""
+    options = (
+        click.option(
+            "--backend", type=click.Choice(BACKENDS), default="local", show_default=True, help="Where trials run."
+        ),
+        click.option("--scheduler", metavar="ADDRESS", help="Of the cluster: tcp://10.0.0.1:8786."),
+        click.option(
+            "--shared-paths", is_flag=True, help="The cluster sees the same files: the model need not be sent."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def image_options(function: Function) -> Function:

@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from onnxprune.cli.group import Default
+from onnxprune.cli.many import prune_several
 from onnxprune.cli.options import (
     PATH,
     calibration_option,
@@ -24,8 +25,14 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
 
 
 @click.command("prune", cls=Default, hidden=True)
-@click.argument("model", type=PATH)
-@click.option("-o", "--output", type=PATH, metavar="OUT", help="Where to write; MODEL_pruned.onnx if not given.")
+@click.argument("models", type=PATH, nargs=-1, required=True, metavar="MODEL")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="OUT",
+    help="Where to write; MODEL_pruned.onnx if not given. Of several models the folder.",
+)
 @click.option(
     "--ratio", type=float, default=0.5, show_default=True, metavar="R", help="Share of every group to remove, 0 to 1."
 )
@@ -127,6 +134,14 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
     metavar="MB",
     help="Activations the recovery holds in memory, at most; beyond that in temporary files.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Of several models, so many at a time.",
+)
 @provider_option
 @click.option("--benchmark", is_flag=True, help="Measure the latency of both models; write nothing that is not faster.")
 @click.option(
@@ -158,7 +173,7 @@ from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_re
 @click.option("--force", is_flag=True, help="Replace an existing output; write a model that is not faster, too.")
 @messages
 def prune_command(  # noqa: PLR0913 - one argument per flag
-    model: Path,
+    models: tuple[Path, ...],
     *,
     output: Path | None,
     ratio: float,
@@ -188,6 +203,7 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     color: str,
     threads: int,
     memory: int,
+    jobs: int,
     provider: Literal["cpu", "cuda"],
     benchmark: bool,
     batch: int | None,
@@ -203,7 +219,7 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     verbose: bool,
     debug: bool,
 ) -> None:
-    """Prune MODEL."""
+    """Prune MODEL, or several of them in the same way."""
     voice = Voice(quiet, verbose, debug)
     with failures(voice):
         config = Config(
@@ -246,7 +262,10 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
             seed=seed,
             force=force,
         )
-        _prune(model, config, json_path, voice)
+        if len(models) == 1:
+            _prune(models[0], config, json_path, voice)
+        else:
+            prune_several(models, config, jobs, json_path, voice)
 
 
 def _prune(model: Path, config: Config, json_path: Path | None, voice: Voice) -> None:

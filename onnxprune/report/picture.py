@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 
 from onnxprune.records import FloatArray, Latency, Sensitivity
+from onnxprune.report import drawing
 
 _WIDTH, _HEIGHT = 720, 380
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 696, 100, 324
 _BINS = 60
-# Blue and vermilion of Okabe and Ito's palette: told apart by colour-blind readers too.
-_COLOURS = {"before": "#0072b2", "after": "#d55e00"}
+_COLOURS = {"before": drawing.BLUE, "after": drawing.VERMILION}
 
 
 def histogram(latency: Latency, title: str) -> str:
@@ -30,14 +29,11 @@ def histogram(latency: Latency, title: str) -> str:
     shares = {name: _shares(side.samples, edges) for name, side in sides.items()}
     top = max(float(share.max()) for share in shares.values()) or 1.0
     beyond = sum(int(value > edges[-1]) for side in sides.values() for value in side.samples)
-    size = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img"'
-    font = 'font-family="system-ui, sans-serif" font-size="12" fill="#222222"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}><title>{escape(title)}</title>',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#ffffff"/>',
-        _text(_LEFT, 24, title, "font-size='16' font-weight='600'"),
-        _text(_LEFT, 44, _verdict(latency), "fill='#555555'"),
-        _text(_LEFT, 61, _conditions(latency, beyond), "fill='#555555'"),
+        drawing.start(_WIDTH, _HEIGHT, title),
+        drawing.text(_LEFT, 24, title, "font-size='16' font-weight='600'"),
+        drawing.text(_LEFT, 44, _verdict(latency), "fill='#555555'"),
+        drawing.text(_LEFT, 61, _conditions(latency, beyond), "fill='#555555'"),
         *_axes(edges, top),
         *(_distribution(name, shares[name], top) for name in sides),
         *(_median_line(name, side.p50, edges) for name, side in sides.items()),
@@ -64,10 +60,6 @@ def _shares(samples: Sequence[float], edges: FloatArray) -> FloatArray:
     return np.asarray(100.0 * counts / max(1, len(samples)))
 
 
-def _text(x: float, y: float, text: str, attributes: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" {attributes}>{escape(text)}</text>'
-
-
 def _x(value: float, edges: FloatArray) -> float:
     return _LEFT + (_RIGHT - _LEFT) * float((value - edges[0]) / (edges[-1] - edges[0]))
 
@@ -76,28 +68,22 @@ def _y(share: float, top: float) -> float:
     return _BOTTOM - (_BOTTOM - _TOP) * share / top
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) from low to high, four to nine of them."""
-    rough = (high - low) / 4.0
-    power = 10.0 ** np.floor(np.log10(rough))
-    step = next(power * factor for factor in (5.0, 2.0, 1.0) if power * factor <= rough)
-    return [float(step * index) for index in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
-
-
 def _axes(edges: FloatArray, top: float) -> list[str]:
     parts = []
-    for share in _ticks(0.0, top):
+    for share in drawing.ticks(0.0, top):
         y = _y(share, top)
         parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}" stroke="#e4e4e4"/>')
-        parts.append(_text(_LEFT - 8, y + 4, f"{share:g}%", "text-anchor='end'"))
-    for value in _ticks(float(edges[0]), float(edges[-1])):
+        parts.append(drawing.text(_LEFT - 8, y + 4, f"{share:g}%", "text-anchor='end'"))
+    for value in drawing.ticks(float(edges[0]), float(edges[-1])):
         x = _x(value, edges)
         parts.append(f'<line x1="{x:.1f}" y1="{_BOTTOM}" x2="{x:.1f}" y2="{_BOTTOM + 5}" stroke="#222222"/>')
-        parts.append(_text(x, _BOTTOM + 19, f"{value:.6g}", "text-anchor='middle'"))
+        parts.append(drawing.text(x, _BOTTOM + 19, f"{value:.6g}", "text-anchor='middle'"))
     parts.append(f'<line x1="{_LEFT}" y1="{_BOTTOM}" x2="{_RIGHT}" y2="{_BOTTOM}" stroke="#222222"/>')
-    parts.append(_text((_LEFT + _RIGHT) / 2, _BOTTOM + 42, "latency of one run (ms)", "text-anchor='middle'"))
+    parts.append(drawing.text((_LEFT + _RIGHT) / 2, _BOTTOM + 42, "latency of one run (ms)", "text-anchor='middle'"))
     middle = (_TOP + _BOTTOM) / 2
-    parts.append(_text(16, middle, "share of runs", f"text-anchor='middle' transform='rotate(-90 16 {middle:.0f})'"))
+    parts.append(
+        drawing.text(16, middle, "share of runs", f"text-anchor='middle' transform='rotate(-90 16 {middle:.0f})'")
+    )
     return parts
 
 
@@ -121,7 +107,7 @@ def _legend(sides: Mapping[str, Any]) -> list[str]:
         x = _LEFT + 316 * index
         parts.append(f'<rect x="{x}" y="74" width="12" height="12" fill="{_COLOURS[name]}"/>')
         text = f"{name}: median {side.p50:.4g} ms, p90 {side.p90:.4g}, p99 {side.p99:.4g}"
-        parts.append(_text(x + 18, 84, text))
+        parts.append(drawing.text(x + 18, 84, text))
     return parts
 
 
@@ -135,13 +121,10 @@ def curves(found: Sensitivity, title: str) -> str:
     """A self-contained SVG picture of damage (up to 1) by share removed, a line for every group that was measured."""
     groups = [g for g in found.groups if g.removed]
     height = _BOTTOM + 70 + _LEGEND_ROW * len(groups)
-    size = f'viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" role="img"'
-    font = 'font-family="system-ui, sans-serif" font-size="12" fill="#222222"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}><title>{escape(title)}</title>',
-        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        _text(_LEFT, 24, title, "font-size='16' font-weight='600'"),
-        _text(
+        drawing.start(_WIDTH, height, title),
+        drawing.text(_LEFT, 24, title, "font-size='16' font-weight='600'"),
+        drawing.text(
             _LEFT, 44, "damage at the outputs (0: none, 1: as wrong as their mean) by share removed", "fill='#555555'"
         ),
     ]
@@ -149,8 +132,8 @@ def curves(found: Sensitivity, title: str) -> str:
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         y, x = _y(tick, 1.0), _x(tick, edges)
         parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}" stroke="#e4e4e4"/>')
-        parts.append(_text(_LEFT - 8, y + 4, f"{tick:g}", "text-anchor='end'"))
-        parts.append(_text(x, _BOTTOM + 19, f"{tick:.0%}", "text-anchor='middle'"))
+        parts.append(drawing.text(_LEFT - 8, y + 4, f"{tick:g}", "text-anchor='end'"))
+        parts.append(drawing.text(x, _BOTTOM + 19, f"{tick:.0%}", "text-anchor='middle'"))
     for index, group in enumerate(groups):
         colour, dash = _LINES[index % len(_LINES)], "none" if index < len(_LINES) else "5 3"
         pairs = zip(group.removed, group.damage, strict=True)
@@ -159,5 +142,7 @@ def curves(found: Sensitivity, title: str) -> str:
         parts.append(f'<polyline points="{points}" {style}/>')
         row = _BOTTOM + 46 + _LEGEND_ROW * index
         parts.append(f'<line x1="{_LEFT}" y1="{row}" x2="{_LEFT + 24}" y2="{row}" {style}/>')
-        parts.append(_text(_LEFT + 32, row + 4, f"{group.words or group.id} ({group.macs_share:.1%} of the MACs)"))
+        parts.append(
+            drawing.text(_LEFT + 32, row + 4, f"{group.words or group.id} ({group.macs_share:.1%} of the MACs)")
+        )
     return "\n".join([*parts, "</svg>"]) + "\n"

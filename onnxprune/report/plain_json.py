@@ -13,7 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import __version__
-from onnxprune.records import GroupReport, Latency, LatencySide, Quality, Report, Sensitivity, Totals, WidthCalibration
+from onnxprune.records import (
+    GroupReport,
+    Latency,
+    LatencySide,
+    Pruned,
+    Quality,
+    Report,
+    SearchReport,
+    Sensitivity,
+    Totals,
+    TrialResult,
+    WidthCalibration,
+)
 
 SCHEMA = 1
 
@@ -70,6 +82,53 @@ def comparison_data(models: Sequence[str | Path], results: Sequence[Latency], *,
     return {key: _valid(value) for key, value in data.items()}
 
 
+def many_data(found: Sequence[Pruned]) -> list[dict[str, Any]]:
+    """The results of several models as plain data: the report of each, or its error."""
+    return [
+        {
+            "model": entry.model,
+            "exit_code": entry.exit_code,
+            "error": entry.error,
+            "report": report_data(entry.report) if entry.report else None,
+        }
+        for entry in found
+    ]
+
+
+def search_data(found: SearchReport) -> dict[str, Any]:
+    """The result of `search` as plain data: every trial in the order asked for."""
+    data = {
+        "schema": SCHEMA,
+        "tool_version": __version__,
+        "model": found.model,
+        "folder": found.folder,
+        "seed": found.seed,
+        "options": found.options,
+        "before": _totals(found.before, has_file=True),
+        "trials": [_trial(result, number in found.front) for number, result in enumerate(found.results)],
+    }
+    return {key: _valid(value) for key, value in data.items()}
+
+
+def _trial(result: TrialResult, on_front: bool) -> dict[str, Any]:
+    return {
+        "amount": result.trial.amount,
+        "criterion": result.trial.criterion,
+        "front": on_front,
+        "error": result.error,
+        "plan": result.plan,
+        "metric": {
+            "name": result.metric,
+            "rows": result.rows,
+            "original": dataclasses.asdict(result.original) if result.original else None,
+            "final": dataclasses.asdict(result.quality) if result.quality else None,
+        },
+        "after": _totals(result.after, has_file=True) if result.after else None,
+        "latency": latency_data(result.latency) if result.latency else None,
+        "seconds": result.seconds,
+    }
+
+
 def widths_data(found: WidthCalibration) -> dict[str, Any]:
     """The result of `calibrate-widths` as plain data."""
     data = {"schema": SCHEMA, "tool_version": __version__, **found.key, **dataclasses.asdict(found.staircases)}
@@ -103,7 +162,7 @@ def latency_data(latency: Latency) -> dict[str, Any]:
     }
 
 
-def dumps(data: Mapping[str, Any]) -> str:
+def dumps(data: Mapping[str, Any] | Sequence[Any]) -> str:
     """JSON text with a final line break."""
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 

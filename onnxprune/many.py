@@ -1,0 +1,82 @@
+"""Several models pruned in the same way; the failure of one does not stop the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxprune import distribution
+from onnxprune.api import prune
+from onnxprune.config import Config, parse_target
+from onnxprune.distribution import Workers
+from onnxprune.errors import OnnxPruneError, OutputError, UsageError
+from onnxprune.records import Pruned
+
+log = logging.getLogger(__name__)
+
+
+def prune_many(models: Sequence[str | Path], config: Config | None = None, *, jobs: int = 1) -> tuple[Pruned, ...]:
+    """Prune every one of `models` as `config` says, `jobs` at a time in processes of this machine; in their order.
+
+    `config.output` is the folder for the results, which get the names of their models; it is made where it is not
+    there. Without it MODEL_pruned.onnx beside each. Raises an OnnxPruneError for options that fit no model; the error
+    of a single model is in its record.
+    """
+    config, paths = config or Config(), [Path(model) for model in models]
+    outputs = _check(paths, config, jobs)
+    if config.output is not None and not config.dry_run:
+        _make_folder(config.output)
+    tasks = [(str(path), (path, output)) for path, output in zip(paths, outputs, strict=True)]
+    found = {done.model: done for done in distribution.each(attempt, config, tasks, Workers(jobs))}
+    return tuple(found[str(path)] for path in paths)
+
+
+def attempt(config: Config, task: tuple[Path, Path | None]) -> Pruned:
+    """Prune one model; an error is part of the record."""
+    model, output = task
+    try:
+        return Pruned(str(model), prune(model, dataclasses.replace(config, output=output)))
+    except OnnxPruneError as error:
+        return Pruned(str(model), None, str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the other models are still to be pruned
+        log.debug("%s", traceback.format_exc())
+        return Pruned(str(model), None, f"internal error: {type(error).__name__}: {error}", 1)
+
+
+def _check(models: Sequence[Path], config: Config, jobs: int) -> list[Path | None]:
+    """The output of every model, None for the default. Raises UsageError for what cannot be done with several."""
+    if not models:
+        raise UsageError("no model is given")
+    twice = sorted({str(model) for model in models if models.count(model) > 1})
+    if twice:
+        raise UsageError(f"{', '.join(twice)} is given twice")
+    if config.plan or config.save_plan:
+        raise UsageError("--plan and --save-plan are for one model: prune the models one by one")
+    dataclasses.replace(config, output=None).validate()
+    timed = config.benchmark or (config.target and parse_target(config.target)[0] in ("latency", "milliseconds"))
+    if timed and jobs > 1:
+        raise UsageError(
+            "latency beside other work measures that work too: no --benchmark and no latency target, or --jobs 1"
+        )
+    if config.output is None:
+        return [None] * len(models)
+    outputs = [config.output / model.name for model in models]
+    names = [model.name for model in models]
+    clash = next((name for name in names if names.count(name) > 1), None)
+    if clash is not None:
+        raise UsageError(f"two models are called {clash}, and one folder holds one of them: prune them one by one")
+    return list(outputs)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise OutputError(f"{folder}: several models need a folder, and this is a file; choose another") from error
+    except FileNotFoundError as error:
+        raise OutputError(f"{folder}: the folder {folder.parent} does not exist; create it first") from error
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another place") from error

@@ -1,0 +1,195 @@
+"""Work on several items at once: order, errors, warnings, lost workers; a real dask cluster on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+import onnxprune
+from onnxprune import Config, Workers, distribution
+from onnxprune.errors import UsageError, WorkerError
+
+ITEMS = [(str(n), n) for n in range(4)]
+NET = """
+<ir_version: 8, opset_import: ["": 17]>
+net (float[n, 8] x) => (float[n, 4] y) {
+    a = Gemm(x, w1)
+    b = Relu(a)
+    y = Gemm(b, w2)
+}
+"""
+
+
+def task() -> Any:
+    """A function that is sent as it is: workers cannot import this file."""
+
+    def product(common: int, item: int) -> tuple[int, int]:
+        import logging
+        import os
+
+        logging.getLogger("onnxprune.somewhere").warning("odd values")
+        logging.getLogger("onnxprune.somewhere").info("a step")
+        return common * item, os.getpid()
+
+    return product
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_results_and_warnings_come_home(jobs: int, caplog: pytest.LogCaptureFixture) -> None:
+    found = list(distribution.each(task(), 10, ITEMS, Workers(jobs)))
+    assert sorted(value for value, _ in found) == [0, 10, 20, 30]
+    assert ({pid for _, pid in found} == {os.getpid()}) == (jobs == 1)
+    own = [r.getMessage() for r in caplog.records if r.name == "onnxprune.distribution"]
+    assert len(own) == 1 and own[0].endswith(": odd values")
+
+
+def test_handlers_hear_a_warning_once() -> None:
+    heard: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(f"{record.levelname} {record.getMessage()}")
+
+    logger, handler = logging.getLogger("onnxprune"), Handler(logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        list(distribution.each(task(), 10, ITEMS[:2], Workers(1)))
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    assert heard == ["INFO a step", "WARNING 0: odd values", "INFO a step"]
+    assert not handler.filters
+
+
+def test_errors_end_all() -> None:
+    def fails(common: int, item: int) -> None:
+        raise UsageError(f"item {item}")
+
+    for jobs in (1, 2):
+        with pytest.raises(UsageError, match=r"item \d"):
+            list(distribution.each(fails, 0, ITEMS, Workers(jobs)))
+
+
+def test_a_lost_worker_is_an_error() -> None:
+    def dies(common: int, item: int) -> None:
+        import os
+
+        os._exit(1)
+
+    with pytest.raises(WorkerError, match="fewer --jobs"):
+        list(distribution.each(dies, 0, ITEMS, Workers(2)))
+
+
+@pytest.mark.parametrize(
+    ("workers", "word"),
+    [
+        (Workers(backend="slurm"), "--backend must be one of"),
+        (Workers(jobs=0), "--jobs must be at least 1"),
+        (Workers(scheduler="tcp://a:1"), "--backend dask or ray"),
+        (Workers(shared_paths=True), "--backend dask or ray"),
+        (Workers(backend="dask"), "needs --scheduler"),
+        (Workers(2, "dask", "tcp://a:1"), "--jobs is for this machine"),
+    ],
+)
+def test_options_that_make_no_sense(workers: Workers, word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        list(distribution.each(task(), 0, ITEMS, workers))
+
+
+@pytest.mark.parametrize(("backend", "package"), [("dask", r"onnxprune\[cluster\]"), ("ray", r"ray\[default\]")])
+def test_missing_packages_are_named(backend: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=f"pip install .*{package}"):
+        list(distribution.each(task(), 0, ITEMS, Workers(backend=backend, scheduler="tcp://127.0.0.1:1")))
+
+
+def test_one_job_per_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, jobs in ((1, 1), (2, 1), (5, 2), (16, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)
+        assert distribution.default_jobs() == jobs
+
+
+# ---- dask ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A scheduler with two workers, each a process of its own, on the loopback interface."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0", silence_logs=logging.CRITICAL
+    ) as found:
+        yield found
+
+
+def build(folder: Path) -> Path:
+    generator = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(NET)
+    for name, shape in {"w1": (8, 32), "w2": (32, 4)}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(generator.standard_normal(shape, np.float32), name))
+    (folder / "net.onnx").write_bytes(proto.SerializeToString())
+    np.savez(folder / "inputs.npz", x=generator.standard_normal((320, 8), np.float32))
+    return folder / "net.onnx"
+
+
+def test_search_on_a_cluster(cluster: Any, tmp_path: Path) -> None:
+    model = build(tmp_path)
+    config = Config(calibration=tmp_path / "inputs.npz", round_to=1, recover=False)
+    workers = Workers(backend="dask", scheduler=cluster.scheduler_address)
+    settings: Any = {"ratios": [0.25, 0.5], "criteria": ["l2"], "timed": False}
+    far = onnxprune.search(model, config, folder=tmp_path / "far", workers=workers, **settings)
+    near = onnxprune.search(model, config, folder=tmp_path / "near", **settings)
+    assert [(r.key, r.quality, r.after, r.plan) for r in far.results] == [
+        (r.key, r.quality, r.after, r.plan) for r in near.results
+    ]
+    for result in far.results:
+        plans = [(tmp_path / place / str(result.plan)).read_text() for place in ("far", "near")]
+        assert plans[0] == plans[1]
+
+
+def test_files_reach_workers_that_do_not_see_them(cluster: Any, tmp_path: Path) -> None:
+    from onnxprune.records import Trial
+    from onnxprune.trials import cargo, work
+
+    model = build(tmp_path)
+    config = Config(calibration=tmp_path / "inputs.npz", round_to=1, recover=False)
+    address = cluster.scheduler_address
+    sent, named = (cargo.pack(model, config, travels=travels) for travels in (True, False))
+    model.unlink()
+    items = [("one", work.Task(Trial("ratio=0.5", "l2"), "key"))]
+    (done,) = distribution.each(work.attempt, sent, items, Workers(backend="dask", scheduler=address))
+    assert done.result.after is not None and done.result.after.parameters == 16 * 12
+    with pytest.raises(UsageError, match=r"sees no .*net\.onnx"):
+        list(distribution.each(work.attempt, named, items, Workers(None, "dask", address, True)))
+
+
+def test_clusters_that_cannot_be_used(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(backend="dask", scheduler=cluster.scheduler_address)
+    monkeypatch.setattr(distribution, "__version__", "99.0")
+    with pytest.raises(UsageError, match=r"have onnxprune .*; this is 99\.0"):
+        list(distribution.each(task(), 0, ITEMS, workers))
+    monkeypatch.setattr(distribution, "CONNECT_S", 1)
+    with pytest.raises(UsageError, match="no dask scheduler answers"):
+        list(distribution.each(task(), 0, ITEMS, Workers(backend="dask", scheduler="tcp://127.0.0.1:1")))
+
+
+def test_a_cluster_without_workers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=":0") as empty,
+        pytest.raises(UsageError, match="the scheduler has no workers"),
+    ):
+        list(distribution.each(task(), 0, ITEMS, Workers(backend="dask", scheduler=empty.scheduler_address)))
