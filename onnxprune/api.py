@@ -26,7 +26,8 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
     config = config or Config()
     config.validate(Path(model))
     clock = Clock()
-    opened = opening.open_model(Path(model), config.input_shapes, clock)
+    # Without some of its blocks the model is handed to other processes, weights included.
+    opened = opening.open_model(Path(model), config.input_shapes, clock, lean=not (config.depth or config.plan))
     output = config.output_for(opened.model.path)
     if not config.dry_run:
         preflight(opened.model, output, config.force)
@@ -68,7 +69,7 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
 def inspect(model: str | Path, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> Report:
     """Analyse the ONNX file `model` and report its groups and refusals. Writes nothing."""
     clock = Clock()
-    opened = opening.open_model(Path(model), input_shapes or {}, clock)
+    opened = opening.open_model(Path(model), input_shapes or {}, clock, lean=True)
     return summary.report(opened, Config(input_shapes=input_shapes or {}, dry_run=True), Plan({}), clock.seconds)
 
 

@@ -107,7 +107,8 @@ class Config:
     @property
     def needs_inputs(self) -> bool:
         """Whether inputs are fitted to or measured on; where there are no real ones, they are made up."""
-        measures = self.target is not None if self.criterion is None else self.criterion in MEASURED_CRITERIA
+        by_damage = self.target is not None and (self.allocation != "uniform" or self.aims_at_latency)
+        measures = by_damage if self.criterion is None else self.criterion in MEASURED_CRITERIA
         return measures or (self.recover and self.ratio > 0)
 
     @property
@@ -156,8 +157,11 @@ class Config:
             raise UsageError("--plan says which groups are cut: leave --target out")
         if kind in LATENCY_KINDS and self.max_drop is not None:
             raise UsageError("--max-drop goes with --target macs, params or size, not with a latency: leave one out")
-        if self.measure not in MEASURED_CRITERIA and kind not in LATENCY_KINDS:
-            raise UsageError(f"--target needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {self.measure}")
+        if kind not in LATENCY_KINDS and self.measure not in MEASURED_CRITERIA and self.allocation != "uniform":
+            raise UsageError(
+                f"--target needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {self.measure}; "
+                "or give --allocation uniform, which needs no measure"
+            )
 
     def _check_metric(self) -> None:
         if self.metric is not None:

@@ -80,7 +80,8 @@ def _without_data(opened: Opened, config: Config) -> Gathered:
     found = _synthetic(opened, config)
     if found.lack is not None:
         log.info("%s", found.lack)
-    for option, given in (("--target", config.target), ("--criterion", config.criterion in MEASURED_CRITERIA)):
+    by_damage = config.target is not None and config.allocation != "uniform"
+    for option, given in (("--target", by_damage), ("--criterion", config.criterion in MEASURED_CRITERIA)):
         if given and found.lack is not None:
             raise UsageError(f"{option} needs inputs to measure on, and {found.lack}; give --calibration")
     return found

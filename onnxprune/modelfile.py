@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import math
+import mmap
 import os
 import stat
 import sys
@@ -29,6 +30,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError
 from onnxprune.naming import make_names_unique
+from onnxprune.wire import without_weights
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -71,13 +73,14 @@ class ModelFile:
     _graph: gs.Graph | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, path: str | Path, *, unique_names: bool = False) -> ModelFile:
+    def load(cls, path: str | Path, *, unique_names: bool = False, lean: bool = False) -> ModelFile:
         """Open and check the model at `path`; every fault is a ModelError that says what to do.
 
-        `unique_names`: tensors of bodies that share a name with another tensor get names of their own.
+        `unique_names`: tensors of bodies that share a name with another tensor get names of their own. `lean`: as in
+        `skeleton`.
         """
         path = Path(path)
-        proto = _parse(path)
+        proto = _parse(path, lean=lean)
         _check_versions(path, proto)
         claimed = sum(_check_tensor(path, weight) for weight in _all_tensors(proto))
         files = external_files(path, proto)
@@ -152,9 +155,13 @@ class ModelFile:
         return packed.view(dtype.newbyteorder("<") if sys.byteorder == "big" else dtype).reshape(shape)
 
 
-def skeleton(path: Path) -> ModelProto:
-    """The model in a file this program wrote, external data not loaded and nothing checked."""
-    return _parse(path)
+def skeleton(path: Path, *, lean: bool = False) -> ModelProto:
+    """The model in a file this program wrote, external data not loaded and nothing checked.
+
+    `lean`: large initializers stay in the file too, as external data whose file is the model itself. They are as they
+    were in what `write` makes of it. (Nothing stays behind in a linked file, which onnx refuses for external data.)
+    """
+    return _parse(path, lean=lean)
 
 
 def external_files(path: Path, proto: ModelProto) -> tuple[Path, ...]:
@@ -163,7 +170,7 @@ def external_files(path: Path, proto: ModelProto) -> tuple[Path, ...]:
     for weight in _all_tensors(proto):
         if _is_external(weight.tensor):
             location = _external_entries(weight.tensor).get("location", "")
-            if location not in found:
+            if location not in found and location != path.name:
                 found[location] = _external_path(path, weight.name, location)
     return tuple(dict.fromkeys(found.values()))
 
@@ -234,6 +241,11 @@ def _is_external(tensor: TensorProto) -> bool:
     return tensor.data_location == TensorProto.EXTERNAL
 
 
+def _is_left(path: Path, tensor: TensorProto) -> bool:
+    """Whether a tensor was left in the model file at `path` itself."""
+    return _is_external(tensor) and _external_entries(tensor).get("location") == path.name
+
+
 def _external_entries(tensor: TensorProto) -> dict[str, str]:
     # protobuf hands out text that is not UTF-8 as bytes
     return {str(entry.key): str(entry.value) for entry in tensor.external_data}
@@ -246,9 +258,9 @@ def _type_name(tensor: TensorProto) -> str:
 # ------------------------------------------------------------------------------------------ checks of the file
 
 
-def _parse(path: Path) -> ModelProto:
+def _parse(path: Path, *, lean: bool = False) -> ModelProto:
     """Read and parse the protobuf, telling apart the kinds of file that are mistaken for a model."""
-    data = _read_file(path)
+    data = (_read_lean(path) if lean else None) or _read_file(path)
     if data.startswith(_LFS_HEAD):
         raise ModelError(f"{path}: this is a git-lfs pointer, not the model. Run `git lfs pull` in its repository.")
     if path.suffix.lower() == ".ort" or data[4:8] == b"ORTM":
@@ -289,6 +301,25 @@ def _read_file(path: Path) -> bytes:
         raise ModelError(f"{path}: no permission to read it. Change its mode, for example `chmod u+r`.") from error
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}.") from error
+
+
+def _read_lean(path: Path) -> bytes | None:
+    """The file without its large initializers; None where it is not one to leave them in, or `_read_file` is to say
+    what is wrong with it."""
+    try:
+        status = path.stat()
+        if path.is_symlink() or not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            return None
+        if not 0 < status.st_size <= MAX_PROTO_BYTES:
+            return None
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as data,
+        ):
+            return without_weights(data, path.name)
+    except (OSError, ValueError):
+        return None
 
 
 def _is_text(data: bytes) -> bool:
@@ -412,7 +443,7 @@ def _region(path: Path, weight: _Weight, size: int) -> tuple[Path, int]:
     """File and offset of an external tensor of `size` bytes, after checking that they are really there."""
     name, tensor, _ = weight
     entries = _external_entries(tensor)
-    file = _external_path(path, name, entries.get("location", ""))
+    file = path if _is_left(path, tensor) else _external_path(path, name, entries.get("location", ""))
     try:
         offset, length = int(entries.get("offset") or 0), int(entries.get("length") or size)
     except ValueError as error:
@@ -732,7 +763,8 @@ class _Writer:
     def _place(self, weight: _Weight, original: TensorProto | None) -> None:
         """Give one tensor its payload, inline or in the data file; `original` is given where it is edited."""
         tensor = weight.tensor
-        was_external = _is_external(tensor)
+        left = _is_left(self.model.path, tensor)
+        was_external = _is_external(tensor) and not left
         inline = 0 if was_external else _payload_bytes(tensor, _type_name(tensor))
         if original is not None:
             array = self._edit(weight.name, original)
@@ -742,7 +774,7 @@ class _Writer:
                 tensor.string_data.extend(text.encode() for text in array.ravel())
                 return
             payload = _array_payload(array)
-        elif was_external:
+        elif was_external or left:
             size = _check_tensor(self.model.path, weight)
             file, offset = _region(self.model.path, weight, size)
             payload = _Payload(size, _file_chunks(file, offset, size), (file, offset))

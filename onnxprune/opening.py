@@ -17,10 +17,10 @@ from onnxprune.opened import Opened
 from onnxprune.records import Feed
 
 
-def open_model(path: Path, given: Mapping[str, tuple[int, ...]], clock: Clock) -> Opened:
-    """Load, infer shapes, analyse: three stages."""
+def open_model(path: Path, given: Mapping[str, tuple[int, ...]], clock: Clock, *, lean: bool = False) -> Opened:
+    """Load (`lean`: as in `modelfile.skeleton`), infer shapes, analyse: three stages."""
     with clock("load"):
-        model = ModelFile.load(path, unique_names=True)
+        model = ModelFile.load(path, unique_names=True, lean=lean)
     with clock("shapes"), unhurried_collector():
         found = shapes.infer(model.proto, given, model.base_dir)
     with clock("analyse"), unhurried_collector():

@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from onnxprune import allocate, budget, evaluation, pacing, recovery, select, widths, worker
+from onnxprune import allocate, budget, cost, evaluation, pacing, recovery, select, widths, worker
 from onnxprune import plan as plans
 from onnxprune import score as scores
+from onnxprune import target as targets
 from onnxprune.comparison import Conditions
 from onnxprune.config import MEASURED_CRITERIA, Config, parse_target
 from onnxprune.cut import Cut
 from onnxprune.errors import ModelError, NothingToPruneError, UsageError, WorkerError
 from onnxprune.modelfile import ModelFile
 from onnxprune.opened import Opened
-from onnxprune.records import FastWidths, Group, Plan, Pursuit, Round
+from onnxprune.records import Allocation, FastWidths, Group, Plan, Pursuit, Round
 
 log = logging.getLogger(__name__)
 
@@ -111,12 +112,28 @@ def _scored_plan(opened: Opened, config: Config, chosen: Sequence[Group], source
 
 
 def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterion: str) -> Plan:
-    """The plan by a criterion over the weights alone."""
+    """The plan by a criterion over the weights alone; a target is met by one ratio for all groups."""
     round_to = None if config.round_to == "auto" else int(config.round_to)
     fast = widths.known(config.provider, config.run_threads)
-    counts = allocate.uniform(opened.analysis, chosen, ratio=config.ratio, round_to=round_to, widths=fast)
+
+    def split(ratio: float) -> Allocation:
+        return allocate.uniform(opened.analysis, chosen, ratio=ratio, round_to=round_to, widths=fast)
+
+    counts = split(config.ratio) if config.target is None else _meeting(opened, config.target, chosen, split)
     found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=criterion, seed=config.seed)
     return select.select(found, counts)
+
+
+def _meeting(opened: Opened, target: str, chosen: Sequence[Group], split: Callable[[float], Allocation]) -> Allocation:
+    """The split of the smallest ratio that meets the target."""
+    kind, amount = parse_target(target)
+    terms, rest = recovery.terms_of(opened.model, opened.analysis, kind)
+    atoms = {g.id: g.dim for g in chosen}
+
+    def price(allocation: Allocation) -> float:
+        return cost.total(terms, {atoms[name]: count for name, count in allocation.counts.items()})
+
+    return targets.uniformly(split, price, (amount * (price(Allocation({})) + rest) if amount <= 1 else amount) - rest)
 
 
 def choose(groups: Sequence[Group], keep: Sequence[str], only: Sequence[str]) -> list[Group]:

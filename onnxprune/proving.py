@@ -57,7 +57,7 @@ def prove(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequenc
 
 def _check_arithmetic(path: Path, config: Config) -> None:
     """Every linear operator of the written model must have weights that fit its operands."""
-    pruned = skeleton(path)
+    pruned = skeleton(path, lean=True)
     try:
         analysis.analyse(pruned, shapes.infer(pruned, config.input_shapes, path.parent))
     except ModelError as error:

@@ -16,6 +16,8 @@ Status = Literal["pruned", "kept", "frozen"]
 FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.int64]
 Feed = dict[str, npt.NDArray[np.generic]]
+NO_NAMES = ("", "?")
+"""What exporters write for an axis without a name: two such axes are not one."""
 
 
 @dataclass(frozen=True)

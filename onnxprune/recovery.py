@@ -26,7 +26,7 @@ from onnxprune import target as targets
 from onnxprune.criteria import obs
 from onnxprune.cut import Cut, cut
 from onnxprune.dims import Dim
-from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
 from onnxprune.recover import divergence, tune
@@ -257,10 +257,7 @@ def _allocate(
         return cost.total(terms, kept)
 
     if wanted.allocation == "uniform":
-        found = targets.ratio_for(lambda r: _uniform(groups, wanted, order, r), price, target)
-        if price(found) > target:
-            raise NothingToPruneError("the target cannot be reached: too little of the model may shrink")
-        return found
+        return targets.uniformly(lambda r: _uniform(groups, wanted, order, r), price, target)
     mixes = damages(groups, wanted, order, measured)
     candidates = [targets.by_damage(groups, own, terms, target, wanted.steps) for own in mixes]
     return candidates[best(source, model, groups, order, candidates)]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.records import Feed
+from onnxprune.records import NO_NAMES, Feed
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -189,7 +189,7 @@ def input_specs(session: InferenceSession) -> list[InputSpec]:
     for value in session.get_inputs():
         if value.type not in _DTYPES:
             raise ModelError(f"input '{value.name}' has type {value.type}, which cannot be fed from Python here")
-        shape = tuple(value.shape)
+        shape = tuple(None if axis in NO_NAMES else axis for axis in value.shape)
         specs.append((value.name, shape, _DTYPES[value.type]))
     return specs
 

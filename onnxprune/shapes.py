@@ -23,6 +23,7 @@ from onnxprune import worker
 from onnxprune.bodies import entering, flat_nodes, is_walkable, leaving, walked_bodies
 from onnxprune.errors import ModelError, OnnxPruneError, UsageError
 from onnxprune.folding import LARGEST, evaluate
+from onnxprune.records import NO_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ def _concrete(value: onnx.ValueInfoProto, dynamic: Sizes, symbols: dict[str, int
         size = d.dim_value if d.HasField("dim_value") else 0
         if size <= 0:
             size = _dynamic_size(axis, len(dims), dynamic)
-            size = symbols.setdefault(d.dim_param, size) if d.dim_param else size
+            size = symbols.setdefault(d.dim_param, size) if d.dim_param not in NO_NAMES else size
         sizes.append(size)
     return tuple(sizes)
 
@@ -216,7 +217,7 @@ def _check_given(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> None:
         if len(dims) and len(dims) != len(shape):
             raise UsageError(f"--input-shape gives {len(shape)} axes for {name!r}, the model has {len(dims)}")
         for axis, (d, size) in enumerate(zip(dims, shape, strict=False)):
-            if d.HasField("dim_value") and d.dim_value not in (0, size):
+            if d.dim_value > 0 and d.dim_value != size:
                 raise UsageError(
                     f"--input-shape gives {size} for axis {axis} of {name!r}, the model fixes {d.dim_value}"
                 )

@@ -62,7 +62,7 @@ def report(
     before = _before(opened.original or opened)
     after = None
     if plan.kept or plan.blocks:
-        size = ModelFile.load(output).bytes if output else 0
+        size = ModelFile.load(output, lean=True).bytes if output else 0
         nodes = len(found.nodes) - _dropped(found, plan)
         after = Totals(nodes, cost.parameters(found, weights, kept), size, cost.macs(found, kept))
     return Report(

@@ -153,13 +153,34 @@ def _least(group: Group, step: int) -> int:
     return max(step, group.least, math.ceil(group.size * LEAST_SHARE))
 
 
+def uniformly(make: Callable[[float], Allocation], price: Callable[[Allocation], float], target: float) -> Allocation:
+    """`ratio_for`; raises NothingToPruneError where the target is out of reach."""
+    found = ratio_for(make, price, target)
+    if price(found) > target:
+        raise NothingToPruneError("the target cannot be reached: too little of the model may shrink")
+    return found
+
+
 def ratio_for(make: Callable[[float], Allocation], price: Callable[[Allocation], float], target: float) -> Allocation:
-    """The allocation of the smallest ratio (bisected) whose price is at most `target`, or that of ratio 1."""
+    """The allocation of the smallest ratio (bisected) whose price is at most `target`, or that of ratio 1.
+
+    At that ratio many groups may take a step at once: as many of the first ones as the target allows do not take it.
+    """
     low, high = 0.0, 1.0
     for _ in range(20):
         middle = (low + high) / 2
         low, high = (low, middle) if price(make(middle)) <= target else (middle, high)
-    return make(high)
+    found, looser = make(high).counts, make(low).counts
+    names = list(found)
+
+    def mixed(count: int) -> Allocation:
+        return Allocation({**found, **{name: looser[name] for name in names[:count]}})
+
+    least, most = 0, len(names)
+    while least < most:
+        half = (least + most + 1) // 2
+        least, most = (half, most) if price(mixed(half)) <= target else (least, half - 1)
+    return mixed(least)
 
 
 class _Split:

@@ -50,7 +50,7 @@ def check_file(path: Path, original: Path) -> None:
 def _fault(path: Path) -> Exception | None:
     try:
         onnx.checker.check_model(str(path), full_check=False)
-        onnx.shape_inference.infer_shapes(skeleton(path), check_type=True, strict_mode=True)
+        onnx.shape_inference.infer_shapes(skeleton(path, lean=True), check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return error
     return None
@@ -92,7 +92,7 @@ def each_output(model: str, feeds: Iterable[Feed], *, wide: bool = False) -> Ite
     precision is computed in float32.
     """
     path = Path(model)
-    usual = not external_files(path, skeleton(path))
+    usual = not external_files(path, skeleton(path, lean=True))
     source = _bytes(skeleton(path), str(path.parent), wide) if wide else model
     session = runtime.session(source, optimize=usual, prepack=usual)
     for feed in feeds:
@@ -101,7 +101,7 @@ def each_output(model: str, feeds: Iterable[Feed], *, wide: bool = False) -> Ite
 
 def is_widened(path: Path) -> bool:
     """Whether a model is proved in float32: half precision, and small enough to be copied in memory."""
-    proto = skeleton(path)
+    proto = skeleton(path, lean=True)
     size = sum(file.stat().st_size for file in (path, *external_files(path, proto)))
     return has_half(proto) and size <= LARGEST_WIDENED
 
@@ -123,9 +123,13 @@ def _flatten(value: Any) -> Array:
 def compare_quality(original: str, pruned: str, feeds: Sequence[Feed], *, data: str) -> Quality:
     """How close the pruned model is to the original on `feeds`. Run in a child process."""
     wide = needs_widening(original, feeds)
-    reference, result = all_outputs(original, feeds, wide=wide), all_outputs(pruned, feeds, wide=wide)
+    return _quality(all_outputs(original, feeds, wide=wide), all_outputs(pruned, feeds, wide=wide), feeds, data=data)
+
+
+def _quality(reference: Sequence[Outputs], result: Sequence[Outputs], feeds: Sequence[Feed], *, data: str) -> Quality:
+    """Closeness of the outputs that both have."""
     outputs = {}
-    for name in reference[0]:
+    for name in result[0]:
         a, b = ([outputs_[name] for outputs_ in side] for side in (reference, result))
         if a[0].dtype.kind == "f":
             outputs[name] = quality_of(a, b)
@@ -146,7 +150,7 @@ def needs_widening(model: str, feeds: Sequence[Feed]) -> bool:
 
 def tolerance_for(path: Path) -> float:
     """The tolerance for the model in a file."""
-    return HALF_TOLERANCE if has_half(skeleton(path)) and not is_widened(path) else TOLERANCE
+    return HALF_TOLERANCE if has_half(skeleton(path, lean=True)) and not is_widened(path) else TOLERANCE
 
 
 def require_exact(exactness: Exactness, tolerance: float) -> None:
@@ -200,16 +204,25 @@ def prove(
     result = _probed_session(Path(pruned), str(Path(pruned).parent), wide)
     found = [_run_pruned(result, feed) for feed in made]
     del reference, result
-    original_outputs = all_outputs(original, made, wide=wide)
-    exactness = exactness_of(expected, found, original_outputs, _bounded_outputs(skeleton(Path(pruned))), tolerance)
+    original_outputs = _outputs_alone(original, made, wide)
+    exactness = exactness_of(
+        expected, found, original_outputs, _bounded_outputs(skeleton(Path(pruned), lean=True)), tolerance
+    )
     if has_branches(skeleton(Path(masked))):
         models = ((original, str(Path(original).parent)), (masked, folder), (pruned, str(Path(pruned).parent)))
         for then in (True, False):
             exactness = _with_branch(exactness, then, models, made, tolerance, wide)
     if not feeds:
-        return Proof(exactness, compare_quality(original, pruned, made, data="synthetic"))
-    chosen = calibration.batches(feeds, calibration.fixed_rows(skeleton(Path(original))), QUALITY_ROWS)
+        outputs = all_outputs(pruned, made, wide=wide)
+        return Proof(exactness, _quality(original_outputs, outputs, made, data="synthetic"))
+    chosen = calibration.batches(feeds, calibration.fixed_rows(skeleton(Path(original), lean=True)), QUALITY_ROWS)
     return Proof(exactness, compare_quality(original, pruned, chosen, data="calibration"))
+
+
+def _outputs_alone(model: str, feeds: Sequence[Feed], wide: bool) -> list[Outputs]:
+    """What a model returns, and what goes into its last bounded operators, in little memory."""
+    session = _probed_session(Path(model), str(Path(model).parent), wide)
+    return [_run(session, feed) for feed in feeds]
 
 
 def _with_branch(
@@ -335,7 +348,7 @@ def _probed_session(path: Path, folder: str, wide: bool, then: bool | None = Non
 
     `wide`: half precision is computed in float32. `then`: the branch that every If takes, None for what it says.
     """
-    proto = skeleton(path)
+    proto = skeleton(path, lean=path.parent == Path(folder))
     if then is not None:
         take_branch(proto, then)
     producers = {o: n for n in proto.graph.node for o in n.output}

@@ -14,7 +14,7 @@ from onnxprune import api, calibration, config, recovery, target, worker
 from onnxprune.config import Config
 from onnxprune.criteria import activation
 from onnxprune.errors import NothingToPruneError, UsageError
-from onnxprune.records import Feed
+from onnxprune.records import Allocation, Feed
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -188,6 +188,42 @@ def test_measured_criteria_and_targets_make_their_inputs_where_none_are_given() 
     for config_ in (Config(criterion="obs", recover=False), Config(target="macs=0.5", recover=False)):
         config_.validate()
         assert config_.needs_inputs
+
+
+@pytest.mark.parametrize("kind", ["macs", "params", "size"])
+def test_one_ratio_for_all_meets_a_target_without_inputs(tmp_path: Path, kind: str) -> None:
+    options = Config(
+        output=tmp_path / "out.onnx", target=f"{kind}=0.6", allocation="uniform", recover=False, round_to=1
+    )
+    assert not options.needs_inputs
+    report = api.prune(save(tmp_path, copies=False), options)
+    before, after = report.before, report.after
+    parts = {"macs": (before.macs, after.macs), "params": (before.parameters, after.parameters)}
+    whole, left = parts.get(kind, (before.bytes, after.bytes))
+    assert whole and left
+    assert 0.4 < left / whole <= 0.6
+    assert report.inputs is None
+
+
+def test_the_ratio_for_all_gives_back_what_a_step_takes_too_much() -> None:
+    """Steps of 8 take all four groups from 16 to 8 at once, which is half of the whole; three quarters are allowed."""
+
+    def split(ratio: float) -> Allocation:
+        return Allocation(dict.fromkeys("abcd", 16 if ratio < 0.5 else 8))
+
+    found = target.uniformly(split, lambda a: float(sum(a.counts.values())), 48)
+    assert list(found.counts.values()) == [16, 16, 8, 8]
+
+
+def test_the_ratio_for_all_says_where_the_target_is_out_of_reach() -> None:
+    with pytest.raises(NothingToPruneError, match="cannot be reached"):
+        target.uniformly(lambda ratio: Allocation({"a": 4}), lambda a: 4.0, 3)
+
+
+def test_a_norm_needs_one_ratio_for_all_to_meet_a_target() -> None:
+    with pytest.raises(UsageError, match="--allocation uniform"):
+        Config(target="macs=0.5", criterion="l1").validate()
+    Config(target="macs=0.5", criterion="l1", allocation="uniform").validate()
 
 
 def test_batches_hold_whole_rows_up_to_the_limit() -> None:

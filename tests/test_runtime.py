@@ -208,6 +208,16 @@ def test_default_shapes(declared: tuple[Any, ...], dtype: Any, shape: tuple[int,
     assert runtime.resolve_shapes([("x", declared, dtype)], {}) == {"x": shape}
 
 
+def test_axes_without_a_name_are_not_one() -> None:
+    proto = onnx.parser.parse_model('<ir_version: 9, opset_import: ["" : 17]> g (float[N,2] x) => (float[N,2] y) {}')
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    proto.graph.node.append(node)
+    for value in (*proto.graph.input, *proto.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            axis.dim_param = "?"
+    assert runtime.input_specs(runtime.session(proto.SerializeToString())) == [("x", (None, None), F32)]
+
+
 def test_axes_of_one_name_get_one_size() -> None:
     specs: list[runtime.InputSpec] = [("mask", ("N", "L"), I64), ("ids", ("N", "L"), I64)]
     assert runtime.resolve_shapes(specs, {"ids": (2, 9)}) == {"ids": (2, 9), "mask": (2, 9)}

@@ -37,6 +37,22 @@ def test_given_shapes_fix_inputs() -> None:
     assert not found.dynamic_axes["y"].any()
 
 
+def test_a_size_of_minus_one_is_none_and_takes_what_is_given() -> None:
+    proto = model(CONVOLUTION)
+    for axis in proto.graph.input[0].type.tensor_type.shape.dim:
+        if axis.dim_param:
+            axis.dim_value = -1
+    assert shapes.infer(proto, {"x": (1, 3, 33, 65)}).inputs["x"] == (1, 3, 33, 65)
+
+
+def test_a_question_mark_is_no_name() -> None:
+    proto = model(CONVOLUTION)
+    for axis in proto.graph.input[0].type.tensor_type.shape.dim[2:]:
+        axis.dim_param = "?"
+    height, width = shapes.infer(proto).inputs["x"][2:]
+    assert height != width
+
+
 def test_one_name_is_one_size() -> None:
     found = shapes.infer(
         model("""(float[N,T,4] x, float[N,T] z) => (float[N,T,4] y) {
