@@ -44,6 +44,7 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "ppocr_rec": {"x": (1, 3, 48, 320)},
     "ppocr_cls": {"x": (1, 3, 48, 192)},
 }
+"""What models with dynamic axes are timed at."""
 TOOLS = ("onnxprune", "torch-pruning", "onnxsim")
 SHARE = 0.5
 REPEATS = 3
@@ -75,10 +76,8 @@ def models(work: Path, wanted: str | None) -> dict[str, Path]:
 def command(tool: str, model: Path, output: Path, settings: argparse.Namespace, ratio: float) -> list[str]:
     """The command line of one tool for one model."""
     if tool == "onnxprune":
-        shapes = [f"{n}:{','.join(map(str, s))}" for n, s in SHAPES.get(model.stem, {}).items()]
-        asked = [part for shape in shapes for part in ("--input-shape", shape)]
         options = ["--target", f"macs={SHARE}", "--allocation", "uniform", "--no-recover", "--force", "-o", str(output)]
-        return [sys.executable, "-m", "onnxprune", str(model), *options, *asked]
+        return [sys.executable, "-m", "onnxprune", str(model), *options]
     python = settings.torch if tool == "torch-pruning" else settings.onnxsim
     source = model.with_suffix(".pt") if tool == "torch-pruning" else model
     return [str(python), str(HERE / "suite_peers.py"), tool, str(source), str(output), "--ratio", str(ratio)]
