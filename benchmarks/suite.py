@@ -221,7 +221,7 @@ def measure(name: str, model: Path, work: Path, settings: argparse.Namespace, ra
             continue
         say(f"{name}: {tool} ...")
         ratio = ratios.get(tool, {}).get(name, SHARE)
-        output = work / f"{model.stem}.{tool}.onnx"
+        output = work / f"{name}.{tool}.onnx"
         result: Row = {} if tool == "onnxprune" else {"ratio": ratio}
         row["tools"][tool] = result
         if settings.only != "speed" or not output.exists():
