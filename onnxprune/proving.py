@@ -67,9 +67,12 @@ def _check_arithmetic(path: Path, config: Config) -> None:
 def run_shapes(opened: Opened, config: Config) -> list[dict[str, tuple[int, ...]]]:
     """Input shapes that the model is run at."""
     proto = opened.model.proto
-    if not shapes.is_dynamic(proto, config.input_shapes):
-        return [dict(opened.shapes.inputs)]
-    return [shapes.concrete_inputs(proto, config.input_shapes, sizes) for sizes in shapes.RUN_SIZES]
+    given = config.input_shapes
+    if shapes.is_dynamic(proto, given):
+        return [shapes.concrete_inputs(proto, given, sizes) for sizes in shapes.RUN_SIZES]
+    together, alone = shapes.variations(proto, given)
+    varied = [*together, *(v for choices in alone for v in choices)]
+    return [dict(opened.shapes.inputs), *(shapes.concrete_inputs(proto, v, shapes.RUN_SIZES[0]) for v in varied)]
 
 
 def keep_masks(found: Analysis, plan: Plan) -> dict[Dim, npt.NDArray[np.bool_]]:

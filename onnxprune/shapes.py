@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,7 +128,8 @@ def infer(proto: onnx.ModelProto, given: Mapping[str, Shape] | None = None, fold
     """Shapes and values of every tensor of the main graph of the skeleton `proto`.
 
     What no rule of onnx can tell (operators of other domains) is measured by running the model once in a child
-    process, with its external data in `folder`. `given` fixes input shapes by name (all axes).
+    process, with its external data in `folder`. `given` holds input shapes by name (all axes); axes that the model
+    leaves dynamic count as dynamic there too, as far as the model fits other sizes.
 
     Raises UsageError where `given` does not fit the model,
     ModelError where the shapes of the model contradict each other at every size tried.
@@ -136,8 +137,8 @@ def infer(proto: onnx.ModelProto, given: Mapping[str, Shape] | None = None, fold
     given = dict(given or {})
     _check_given(proto, given)
     dynamic = is_dynamic(proto, given)
-    walks = (w for sizes in ANALYSIS_SIZES if (w := _try_walk(proto, given, sizes, folder)) is not None)
-    first = next(walks, None)
+    walks = ((s, w) for s in ANALYSIS_SIZES if (w := _try_walk(proto, given, s, folder)) is not None)
+    sizes, first = next(walks, (ANALYSIS_SIZES[0], None))
     shapeless = [
         i.name for i in graph_inputs(proto) if not i.type.tensor_type.HasField("shape") and i.name not in given
     ]
@@ -146,11 +147,36 @@ def infer(proto: onnx.ModelProto, given: Mapping[str, Shape] | None = None, fold
             f"input {shapeless[0]!r} has no shape in the model; give one with --input-shape {shapeless[0]}:..."
         )
     if first is None:
-        raise ModelError(
-            "the shapes of the model contradict each other at every input size tried; "
-            "give sizes the model accepts with --input-shape NAME:1,3,224,224"
-        )
-    return _shapes(first, next(walks, None) if dynamic else first)
+        raise ModelError(_contradiction(proto, given))
+    others = [next(walks, (sizes, _Walk({}, {}, set(), {})))[1]] if dynamic else []
+    return _shapes(first, [*others, *_varied_walks(proto, given, sizes, folder)])
+
+
+def _contradiction(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> str:
+    if given and not is_dynamic(proto, given):
+        return f"the shapes of the model contradict each other at {given}; give sizes the model accepts"
+    axes = {
+        i.name: ",".join(str(d.dim_value or d.dim_param or "?") for d in i.type.tensor_type.shape.dim)
+        for i in graph_inputs(proto)
+    }
+    wanted = " ".join(f"--input-shape {name}:{sizes}" for name, sizes in axes.items() if name not in given)
+    return (
+        "the shapes of the model contradict each other at every input size tried; the export may have fixed some that "
+        f"it declares dynamic: give sizes the model accepts with {wanted} (numbers for the names)"
+    )
+
+
+def _varied_walks(
+    proto: onnx.ModelProto, given: Mapping[str, Shape], sizes: Sizes, folder: Path | None
+) -> Iterator[_Walk]:
+    """Walks that show which axes of the `given` inputs are dynamic: all varied at once, or else each that fits."""
+    together, alone = variations(proto, given)
+    for varied in together:
+        if (walk := _try_walk(proto, varied, sizes, folder)) is not None:
+            yield walk
+            return
+    for choices in alone:
+        yield from itertools.islice((w for v in choices if (w := _try_walk(proto, v, sizes, folder)) is not None), 1)
 
 
 def _try_walk(proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic: Sizes, folder: Path | None) -> _Walk | None:
@@ -170,9 +196,47 @@ def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [i for i in proto.graph.input if i.name not in stored]
 
 
+def variations(
+    proto: onnx.ModelProto, given: Mapping[str, Shape]
+) -> tuple[list[dict[str, Shape]], list[list[dict[str, Shape]]]]:
+    """Other sizes for the axes of `given` inputs that the model declares dynamic: all of them changed, and for each
+    axis (or name of axes) alone; of both the choices half and double, the first axis being three times itself.
+    """
+    places: dict[str, list[tuple[str, int]]] = {}
+    for i in graph_inputs(proto):
+        for axis, d in enumerate(i.type.tensor_type.shape.dim if i.name in given else ()):
+            if not d.HasField("dim_value") or d.dim_value <= 0:
+                places.setdefault(d.dim_param or f"{i.name}:{axis}", []).append((i.name, axis))
+
+    def varied(names: Iterable[str], double: bool) -> dict[str, Shape]:
+        found = {name: list(shape) for name, shape in given.items()}
+        for name, axis in (place for key in names for place in places[key]):
+            first = places_of[name, axis] == 0
+            size = given[name][axis]
+            found[name][axis] = 3 * size if first else 2 * size if double or size == 1 else size // 2
+        return {name: tuple(shape) for name, shape in found.items()}
+
+    places_of = {place: found[0][1] for found in places.values() for place in found}
+    if not places:
+        return [], []
+    return (
+        [varied(places, double) for double in (False, True)],
+        [[varied([key], double) for double in (False, True)] for key in places],
+    )
+
+
 def concrete_inputs(proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic: Sizes) -> dict[str, Shape]:
-    """Input shapes: `given` ones, stored ones, and for dynamic axes those of `dynamic` (one size per axis name)."""
-    symbols: dict[str, int] = {}
+    """Input shapes: `given` ones, stored ones, and for dynamic axes those of `dynamic` (one size per axis name).
+
+    A name that has a size in `given` has it in the other inputs too.
+    """
+    symbols = {
+        d.dim_param: size
+        for i in graph_inputs(proto)
+        if i.name in given
+        for d, size in zip(i.type.tensor_type.shape.dim, given[i.name], strict=False)
+        if d.dim_param
+    }
     return {
         i.name: given[i.name] if i.name in given else _concrete(i, dynamic, symbols)
         for i in graph_inputs(proto)
@@ -439,15 +503,14 @@ def _is_concrete(kind: TypeProto | None) -> bool:
     return shape_of(kind) is not None
 
 
-def _shapes(first: _Walk, second: _Walk | None) -> Shapes:
-    """Compare two walks; without a second one, everything computed counts as dynamic."""
-    second = second or _Walk({}, {}, set(), {})
+def _shapes(first: _Walk, others: Sequence[_Walk]) -> Shapes:
+    """What differs between the first walk and any of the others is dynamic."""
     shape = {n: s for n, t in first.types.items() if (s := shape_of(t)) is not None}
-    if second is first:
-        axes = {n: np.zeros(len(s), bool) for n, s in shape.items()}
-    else:
-        axes = {n: _changed(s, shape_of(second.types.get(n))) for n, s in shape.items()}
-    elements = {n: _changed(first.values[n], second.values.get(n)) for n in first.derived}
+    axes = {n: np.zeros(len(s), bool) for n, s in shape.items()}
+    elements = {n: np.zeros(np.shape(first.values[n]), bool) for n in first.derived}
+    for other in others:
+        axes = {n: moving | _changed(shape[n], shape_of(other.types.get(n))) for n, moving in axes.items()}
+        elements = {n: moving | _changed(first.values[n], other.values.get(n)) for n, moving in elements.items()}
     types = {n: t.tensor_type.elem_type for n, t in first.types.items() if t.HasField("tensor_type")}
     return Shapes(shape, first.values, frozenset(first.derived), axes, elements, first.inputs, types)
 

@@ -31,10 +31,9 @@ def test_nothing_is_dynamic_where_the_inputs_are_fixed() -> None:
     assert not any(d.any() for d in found.dynamic_axes.values())
 
 
-def test_given_shapes_fix_inputs() -> None:
+def test_shapes_are_those_at_the_given_sizes() -> None:
     found = shapes.infer(model(CONVOLUTION), {"x": (1, 3, 33, 65)})
     assert found.shape["y"] == (1, 8, 16, 32)
-    assert not found.dynamic_axes["y"].any()
 
 
 def test_a_size_of_minus_one_is_none_and_takes_what_is_given() -> None:
@@ -153,7 +152,7 @@ def test_a_reshape_that_cannot_run_is_a_contradiction() -> None:
 
 def test_shapes_that_contradict_each_other_are_an_error_with_the_way_out() -> None:
     m = model("(float[N,4] x) => (float[N,3] y) <float[5,3] w> { y = MatMul(x, w) }")
-    with pytest.raises(ModelError, match=r"contradict each other .* --input-shape NAME:1,3,224,224"):
+    with pytest.raises(ModelError, match=r"contradict each other .* --input-shape x:N,4"):
         shapes.infer(m)
 
 
@@ -168,6 +167,37 @@ def test_shapes_that_contradict_each_other_are_an_error_with_the_way_out() -> No
 def test_given_shapes_that_do_not_fit_are_named(given: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         shapes.infer(model(CONVOLUTION), given)
+
+
+def test_given_sizes_leave_dynamic_axes_dynamic() -> None:
+    found = shapes.infer(model(CONVOLUTION), {"x": (1, 3, 8, 8)})
+    assert found.inputs == {"x": (1, 3, 8, 8)}
+    assert found.dynamic_axes["x"].tolist() == [True, False, True, True]
+
+
+def test_an_axis_that_fits_one_size_alone_is_fixed_and_the_others_stay_dynamic() -> None:
+    m = model("""(float[N,T,4] x) => (float[A,B] y) <int64[1] twelve = {12}, int64[1] last = {2}> {
+        batch = Shape<start=0, end=1>(x)
+        target = Concat<axis=0>(batch, twelve)
+        t = ReduceSum<keepdims=0>(x, last)
+        y = Reshape(t, target)
+    }""")
+    found = shapes.infer(m, {"x": (2, 12, 4)})
+    assert found.dynamic_axes["x"].tolist() == [True, False, False]
+    assert found.dynamic_values["target"].tolist() == [True, False]
+
+
+def test_variations_change_axes_of_one_name_together() -> None:
+    m = model("(float[N,S] x, float[N,S] y) => (float[N,S] z) { z = Add(x, y) }")
+    together, alone = shapes.variations(m, {"x": (1, 8), "y": (1, 8)})
+    assert together == [{"x": (3, 4), "y": (3, 4)}, {"x": (3, 16), "y": (3, 16)}]
+    assert alone[1] == [{"x": (1, 4), "y": (1, 4)}, {"x": (1, 16), "y": (1, 16)}]
+    assert shapes.variations(model(CONVOLUTION.replace("N,3,H,W", "2,3,9,9")), {"x": (2, 3, 9, 9)}) == ([], [])
+
+
+def test_a_name_with_a_given_size_has_it_in_other_inputs() -> None:
+    m = model("(float[N,S] x, float[N,S] y) => (float[N,S] z) { z = Add(x, y) }")
+    assert shapes.concrete_inputs(m, {"x": (1, 8)}, Sizes(5, (32, 64), 9))["y"] == (1, 8)
 
 
 def test_is_dynamic() -> None:
