@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import re
@@ -215,8 +216,11 @@ class Config:
             raise UsageError(f"--provider must be one of {', '.join(PROVIDERS)}, got {self.provider!r}")
         if self.benchmark and self.dry_run:
             raise UsageError("--benchmark needs the pruned model, and --dry-run writes none: leave one of them out")
-        if self.measure not in MEASURED_CRITERIA:
-            criteria.find(self.measure)
+        if self.measure not in MEASURED_CRITERIA and self.measure not in criteria.names():
+            known = ", ".join((*MEASURED_CRITERIA, *criteria.names()))
+            raise UsageError(f"unknown criterion {self.measure!r}; known: {known}")
+        if self.tune and importlib.util.find_spec("onnx_ad") is None:
+            raise UsageError("--tune needs gradients: pip install 'onnxprune[gradients]'")
 
     def _check_files(self, model: Path | None) -> None:
         check_input_shapes(self.input_shapes)

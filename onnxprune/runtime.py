@@ -70,7 +70,7 @@ def session(
     try:
         result = runtime.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # the runtime's exceptions share no base class
-        raise ModelError(f"ONNX Runtime cannot load {label}: {_words(error)}") from error
+        raise ModelError(f"ONNX Runtime cannot load {label}: {words(error)}") from error
     _require_honoured(runtime, result, provider, wanted)
     return result
 
@@ -174,7 +174,7 @@ def physical_cores() -> int:
         return os.cpu_count() or 1
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
     """The message of an ONNX Runtime exception without its "[ONNXRuntimeError] : 1 : FAIL : " prefix."""
     text = str(error)
     return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
@@ -224,7 +224,7 @@ def run(session: InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Arra
     try:
         return dict(zip(names, session.run(names, chosen), strict=True))
     except Exception as error:  # the runtime's exceptions share no base class
-        raise ModelError(f"ONNX Runtime fails while it runs the model: {_words(error)}") from error
+        raise ModelError(f"ONNX Runtime fails while it runs the model: {words(error)}") from error
 
 
 def measure_types(

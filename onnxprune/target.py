@@ -52,10 +52,11 @@ def by_damage(
         if not moves and not strict:
             return Allocation(split.counts)
         if not moves:
+            wanted, least = (float(amount / max(split.whole, 1)) for amount in (target, split.total))
+            share = f"{wanted:.3f} of the original" if wanted > 0 else "less than what no cut changes"
             raise NothingToPruneError(
-                f"the target is {target / max(split.whole, 1):.3f} of the original, and the groups that may shrink "
-                f"allow {split.total / max(split.whole, 1):.3f} at least; give a larger target, or free groups kept "
-                "by --keep"
+                f"the target is {share}, and the groups that may shrink allow {least:.3f} at least; give a larger "
+                "target, or free groups kept by --keep"
             )
         _, name, count = min(moves)
         split.set(name, count)

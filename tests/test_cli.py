@@ -321,7 +321,7 @@ def test_providers_are_those_of_the_runtime() -> None:
     [
         (["--ratio", "0"], "--ratio must lie between 0 and 1"),
         (["--ratio", "1.5"], "--ratio must lie between 0 and 1"),
-        (["--criterion", "magic"], "unknown criterion 'magic'"),
+        (["--criterion", "magic"], "unknown criterion 'magic'; known: obs, variance, wanda, pca, apoz, l1, l2, linf"),
         (["--calibration", "missing.npz"], "--calibration: missing.npz does not exist"),
         (["--plan", "missing.json"], "--plan: missing.json does not exist"),
         (["--input-shape", "picture:1,3,8,8"], "picture"),

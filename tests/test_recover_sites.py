@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxprune import runtime
+from onnxprune.errors import ModelError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
 from onnxprune.recover.execution import Shelf, Walk, reader, stored_tensors
@@ -142,6 +143,15 @@ def test_a_walk_runs_each_part_once_with_the_weights_of_the_moment() -> None:
     walk.compute(["y"])
     np.testing.assert_allclose(walk.get("y", 1), before + weights.get("b"), atol=1e-6)
     assert walk.live == {"x", "y"}
+
+
+def test_inputs_of_a_size_the_model_does_not_take_are_told() -> None:
+    proto = model_of("g (float[n,t] x) => (float[n,t] y) { y = Add(x, w) }", w=(1, 16))
+    walk = Walk(proto, reader(proto, lambda _: None, {}), [{"x": np.zeros((2, 30), np.float32)}])
+    with pytest.raises(
+        ModelError, match=r"does not run on the inputs it is to be fitted to, 'x' of \(2, 30\): .*16 by"
+    ):
+        walk.compute(["y"])
 
 
 def test_a_walk_over_its_memory_limit_uses_files_and_gives_the_same() -> None:

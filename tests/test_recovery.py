@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,16 @@ def test_targets_mean_what_they_say(text: str, meaning: tuple[str, float]) -> No
 def test_a_target_out_of_reach_says_so() -> None:
     with pytest.raises(NothingToPruneError, match="the groups that may shrink allow 1.000 at least"):
         target.by_damage([], {}, [((), 10)], 5, {})
+    with pytest.raises(NothingToPruneError, match="0.500 of the original, .* allow 1.000"):
+        target.by_damage([], {}, [((), Fraction(10))], 5, {})
+    with pytest.raises(NothingToPruneError, match="the target is less than what no cut changes"):
+        target.by_damage([], {}, [((), 10)], -1, {})
+
+
+def test_tune_without_its_extra_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="--tune needs gradients: pip install"):
+        Config(tune=True).validate()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import onnx
 import pytest
 from oracle import model
 
-from onnxprune import runtime, verify
+from onnxprune import api, runtime, verify
 from onnxprune.closeness import SQNR_CAP_DB, quality_of
+from onnxprune.config import Config
 from onnxprune.errors import VerificationError
 from onnxprune.records import Exactness
 from onnxprune.verify import difference_of, exactness_of
@@ -228,3 +229,31 @@ def test_a_file_that_is_not_valid_is_refused_with_the_words_of_onnx(tmp_path: Pa
     with pytest.raises(VerificationError, match="the pruned model is not valid: "):
         verify.check_file(path, original)
     verify.check_file(path, path)
+
+
+def test_a_model_pruned_at_given_sizes_runs_at_others(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,T,8] x) => (float[N,T,4] y)
+        <int64[1] zero={0}, int64[1] one={1}, int64[2] heads={4,8}, int64[1] width={32}> {
+        h = MatMul(x, w)
+        s = Shape(x)
+        n = Gather(s, zero)
+        t = Gather(s, one)
+        wide = Concat<axis=0>(n, t, heads)
+        flat = Concat<axis=0>(n, t, width)
+        a = Reshape(h, wide)
+        b = Relu(a)
+        c = Reshape(b, flat)
+        y = MatMul(c, v)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    random = np.random.default_rng(0)
+    for name, shape in (("w", (8, 32)), ("v", (32, 4))):
+        array = random.normal(size=shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    path, output = tmp_path / "m.onnx", tmp_path / "p.onnx"
+    onnx.save(proto, path)
+    api.prune(path, Config(output=output, input_shapes={"x": (1, 12, 8)}, recover=False, round_to=1))
+    session = runtime.session(str(output))
+    for shape in ((1, 12, 8), (3, 5, 8)):
+        (found,) = session.run(None, {"x": np.ones(shape, np.float32)})
+        assert found.shape == (*shape[:2], 4)

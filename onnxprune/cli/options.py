@@ -75,7 +75,7 @@ input_shape_option = click.option(
     multiple=True,
     callback=parse_shapes,
     metavar="NAME:1,3,224,224",
-    help="Shape of an input with dynamic axes. Repeatable.",
+    help="Shape of an input with dynamic axes, which stay dynamic. Repeatable.",
 )
 calibration_option = click.option(
     "--calibration",

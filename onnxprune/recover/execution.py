@@ -21,6 +21,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune import runtime
+from onnxprune.errors import ModelError
 from onnxprune.records import Feed
 from onnxprune.shapes import constant_tensor
 
@@ -143,7 +144,7 @@ class Walk:
         session = runtime.session(self._model(chosen, inputs, [name]).SerializeToString(), threads=self.threads)
         taken = [i.name for i in session.get_inputs()]
         for b in range(self.batches):
-            yield session.run([name], {n: np.asarray(self.get(n, b), order="C") for n in taken})[0]
+            yield self._results(session, [name], taken, b)[0]
 
     def node_of(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """The node of this model with the first output of `node`, which may be one of a version of the model."""
@@ -180,9 +181,20 @@ class Walk:
         session = runtime.session(model.SerializeToString(), threads=self.threads)
         taken = [i.name for i in session.get_inputs()]
         for b in range(self.batches):
-            results = session.run(list(outputs), {n: np.asarray(self.get(n, b), order="C") for n in taken})
+            results = self._results(session, outputs, taken, b)
             for name, array in zip(outputs, results, strict=True):
                 self.shelf.put(self, name, b, array)
+
+    def _results(self, session: Any, outputs: Sequence[str], taken: Sequence[str], batch: int) -> list[Array]:
+        """Some outputs for one batch; ModelError where the runtime fails, which sizes it does not take make it do."""
+        found = {n: np.asarray(self.get(n, batch), order="C") for n in taken}
+        try:
+            return list(session.run(list(outputs), found))
+        except Exception as error:  # the runtime's exceptions share no base class
+            sizes = ", ".join(f"{n!r} of {a.shape}" for n, a in self.feeds[batch].items())
+            raise ModelError(
+                f"the model does not run on the inputs it is to be fitted to, {sizes}: {runtime.words(error)}"
+            ) from error
 
     def _model(self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
         model = onnx.ModelProto(ir_version=self.proto.ir_version)
