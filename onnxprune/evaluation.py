@@ -54,7 +54,7 @@ def labelled(found: calibration.Loaded, config: Config) -> list[Feed]:
     counts = [_rows(feed) for feed in found.feeds]
     labels: list[Array] | None = None
     if config.labels is not None:
-        labels = _divided(read_labels(config.labels), counts, found, config.labels)
+        labels = _divided(read_labels(config.labels), found, config.labels)
     elif all(extra is not None for extra in found.extras):
         labels = [np.asarray(extra) for extra in found.extras]
         for own, count in zip(labels, counts, strict=True):
@@ -74,16 +74,16 @@ def labelled(found: calibration.Loaded, config: Config) -> list[Feed]:
     return [{**feed, CARRIED: own} for feed, own in zip(found.feeds, labels, strict=True)]
 
 
-def _divided(every: Array, counts: Sequence[int], found: calibration.Loaded, path: Path) -> list[Array]:
-    rows = sum(counts)
-    if not found.ordered:
+def _divided(every: Array, found: calibration.Loaded, path: Path) -> list[Array]:
+    if found.numbers is None:
         raise UsageError(
             f"--labels {path}: a folder of images has no order of rows; give arrays, or a function that yields "
             f"{LABELS!r} beside the inputs"
         )
-    if len(every) < rows or (found.whole and len(every) != rows):
+    rows = sum(map(len, found.numbers)) if found.total is None else found.total
+    if len(every) < rows or (found.total is not None and len(every) != rows):
         raise UsageError(f"--labels {path}: {len(every)} labels for {rows} rows of inputs")
-    return list(np.split(every[:rows], np.cumsum(counts)[:-1]))
+    return [every[own] for own in found.numbers]
 
 
 def read_labels(path: Path) -> Array:

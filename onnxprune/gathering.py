@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from onnxprune import calibration, cost, evaluation, recovery, worker
+from onnxprune import calibration, cost, dims, evaluation, recovery, worker
 from onnxprune.config import MEASURED_CRITERIA, Config
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.evaluation import Evaluation
 from onnxprune.opened import Opened
 from onnxprune.records import Feed, Inputs
+from onnxprune.shapes import node_attributes
 from onnxprune.synthetic import Made
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ SYNTHETIC_LIMIT_S = 600.0
 EVERY, BUDGET_EVERY = 10, 4
 """One batch in so many of the calibration data is held out; more of them where they decide how much is removed."""
 MOST_ROWS = 1 << 40
+STEPPING = ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM", "Scan")
+"""Operators that go through the first axis of an input step by step."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ def settled(opened: Opened, config: Config, gathered: Gathered) -> Config:
 def _removal_work(opened: Opened) -> float:
     """About the multiply-accumulates of the criterion obs: the third power of the inputs of every layer."""
     total = 0.0
-    for dims in opened.analysis.weights.values():
-        sizes = [cost.product((d,), {}) for d in dims]
+    for axes in opened.analysis.weights.values():
+        sizes = [cost.product((d,), {}) for d in axes]
         if len(sizes) > 1:
             total += float(max(sizes) if len(sizes) == 2 else math.prod(sizes[1:])) ** 3
     return total
@@ -110,6 +113,8 @@ def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
     found = _load(opened, config, place, config.calibration_size, config.memory_bytes // 2)
     measured = config.evaluation is None and (config.metric is not None or config.max_drop is not None)
     feeds = evaluation.labelled(found, config) if measured else found.feeds
+    if not steps_first(opened):
+        feeds = calibration.mixed(feeds, fixed, config.seed)
     batches = calibration.batches(feeds, fixed, config.calibration_size)
     if measured:
         batches = evaluation.enough(batches, fixed)
@@ -123,6 +128,22 @@ def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
     return Gathered(fitting, held, dataclasses.replace(inputs, remarks=tuple(remarks)), own)
 
 
+def steps_first(opened: Opened) -> bool:
+    """Whether the first axis of an input of any length counts the steps of a sequence that a recurrent operator or a
+    Scan goes through: then rows stay in their order."""
+    graph, tensors = opened.model.proto.graph, opened.analysis.tensors
+    if calibration.fixed_rows(opened.model.proto) is not None:
+        return False
+    firsts = {a for i in graph.input for d in tensors.get(i.name, ())[:1] for a in dims.atoms(d)}
+    stepped = [
+        name
+        for node in graph.node
+        if node.op_type in STEPPING and not node_attributes(node).get("layout", 0)
+        for name in (node.input if node.op_type == "Scan" else node.input[:1])
+    ]
+    return any(a in firsts for name in stepped for d in tensors.get(name, ())[:1] for a in dims.atoms(d))
+
+
 def _load(opened: Opened, config: Config, place: Path, limit: int, memory_bytes: int) -> calibration.Loaded:
     found = calibration.load(
         place,
@@ -133,6 +154,7 @@ def _load(opened: Opened, config: Config, place: Path, limit: int, memory_bytes:
         given=config.input_shapes,
         seed=config.seed,
         extra=evaluation.LABELS,
+        spread=not steps_first(opened),
     )
     calibration.check_indices(found.feeds, calibration.index_bounds(opened.model.graph, opened.shapes.shape))
     return found

@@ -88,7 +88,8 @@ def test_a_folder_is_read_in_name_order(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{k}.npz", x=np.full((1, 4), k, np.float32))
     np.save(tmp_path / "3.npy", np.full((2, 4), 3, np.float32))
     assert [float(x[0, 0]) for x in _rows(tmp_path)] == [1, 2, 3]
-    assert [len(x) for x in _rows(tmp_path, limit=3)] == [1, 1, 1]
+    assert [len(x) for x in _rows(tmp_path, limit=3)] == [1, 2]
+    assert [float(x[0, 0]) for x in _rows(tmp_path, limit=2)] == [1, 3]
     assert len(_rows(tmp_path, limit=2)) == 2
 
 
@@ -97,11 +98,12 @@ def test_a_folder_is_read_in_name_order(tmp_path: Path) -> None:
 def test_only_the_rows_that_are_used_are_read(tmp_path: Path, save: Any, order: Any) -> None:
     data = np.asarray(np.arange(400, dtype=np.float32).reshape(100, 4), order=order)
     save(tmp_path / "a.npz", x=data, labels=np.array([{}], dtype=object))
-    (rows,) = _rows(tmp_path / "a.npz", limit=7)
-    np.testing.assert_array_equal(rows, data[:7])
     np.save(tmp_path / "a.npy", data)
-    (rows,) = _rows(tmp_path / "a.npy", limit=7)
-    np.testing.assert_array_equal(rows, data[:7])
+    for name in ("a.npz", "a.npy"):
+        (rows,) = _rows(tmp_path / name, limit=7)
+        np.testing.assert_array_equal(rows, data[[0, 16, 33, 50, 66, 82, 99]])
+        (rows,) = _rows(tmp_path / name, limit=7, spread=False)
+        np.testing.assert_array_equal(rows, data[:7])
     assert not isinstance(rows, np.memmap)
 
 
@@ -116,6 +118,35 @@ def test_a_truncated_member_costs_nothing_beyond_the_rows_that_are_used(tmp_path
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def test_rows_are_spread_over_all_files_in_blocks_that_the_model_takes(tmp_path: Path) -> None:
+    for k in range(3):
+        np.save(tmp_path / f"{k}.npy", np.full((10, 4), k, np.float32) + np.arange(10, dtype=np.float32)[:, None] / 10)
+    fixed = "g (float[2,4] x) => (float[2,4] y) { y = Relu(x) }"
+    found = calibration.load(tmp_path, model(fixed), limit=6)
+    assert found.numbers is not None
+    assert [own.tolist() for own in found.numbers] == [[0, 1], [14, 15], [28, 29]]
+    assert (found.total, found.whole) == (30, False)
+    values = np.concatenate([feed["x"][:, 0] for feed in found.feeds])
+    np.testing.assert_allclose(values, [0.0, 0.1, 1.4, 1.5, 2.8, 2.9])
+
+
+def test_rows_are_mixed_with_what_belongs_to_them() -> None:
+    """Sorted rows of two files: every batch has some of both halves, blocks stay together, other shapes stay apart."""
+    rows = np.arange(200.0)[:, None]
+    feeds = [{"x": rows[:120], "l": rows[:120] * 2}, {"x": rows[120:], "l": rows[120:] * 2}]
+    (found,) = calibration.mixed(feeds, None, 0)
+    assert sorted(found["x"][:, 0]) == list(range(200))
+    assert np.array_equal(found["l"], found["x"] * 2)
+    for batch in calibration.batches([found], None, 1000):
+        assert 0.2 < float(np.mean(batch["x"] < 100)) < 0.8 or len(batch["x"]) < 32
+    assert np.array_equal(found["x"], calibration.mixed(feeds, None, 0)[0]["x"])
+    assert not np.array_equal(found["x"], calibration.mixed(feeds, None, 1)[0]["x"])
+    (pairs,) = calibration.mixed(feeds, 2, 0)
+    assert np.array_equal(pairs["x"][1::2], pairs["x"][::2] + 1)
+    other = [*feeds, {"x": np.zeros((3, 2))}, {"x": np.zeros((4, 1)), "z": np.zeros((2, 1))}]
+    assert sorted(len(feed["x"]) for feed in calibration.mixed(other, None, 0)) == [3, 4, 200]
 
 
 def test_memory_bounds_the_rows_too(tmp_path: Path) -> None:

@@ -97,6 +97,47 @@ def test_more_is_held_out_where_it_decides(tmp_path: Path) -> None:
     assert rows == [64, 160]
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_rows_sorted_by_class_are_spread_and_mixed_and_keep_their_labels(tmp_path: Path, outside: bool) -> None:
+    model = save(tmp_path)
+    x, labels = task(3000, 2)
+    order = np.argsort(labels, kind="stable")
+    x, labels = x[order], labels[order]
+    np.savez(tmp_path / "sorted.npz", x=x, **({} if outside else {"labels": labels}))
+    np.save(tmp_path / "l.npy", labels)
+    options = {"metric": "accuracy", "calibration_size": 320, **({"labels": tmp_path / "l.npy"} if outside else {})}
+    found = gather(model, calibration=tmp_path / "sorted.npz", **options)
+    assert found.evaluation is not None
+    assert found.evaluation.labels is not None
+    number = {row.tobytes(): k for k, row in enumerate(x)}
+    for feed, own in zip(found.evaluation.feeds, found.evaluation.labels, strict=True):
+        assert np.array_equal(own, labels[[number[row.tobytes()] for row in feed["x"]]])
+    classes = np.bincount(np.concatenate(found.evaluation.labels), minlength=3)
+    assert classes.min() >= 4
+    for feed in found.fitting:
+        assert len(np.unique(labels[[number[row.tobytes()] for row in feed["x"]]])) == 3
+
+
+@pytest.mark.parametrize(("shape", "mixed"), [("t,2,4", False), ("6,n,4", True)])
+def test_the_steps_of_a_sequence_stay_in_order(tmp_path: Path, shape: str, mixed: bool) -> None:
+    """Rows that a recurrent operator goes through are its steps; where their number is fixed, whole sequences move."""
+    random = np.random.default_rng(0)
+    proto = parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[{shape}] x) => (float[a,b,c,d] y) {{
+        y = RNN<hidden_size=8>(x, w, r) }}""")
+    for name, size in {"w": (1, 8, 4), "r": (1, 8, 8)}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(random.normal(size=size).astype(np.float32), name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    x = np.arange(60 * 2 * 4, dtype=np.float32).reshape(60, 2, 4)
+    np.save(tmp_path / "x.npy", x)
+    opened = opening.open_model(tmp_path / "m.onnx", {}, Clock())
+    assert gathering.steps_first(opened) is not mixed
+    found = gathering.gather(opened, Config(calibration=tmp_path / "x.npy", calibration_size=36))
+    first = np.concatenate([feed["x"][:, 0, 0] for feed in found.fitting])
+    steps = np.diff(first) == 8
+    assert steps[:35].all() if not mixed else (np.diff(first.reshape(-1, 6)) == 8).all() and not steps.all()
+
+
 def test_rows_of_their_own_are_all_measured_on(tmp_path: Path) -> None:
     model = save(tmp_path)
     found = gather(model, calibration=inputs(tmp_path, 64), evaluation=inputs(tmp_path, 70, 3), metric="accuracy")
@@ -173,7 +214,7 @@ def test_a_function_may_yield_labels_and_images_have_no_order(tmp_path: Path) ->
     assert found is not None
     assert found.labels is not None
     assert [int(feed["x"][0, 0]) for feed in found.feeds] == [int(own[0]) for own in found.labels]
-    loaded = calibration.Loaded([{"x": np.zeros((2, 6))}], "", [None], ordered=False, whole=True)
+    loaded = calibration.Loaded([{"x": np.zeros((2, 6))}], "", [None], None, 2)
     np.save(tmp_path / "l.npy", np.zeros(2))
     with pytest.raises(UsageError, match="a folder of images has no order of rows"):
         evaluation.labelled(loaded, Config(metric="accuracy", labels=tmp_path / "l.npy"))

@@ -7,7 +7,7 @@ checks     names, types, axes, values
 batching   batches of equal rows
 """
 
-from onnxprune.calibration.batching import BATCH, batches, fixed_rows
+from onnxprune.calibration.batching import BATCH, batches, fixed_rows, mixed
 from onnxprune.calibration.checks import check_indices, fitting, index_bounds, ranges, remarks, rows_of
 from onnxprune.calibration.loading import Loaded, load
 from onnxprune.calibration.places import exists
@@ -22,6 +22,7 @@ __all__ = [
     "fixed_rows",
     "index_bounds",
     "load",
+    "mixed",
     "ranges",
     "remarks",
     "rows_of",

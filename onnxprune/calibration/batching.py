@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
 
 from onnxprune.errors import UsageError
@@ -19,6 +20,32 @@ def fixed_rows(proto: onnx.ModelProto) -> int | None:
     axes = [value.type.tensor_type.shape.dim for value in graph_inputs(proto)]
     fixed = {a[0].dim_value for a in axes if len(a) and a[0].dim_value > 0}
     return fixed.pop() if len(fixed) == 1 else None
+
+
+def common_rows(feed: Feed) -> int:
+    """The size of the common first axis of the arrays of a feed; 1 where they have none."""
+    counts = {len(a) if a.ndim else -1 for a in feed.values()}
+    return max(counts.pop(), 1) if len(counts) == 1 else 1
+
+
+def mixed(feeds: Sequence[Feed], fixed: int | None, seed: int) -> list[Feed]:
+    """The same rows in a random order (blocks of `fixed` rows, where that is given), so that data sorted by class, or
+    in files by class, gives batches that are alike. Feeds of one kind of rows become one; others stay as they are."""
+    unit, random = fixed or 1, np.random.default_rng(seed)
+    kinds: dict[tuple[object, ...], list[Feed]] = {}
+    for number, feed in enumerate(feeds):
+        is_common = len({len(a) if a.ndim else -1 for a in feed.values()}) == 1 and all(a.ndim for a in feed.values())
+        form: tuple[object, ...] = tuple((name, a.dtype.str, a.shape[1:]) for name, a in feed.items())
+        kinds.setdefault(form if is_common else (number,), []).append(feed)
+    found = []
+    for form, own in kinds.items():
+        if len(form) == 1 and isinstance(form[0], int):
+            found += own
+            continue
+        blocks = sum(common_rows(feed) // unit for feed in own)
+        order = (random.permutation(blocks)[:, None] * unit + np.arange(unit)).reshape(-1)
+        found.append({n: np.concatenate([f[n][: len(f[n]) // unit * unit] for f in own])[order] for n in own[0]})
+    return [found[k] for k in random.permutation(len(found))]
 
 
 def batches(feeds: Sequence[Feed], fixed: int | None, limit: int) -> list[Feed]:

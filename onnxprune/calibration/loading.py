@@ -7,17 +7,18 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from onnxprune.calibration import arrays, functions, images, places
-from onnxprune.calibration.batching import BATCH, fixed_rows
+from onnxprune.calibration.batching import BATCH, common_rows, fixed_rows
 from onnxprune.calibration.checks import Entry, entries, fitting, rows_of
 from onnxprune.errors import UsageError
 from onnxprune.preparation import Preparation
-from onnxprune.records import Feed
+from onnxprune.records import Feed, IndexArray
 from onnxprune.shapes import Shape
 
 
@@ -25,15 +26,20 @@ from onnxprune.shapes import Shape
 class Loaded:
     """Checked feeds, at most as many rows as asked for; `words`: what they are and how they were made.
 
-    `extras`: the array called `extra` beside each feed, None where there is none. `ordered`: the rows come in the order
-    of the source. `whole`: nothing was left out.
+    `extras`: the array called `extra` beside each feed, None where there is none. `numbers`: the rows of each feed as
+    the source counts them, None where it does not; `total`: how many it has, None where that is not known.
     """
 
     feeds: list[Feed]
     words: str
     extras: list[npt.NDArray[np.generic] | None]
-    ordered: bool
-    whole: bool
+    numbers: list[IndexArray] | None
+    total: int | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was left out."""
+        return self.total is not None and self.total == sum(map(common_rows, self.feeds))
 
 
 def load(
@@ -46,25 +52,59 @@ def load(
     given: Mapping[str, Shape] | None = None,
     seed: int = 0,
     extra: str | None = None,
+    spread: bool = True,
 ) -> Loaded:
     """Inputs of the model `proto` from `place`: a .npz or .npy file, a folder of them or of images, or a function.
 
-    No more is read or decoded than `limit` rows, nor more than fit into `memory_bytes`. `given`: sizes of free axes.
-    `extra`: the name of an array that is read too, where it lies beside the inputs (labels).
+    No more is read or decoded than `limit` rows, nor more than fit into `memory_bytes`: of files with more, rows evenly
+    spaced over all of them, or with `spread` False the first. `given`: sizes of free axes. `extra`: the name of an
+    array that is read too, where it lies beside the inputs (labels).
     Raises UsageError for what cannot be read or does not fit the model, saying what and where.
     """
-    wanted = preparation or Preparation()
     inputs = entries(proto, given or {})
-    limit = min(limit, max(fixed_rows(proto) or 1, memory_bytes // max(1, sum(map(_row_bytes, inputs)))))
+    fixed = fixed_rows(proto)
+    limit = min(limit, max(fixed or 1, memory_bytes // max(1, sum(map(_row_bytes, inputs)))))
     beside = None if any(e.name == extra for e in inputs) else extra
-    found, words = _open(place, inputs, limit, wanted, fixed_rows(proto), seed, beside)
+    asked = _Asked(inputs, limit, preparation or Preparation(), fixed, seed, beside, spread)
+    found, words, sources = _open(place, asked)
     feeds, extras = [], []
     for number, feed in enumerate(found, 1):
         feeds.append(fitting(feed, proto, number))
         extras.append(feed.get(beside) if beside else None)
     if not feeds:
         raise UsageError(f"--calibration {place}: there are no inputs in it")
-    return Loaded(feeds, words, extras, not _has_images(place), rows_of(feeds) < limit)
+    if sources is not None:
+        return Loaded(feeds, words, extras, [s.numbers for s in sources.chosen], sources.total)
+    total = None if rows_of(feeds) >= limit else sum(map(common_rows, feeds))
+    return Loaded(feeds, words, extras, None if _has_images(place) else _counted(feeds), total)
+
+
+def _counted(feeds: Sequence[Feed]) -> list[IndexArray]:
+    ends = np.cumsum([common_rows(feed) for feed in feeds])
+    return [np.arange(end - common_rows(feed), end) for feed, end in zip(feeds, ends, strict=True)]
+
+
+class _Asked(NamedTuple):
+    """What is wanted of a source."""
+
+    inputs: Sequence[Entry]
+    limit: int
+    preparation: Preparation
+    fixed: int | None
+    seed: int
+    extra: str | None
+    spread: bool
+
+    @property
+    def names(self) -> list[str]:
+        return [e.name for e in self.inputs]
+
+
+class _Sources(NamedTuple):
+    """Files of arrays: what is read of them, and the rows that they have."""
+
+    chosen: Sequence[arrays.Chosen]
+    total: int
 
 
 def _has_images(place: Path) -> bool:
@@ -76,39 +116,31 @@ def _row_bytes(entry: Entry) -> int:
     return math.prod(n or 1 for n in entry.axes[1:]) * entry.dtype.itemsize
 
 
-def _open(
-    place: Path,
-    inputs: Sequence[Entry],
-    limit: int,
-    wanted: Preparation,
-    fixed: int | None,
-    seed: int,
-    extra: str | None,
-) -> tuple[Iterable[Feed], str]:
-    names = [e.name for e in inputs]
+def _open(place: Path, asked: _Asked) -> tuple[Iterable[Feed], str, _Sources | None]:
     function = places.function_of(place)
     if function is not None:
-        _no_preparation(place, wanted)
-        return functions.read(*function, names, limit, extra), f"the function {place}"
+        _no_preparation(place, asked.preparation)
+        return functions.read(*function, asked.names, asked.limit, asked.extra), f"the function {place}", None
     if not place.exists():
         raise UsageError(f"--calibration: {place} does not exist")
     if place.is_dir():
-        return _open_folder(place, inputs, limit, wanted, fixed, seed, extra)
+        return _open_folder(place, asked)
     if place.suffix.lower() in places.IMAGES:
-        return _open_images([place], str(place), inputs, limit, wanted, fixed, seed)
-    _no_preparation(place, wanted)
-    return arrays.read([place], names, limit, extra), str(place)
+        return *_open_images([place], str(place), asked), None
+    return _open_arrays([place], str(place), place, asked)
 
 
-def _open_folder(
-    folder: Path,
-    inputs: Sequence[Entry],
-    limit: int,
-    wanted: Preparation,
-    fixed: int | None,
-    seed: int,
-    extra: str | None,
-) -> tuple[Iterable[Feed], str]:
+def _open_arrays(
+    files: Sequence[Path], label: str, place: Path, asked: _Asked
+) -> tuple[Iterable[Feed], str, _Sources | None]:
+    _no_preparation(place, asked.preparation)
+    unit = asked.fixed or 1
+    every = arrays.heads(files, asked.names, asked.extra)
+    found = arrays.chosen(every, asked.limit, unit=unit, spread=asked.spread)
+    return arrays.read(found, asked.names, asked.extra), label, _Sources(found, sum(e.size for e in every))
+
+
+def _open_folder(folder: Path, asked: _Asked) -> tuple[Iterable[Feed], str, _Sources | None]:
     files = list(places.files_in(folder, places.ARRAYS))
     pictures = list(places.files_in(folder, places.IMAGES))
     if files and pictures:
@@ -117,25 +149,17 @@ def _open_folder(
             "give a folder of one kind"
         )
     if pictures:
-        return _open_images(pictures, str(folder), inputs, limit, wanted, fixed, seed)
+        return *_open_images(pictures, str(folder), asked), None
     if not files:
         raise UsageError(f"--calibration: the folder {folder} holds no .npz, .npy or image files")
-    _no_preparation(folder, wanted)
-    return arrays.read(files, [e.name for e in inputs], limit, extra), f"{len(files)} files in {folder}"
+    return _open_arrays(files, f"{len(files)} files in {folder}", folder, asked)
 
 
-def _open_images(
-    files: Sequence[Path],
-    label: str,
-    inputs: Sequence[Entry],
-    limit: int,
-    wanted: Preparation,
-    fixed: int | None,
-    seed: int,
-) -> tuple[Iterable[Feed], str]:
-    form = images.form_of(inputs, wanted)
-    chosen = images.chosen(files, limit, seed)
-    feeds = images.read(chosen, form, wanted, fixed or BATCH)
+def _open_images(files: Sequence[Path], label: str, asked: _Asked) -> tuple[Iterable[Feed], str]:
+    wanted = asked.preparation
+    form = images.form_of(asked.inputs, wanted)
+    chosen = images.chosen(files, asked.limit, asked.seed)
+    feeds = images.read(chosen, form, wanted, asked.fixed or BATCH)
     first = next(feeds, None)
     if first is None:
         raise UsageError(f"--calibration {label}: none of its {len(chosen)} images can be decoded")
