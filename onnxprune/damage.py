@@ -15,11 +15,11 @@ import onnx
 from onnxprune import dims
 from onnxprune.criteria import activation, obs
 from onnxprune.records import Analysis, Feed, Group
-from onnxprune.recover import divergence, sites
+from onnxprune.recover import divergence, large, sites
 from onnxprune.recover.execution import Shelf, Walk
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments, Stream
-from onnxprune.recover.reconstruct import FEW_COLUMNS, LARGEST, Task, find_sites, pooled_source
+from onnxprune.recover.reconstruct import FEW_COLUMNS, LARGEST, POSITIONS, Task, find_sites, pooled_source
 from onnxprune.recover.sites import Site
 
 log = logging.getLogger(__name__)
@@ -30,12 +30,17 @@ Float = npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class Statistics:
     """Second moments of the inputs of one site: `gram` about the mean (d, d), `mean` (d,), `weight` (o, d).
-    `active`: share of each input that is not zero (d,). The two matrices lie on `shelf`, which must be open still."""
+    `active`: share of each input that is not zero (d,). The two matrices lie on `shelf`, which must be open still.
+
+    With `layout`, the inputs (channels, taps) of a site of too many, all of that is of channels, d of them, and
+    `weight` the square root of the sum of W_tap^T W_tap, which costs the same to remove.
+    """
 
     site: Site
     mean: Float
     active: Float
     shelf: Shelf
+    layout: obs.Index | None = None
 
     @property
     def gram(self) -> Float:
@@ -76,6 +81,11 @@ def _collect(walk: Walk, weights: Weights, analysis: Analysis, atoms: set[dims.D
         weight = weights.constant(node.input[1])
         matrix, _, _ = weights.effective(site, node, weight)
         if matrix.shape[2] > LARGEST:
+            layout = _layout(_axis(analysis, proto, site), site, atoms, matrix.shape[2])
+            if layout is not None and len(layout) <= LARGEST:
+                walk.compute([site.x])
+                yield _of_channels(walk, site, matrix[0], layout)
+                log.info("statistics of %s, by channel", analysis.nodes[site.node])
             continue
         walk.compute([site.x, site.out])
         moments, active = _moments(task, site, weight.shape[2:])
@@ -87,6 +97,38 @@ def _collect(walk: Walk, weights: Weights, analysis: Analysis, atoms: set[dims.D
         walk.shelf.put(site.node, "weight", 0, matrix[0])
         yield Statistics(site, moments.mean_x[0], active, walk.shelf)
         log.info("statistics of %s", analysis.nodes[site.node])
+
+
+def _layout(axis: dims.Dim, site: Site, atoms: set[dims.Dim], inputs: int) -> obs.Index | None:
+    """Which inputs (channels, taps) belong to each channel of a site; None where they are not alike."""
+    if site.axis == 1:
+        return np.arange(inputs).reshape(axis.size, -1)
+    own = [a for a in dict.fromkeys(dims.atoms(axis)) if a in atoms]
+    channel = dims.indices(axis, own[0])
+    taps = inputs // own[0].size
+    if len(own) != 1 or channel.min() < 0 or (np.bincount(channel, minlength=own[0].size) != taps).any():
+        return None
+    return np.argsort(channel, kind="stable").reshape(-1, taps)
+
+
+def _of_channels(walk: Walk, site: Site, matrix: Float, layout: obs.Index) -> Statistics:
+    sums: Moments | None = None
+    active = np.zeros(len(layout))
+    for b in range(walk.batches):
+        x = sites.by_channel(site, walk.get(site.x, b), layout)
+        x = x[:, :, :: max(1, x.shape[2] * walk.batches // POSITIONS)]
+        sums = sums or Moments.about(x.mean(2, dtype=np.float64), np.zeros((1, 1)))
+        sums.add(x, np.zeros((1, 1, x.shape[2]), np.float32))
+        active += np.count_nonzero(x[0], axis=1)
+    if sums is None:
+        raise ValueError("no batches")
+    squares = np.zeros((len(layout), len(layout)))
+    for tap in range(layout.shape[1]):
+        squares += matrix[:, layout[:, tap]].T @ matrix[:, layout[:, tap]]
+    values, vectors = np.linalg.eigh(squares)
+    walk.shelf.put(site.node, "gram", 0, sums.covariance(site.bias is not None)[0][0])
+    walk.shelf.put(site.node, "weight", 0, (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)
+    return Statistics(site, sums.mean_x[0], active / max(sums.count, 1), walk.shelf, layout)
 
 
 def _axis(analysis: Analysis, proto: onnx.ModelProto, site: Site) -> dims.Dim:
@@ -121,8 +163,9 @@ def consumers(analysis: Analysis, group: Group, found: Sequence[Statistics]) -> 
         channel = dims.indices(analysis.tensors[s.site.x][s.site.axis], group.dim)
         if (channel < 0).all():
             continue
-        taps = s.weight.shape[1] // len(channel)
+        taps = (s.layout.size if s.layout is not None else s.weight.shape[1]) // len(channel)
         spread = np.repeat(channel, taps)
+        spread = spread if s.layout is None else spread[s.layout[:, 0]]
         positions = np.argsort(spread, kind="stable")[int((spread < 0).sum()) :].reshape(group.size, -1)
         weight, gram = s.weight, s.gram
         scale = max(float(np.einsum("od,od->", weight @ gram, weight)), 1e-30)
@@ -233,8 +276,14 @@ def _without(
         kept = np.setdiff1d(np.arange(consumer.weight.shape[1]), gone)
         node = weights.nodes[proto.graph.node[s.site.node].output[0]]
         weight = weights.constant(node.input[1])
-        _, bias, scale = weights.effective(s.site, node, weight)
-        fitted = obs.refit(consumer.weight, consumer.gram, kept)
-        shifted = bias + ((consumer.weight - fitted) @ s.mean)[None] if s.site.bias is not None else bias
+        effective, bias, scale = weights.effective(s.site, node, weight)
+        if s.layout is None:
+            mean, before, fitted = s.mean, consumer.weight, obs.refit(consumer.weight, consumer.gram, kept)
+        else:
+            mean, before = np.empty(s.layout.size), effective[0]
+            mean[s.layout] = s.mean[:, None]
+            mapping = obs.refit(np.eye(len(s.layout)), consumer.gram, kept)
+            fitted = large.spread(before, mapping, s.layout, s.layout)
+        shifted = bias + ((before - fitted) @ mean)[None] if s.site.bias is not None else bias
         weights.write(s.site, node, weight, fitted[None], shifted, scale)
     return weights

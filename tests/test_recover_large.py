@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune import recovery
+from onnxprune import damage, recovery
 from onnxprune.records import Feed
 from onnxprune.recover import large, reconstruct
 from onnxprune.recover.moments import Moments
@@ -63,21 +63,44 @@ g (float[n,3,8,8] x) => (float[n,5,8,8] y) {
 """
 
 
-@pytest.mark.parametrize(("text", "shape"), [(FLAT, (5, 512)), (CONV, (5, 8, 3, 3))])
-def test_channels_that_others_follow_from_cost_nothing_with_few_inputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, shape: tuple[int, ...]
-) -> None:
-    monkeypatch.setattr(reconstruct, "LARGEST", 30)
+SHAPES = {FLAT: (5, 512), CONV: (5, 8, 3, 3)}
+
+
+def opened(folder: Path, text: str) -> recovery.Source:
+    """A model whose last three of eight channels are three times the first three, with some inputs."""
     random = RNG(0)
     values = {"w1": random.normal(size=(8, 3, 3, 3)), "b1": random.normal(size=8)}
     values["w1"][5:], values["b1"][5:] = 3 * values["w1"][:3], 3 * values["b1"][:3]
-    values.update(w2=random.normal(size=shape), b2=random.normal(size=5))
+    values.update(w2=random.normal(size=SHAPES[text]), b2=random.normal(size=5))
     proto = parser.parse_model(text)
     proto.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), n) for n, a in values.items())
-    onnx.save(proto, tmp_path / "model.onnx")
+    onnx.save(proto, folder / "model.onnx")
     feeds: list[Feed] = [{"x": random.normal(size=(8, 3, 8, 8)).astype(np.float32)} for _ in range(4)]
-    source = recovery.Source(str(tmp_path / "model.onnx"), {}, feeds, 0, 1, 1 << 30)
-    found = recovery.recover(source, {"w1:0": np.arange(5)}, tuned=False)
+    return recovery.Source(str(folder / "model.onnx"), {}, feeds, 0, 1, 1 << 30)
+
+
+@pytest.mark.parametrize("text", [FLAT, CONV], ids=["flatten", "conv"])
+def test_channels_that_others_follow_from_cost_nothing_with_few_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(reconstruct, "LARGEST", 30)
+    found = recovery.recover(opened(tmp_path, text), {"w1:0": np.arange(5)}, tuned=False)
     (layer,) = found.layers
     assert layer.before > 0.1
     assert layer.after < 1e-4
+
+
+@pytest.mark.parametrize("text", [FLAT, CONV], ids=["flatten", "conv"])
+def test_a_group_that_only_large_operators_read_has_an_order_and_a_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Channels that repeat others are the first to go and cost nothing, at every tap."""
+    monkeypatch.setattr(damage, "LARGEST", 30)
+    source = opened(tmp_path, text)
+    wanted = recovery.Wanted(["w1:0"], "sensitivity", ("macs", 0.6), 0.5, {"w1:0": 1}, "obs")
+    found = recovery.prepare(source, wanted)
+    assert sorted(found.order["w1:0"].order[:3] % 5) == [0, 1, 2]
+    curve = found.measured["w1:0"]
+    assert max(d for n, d in zip(curve.removed, curve.damage, strict=True) if n <= 3) < 1e-3
+    assert curve.damage[-1] > 0.01
+    assert len(recovery.choose(source, wanted).kept["w1:0"]) < 8
