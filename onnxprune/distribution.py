@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -173,6 +174,7 @@ def _ray(
     import joblib
 
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"--scheduler {address}: no ray cluster answers there ({error})") from error
@@ -183,6 +185,13 @@ def _ray(
             yield from run(joblib.delayed(_run)(function, common, item) for item in items)
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT or SCHEME://HOST:PORT: ray would try for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
 
 
 # ---- The worker's side -----------------------------------------------------------------------------------------------

@@ -116,6 +116,12 @@ def test_missing_packages_are_named(backend: str, package: str, monkeypatch: pyt
         list(distribution.each(task(), 0, ITEMS, Workers(backend=backend, scheduler="tcp://127.0.0.1:1")))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_port_where_nothing_listens(address: str) -> None:
+    with pytest.raises(OSError, match="refused"):
+        distribution._knock(address)
+
+
 def test_one_job_per_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, jobs in ((1, 1), (2, 1), (5, 2), (16, 8)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)

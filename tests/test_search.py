@@ -121,6 +121,11 @@ def test_latency_beats_only_where_it_is_measurably_lower() -> None:
     assert front([slower, result(0.8, 101, 1.5)]) == (0, 1)
 
 
+def test_the_smaller_of_two_as_good_and_as_fast_beats() -> None:
+    assert front([result(0.9, 100, 1.5), result(0.9, 90, 1.5)]) == (1,)
+    assert front([result(0.9, 100, 1.5), result(0.95, 100, 1.5)]) == (1,)
+
+
 def test_equals_count_once() -> None:
     assert front([result(0.9, 100, 1.5), result(0.9, 100, 1.5), result(0.9, 100, 1.501)]) == (0,)
 
