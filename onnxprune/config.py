@@ -110,7 +110,7 @@ class Config:
         """Whether inputs are fitted to or measured on; where there are no real ones, they are made up."""
         by_damage = self.target is not None and (self.allocation != "uniform" or self.aims_at_latency)
         measures = by_damage if self.criterion is None else self.criterion in MEASURED_CRITERIA
-        return measures or (self.recover and self.ratio > 0)
+        return measures or self.recover
 
     @property
     def files_read(self) -> dict[str, Path | None]:

@@ -407,6 +407,13 @@ def test_a_removed_block_is_made_up_for_by_the_layers_behind_it(network: Path, t
     assert errors[True] < 0.8 * errors[False]
 
 
+def test_a_removed_block_is_made_up_for_without_data_too(network: Path) -> None:
+    report = api.prune(network, Config(depth=1, ratio=0))
+    assert report.inputs is not None
+    assert report.inputs.kind == "synthetic"
+    assert any(layer.after < layer.before for layer in report.layers)
+
+
 def test_depth_before_width_and_its_plan_replayed(network: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     options = ["--no-recover", "--round-to", 1]
