@@ -20,7 +20,7 @@ from onnxprune.gathering import Gathered
 from onnxprune.modelfile import write
 from onnxprune.opened import Opened
 from onnxprune.planning import Decision
-from onnxprune.records import Latency, LayerQuality, MetricResult, Proof
+from onnxprune.records import Latency, LayerQuality, MetricResult, Proof, Quality
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ def save(job: Job, source: recovery.Source | None) -> Proof:
     """Write the model, recovered from `source` where there is one.
 
     Where a proof fails, or the result is measured and not faster, nothing is written. Where synthetic inputs, which
-    nobody asked for, do not serve to recover, the cut is written and the proof says so.
+    nobody asked for, do not serve to recover, or the recovered model is worse than the cut on inputs held out, the cut
+    is written and the proof says so.
     """
     if source is None:
         return _save_cut(job)
@@ -69,7 +70,25 @@ def save(job: Job, source: recovery.Source | None) -> Proof:
             note = f"nothing was recovered, this is the cut alone ({str(error).splitlines()[0]})"
             log.warning("%s", note)
             return dataclasses.replace(_save_cut(job), note=note)
-        return _save_recovered(job, proofs[0], path, recovered)
+        try:
+            return _save_recovered(job, proofs[0], path, recovered)
+        except _WorseError as worse:
+            log.warning("%s", worse)
+            return dataclasses.replace(_save_cut(job), note=str(worse))
+
+
+class _WorseError(Exception):
+    """The recovered model errs more than the cut alone on inputs held out; the message has both figures."""
+
+
+def _require_better(cut: Quality, final: Quality) -> None:
+    before, after = (sum(o.relative_error for o in q.outputs.values()) / max(1, len(q.outputs)) for q in (cut, final))
+    if cut.data == final.data and cut.samples == final.samples and not after <= before:
+        raise _WorseError(
+            f"the refitted weights err more than the cut alone on the {final.samples} samples held out (relative error "
+            f"{after:.4g} against {before:.4g}), so this is the cut alone; more, or more typical, --calibration inputs "
+            "help"
+        )
 
 
 def _proved(job: Job, path: Path) -> Proof:
@@ -127,6 +146,8 @@ def _save_recovered(job: Job, proof: Proof, cut: Path, recovered: recovery.Recov
         feeds = list(job.gathered.held)
         arguments = {"original": job.original, "pruned": str(path), "feeds": feeds, "data": job.data}
         quality = worker.call("onnxprune.verify:compare_quality", arguments, timeout_s=proving.VERIFY_LIMIT_S)
+        if job.config.max_drop is None:
+            _require_better(proof.quality, quality)
         latency = _latency(job, path)
         metric = _metric(job, cut, path)
         proofs.append(Proof(proof.exactness, quality, proof.quality, layers, metric, latency=latency))

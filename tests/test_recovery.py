@@ -14,6 +14,7 @@ from onnx import numpy_helper, parser
 from onnxprune import api, calibration, config, recovery, target, worker
 from onnxprune.config import Config
 from onnxprune.criteria import activation
+from onnxprune.cut import Cut
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.records import Allocation, Feed
 
@@ -128,6 +129,30 @@ def test_prune_with_a_target_writes_a_recovered_model(tmp_path: Path) -> None:
     assert report.after is not None and report.after.macs <= 0.5 * report.before.macs
     assert report.quality is not None and report.quality.data == "calibration"
     assert report.quality.outputs["y"].relative_error < 0.02
+
+
+def test_weights_that_end_worse_than_the_cut_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, data = save(tmp_path, copies=False), tmp_path / "data.npz"
+    np.savez(data, x=np.concatenate([f["x"] for f in feeds()]))
+    right = recovery.install
+    options = Config(
+        output=tmp_path / "out.onnx", calibration=data, ratio=0.25, round_to=1, save_plan=tmp_path / "p.json"
+    )
+
+    def wrong(done: Cut, found: recovery.Recovered) -> Cut:
+        return right(done, dataclasses.replace(found, values={n: a * 0 for n, a in found.values.items()}))
+
+    monkeypatch.setattr(recovery, "install", wrong)
+    report = api.prune(path, options)
+    assert any("the refitted weights err more than the cut alone" in note for note in report.notes)
+    assert not report.layers
+    plain = Config(output=tmp_path / "cut.onnx", plan=tmp_path / "p.json", recover=False)
+    api.prune(path, plain)
+    assert (tmp_path / "out.onnx").read_bytes() == (tmp_path / "cut.onnx").read_bytes()
+    monkeypatch.undo()
+    report = api.prune(path, dataclasses.replace(options, force=True, save_plan=None))
+    assert not any("err more" in note for note in report.notes)
+    assert report.layers
 
 
 def test_distillation_lowers_the_held_out_loss(tmp_path: Path) -> None:
