@@ -228,6 +228,11 @@ def _input_notes(
     if config.recover and inputs is None:
         why = lack or "there are no inputs"
         yield f"nothing was recovered ({why}): the accuracy is that of the cut alone; give inputs with --calibration"
+    if inputs is not None and inputs.kind == "calibration" and not inputs.held_out:
+        yield (
+            f"{inputs.rows} calibration rows are too few to hold some out: closeness is measured on rows that were fitted "
+            "to, and says less; some hundred rows do better"
+        )
     if inputs is None or inputs.kind == "calibration":
         return
     yield "synthetic inputs only; nothing is known about accuracy. Some hundred real inputs (--calibration) do better"

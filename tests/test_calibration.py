@@ -407,7 +407,10 @@ def test_places_are_told_apart(tmp_path: Path) -> None:
 
 def test_batches_have_the_fixed_size_or_at_most_32_rows() -> None:
     feed = {"x": np.arange(70, dtype=np.float32).reshape(70, 1)}
-    assert [len(f["x"]) for f in calibration.batches([feed], None, 1000)] == [32, 32, 6]
+    many = {"x": np.arange(262, dtype=np.float32).reshape(262, 1)}
+    assert [len(f["x"]) for f in calibration.batches([many], None, 1000)] == [32] * 8 + [6]
+    assert [len(f["x"]) for f in calibration.batches([feed], None, 1000)] == [8] * 8 + [6]
+    assert [len(f["x"]) for f in calibration.batches([{"x": feed["x"][:3]}], None, 1000)] == [1, 1, 1]
     assert [len(f["x"]) for f in calibration.batches([feed], 20, 1000)] == [20, 20, 20]
     assert sum(len(f["x"]) for f in calibration.batches([feed], None, 40)) == 40
     with pytest.raises(UsageError, match="too few rows for the batch of 100"):

@@ -155,6 +155,15 @@ def test_weights_that_end_worse_than_the_cut_are_not_kept(tmp_path: Path, monkey
     assert report.layers
 
 
+def test_too_few_rows_to_hold_any_out_are_told(tmp_path: Path) -> None:
+    path, data = save(tmp_path, copies=False), tmp_path / "data.npz"
+    for rows, told in ((3, True), (8, False)):
+        np.savez(data, x=feeds()[0]["x"][:rows])
+        options = Config(output=tmp_path / "out.onnx", calibration=data, ratio=0.25, round_to=1, force=True)
+        report = api.prune(path, options)
+        assert any("too few to hold some out" in note for note in report.notes) == told
+
+
 def test_distillation_lowers_the_held_out_loss(tmp_path: Path) -> None:
     pytest.importorskip("onnx_ad", reason="extra 'gradients' is not installed")
     start = source(save(tmp_path, copies=False))

@@ -13,6 +13,7 @@ from onnxprune.shapes import graph_inputs
 
 BATCH = 32
 """Rows of one batch where the model leaves the number free."""
+LEAST_BATCHES = 8
 
 
 def fixed_rows(proto: onnx.ModelProto) -> int | None:
@@ -49,16 +50,18 @@ def mixed(feeds: Sequence[Feed], fixed: int | None, seed: int) -> list[Feed]:
 
 
 def batches(feeds: Sequence[Feed], fixed: int | None, limit: int) -> list[Feed]:
-    """At most `limit` rows of all feeds, in batches of `fixed` rows (a last part batch is left out) or up to `BATCH`.
+    """At most `limit` rows of all feeds, in batches of `fixed` rows (a last part batch is left out), or of up to
+    `BATCH` and fewer where there would be less than `LEAST_BATCHES`, so that some can be held out.
 
     Feeds whose inputs have no common first axis stay as they are. Raises UsageError where nothing is left.
     """
     found: list[Feed] = []
     rows = 0
+    given = sum(common_rows(feed) for feed in feeds)
+    step = fixed or max(1, min(BATCH, min(given, limit) // LEAST_BATCHES))
     for feed in feeds:
         counts = {len(a) if a.ndim else -1 for a in feed.values()}
         (total,) = counts if len(counts) == 1 else (-1,)
-        step = fixed or BATCH
         for first in range(0, max(total, 0), step):
             part = {
                 name: a[first : min(first + step, first + limit - rows if fixed is None else total)]
