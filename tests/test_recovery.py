@@ -272,10 +272,10 @@ def test_a_norm_needs_one_ratio_for_all_to_meet_a_target() -> None:
 
 
 def test_batches_hold_whole_rows_up_to_the_limit() -> None:
-    data: list[Feed] = [{"x": np.zeros((70, 2)), "m": np.zeros((70,))}, {"x": np.zeros((9, 2)), "m": np.zeros((9,))}]
-    assert [len(f["x"]) for f in calibration.batches(data, None, 100)] == [32, 32, 6, 9]
-    assert [len(f["m"]) for f in calibration.batches(data, None, 40)] == [32, 8]
-    assert [len(f["x"]) for f in calibration.batches(data, 8, 100)] == [8] * 9
+    data: list[Feed] = [{"x": np.zeros((390, 2)), "m": np.zeros((390,))}, {"x": np.zeros((9, 2)), "m": np.zeros((9,))}]
+    assert [len(f["x"]) for f in calibration.batches(data, None, 500)] == [32] * 12 + [6, 9]
+    assert [len(f["m"]) for f in calibration.batches(data, None, 40)] == [5] * 8
+    assert [len(f["x"]) for f in calibration.batches(data, 8, 100)] == [8] * 13
     with pytest.raises(UsageError, match="too few rows for the batch of 80"):
         calibration.batches(data, 80, 100)
 
