@@ -276,8 +276,8 @@ def test_batches_hold_whole_rows_up_to_the_limit() -> None:
     assert [len(f["x"]) for f in calibration.batches(data, None, 500)] == [32] * 12 + [6, 9]
     assert [len(f["m"]) for f in calibration.batches(data, None, 40)] == [5] * 8
     assert [len(f["x"]) for f in calibration.batches(data, 8, 100)] == [8] * 13
-    with pytest.raises(UsageError, match="too few rows for the batch of 80"):
-        calibration.batches(data, 80, 100)
+    with pytest.raises(UsageError, match="too few rows for the batch of 400"):
+        calibration.batches(data, 400, 500)
 
 
 def test_items_are_split_into_those_fitted_to_and_those_held_out() -> None:
