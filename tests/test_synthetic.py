@@ -300,7 +300,7 @@ def test_inputs_are_made_only_where_a_run_needs_them() -> None:
     assert not Config(recover=False).needs_inputs and Config(recover=False).measure == "l2"
     assert Config(recover=False, target="macs=0.5").needs_inputs
     assert Config(recover=False, criterion="variance").needs_inputs
-    assert not Config(ratio=0, depth=1).needs_inputs
+    assert Config(ratio=0, depth=1).needs_inputs
 
 
 def test_batches_of_synthetic_inputs_are_held_out(net: Path) -> None:
