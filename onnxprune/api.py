@@ -26,8 +26,7 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
     config = config or Config()
     config.validate(Path(model))
     clock = Clock()
-    # Without some of its blocks the model is handed to other processes, weights included.
-    opened = opening.open_model(Path(model), config.input_shapes, clock, lean=not (config.depth or config.plan))
+    opened, config = opening.open_for(Path(model), config, clock)
     output = config.output_for(opened.model.path)
     if not config.dry_run:
         preflight(opened.model, output, config.force)

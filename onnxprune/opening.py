@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,12 @@ from onnxprune import analysis, calibration, depth, proving, shapes
 from onnxprune import plan as plans
 from onnxprune.clock import Clock
 from onnxprune.config import Config
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.opened import Opened
 from onnxprune.records import Feed
+
+log = logging.getLogger(__name__)
 
 
 def open_model(path: Path, given: Mapping[str, tuple[int, ...]], clock: Clock, *, lean: bool = False) -> Opened:
@@ -25,6 +29,36 @@ def open_model(path: Path, given: Mapping[str, tuple[int, ...]], clock: Clock, *
         found = shapes.infer(model.proto, given, model.base_dir)
     with clock("analyse"), unhurried_collector():
         return Opened(model, found, analysis.analyse(model.proto, found))
+
+
+def open_for(path: Path, config: Config, clock: Clock) -> tuple[Opened, Config]:
+    """The model, and the config with the sizes it was opened at.
+
+    A model that cannot be analysed at sizes of our choosing (an export that fixed a length it declares free) is tried
+    at those of the calibration data before it is refused.
+    """
+    # Without some of its blocks the model is handed to other processes, weights included.
+    lean = not (config.depth or config.plan)
+    try:
+        return open_model(path, config.input_shapes, clock, lean=lean), config
+    except ModelError:
+        given = _calibrated_sizes(path, config)
+        if not given:
+            raise
+        log.info("opened at the sizes of the calibration data: %s", given)
+        return open_model(path, given, clock, lean=lean), dataclasses.replace(config, input_shapes=given)
+
+
+def _calibrated_sizes(path: Path, config: Config) -> dict[str, tuple[int, ...]]:
+    """Shapes of two rows of the calibration data by input; {} where there is none that fits."""
+    if config.calibration is None or config.input_shapes:
+        return {}
+    proto = ModelFile.load(path, lean=True).proto
+    try:
+        found = calibration.load(config.calibration, proto, limit=2, preparation=config.preparation)
+    except UsageError:
+        return {}
+    return {name: array.shape for name, array in found.feeds[0].items()}
 
 
 @contextmanager

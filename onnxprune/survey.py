@@ -25,7 +25,7 @@ def sensitivity(model: str | Path, config: Config) -> Sensitivity:
         raise UsageError("sensitivity needs --calibration: the damage is measured on real inputs")
     if config.measure not in MEASURED_CRITERIA:
         raise UsageError(f"sensitivity needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {config.measure}")
-    opened = opening.open_model(Path(model), config.input_shapes, Clock())
+    opened, config = opening.open_for(Path(model), config, Clock())
     gathered = gathering.gather(opened, config)
     prunable = [g for g in opened.analysis.groups if g.refusal is None]
     groups = planning.choose(prunable, config.keep, config.only)
