@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import parser
-from scipy.special import rel_entr, softmax
 
 from onnxprune.recover.divergence import Probe, divergence, probes
 
 RNG = np.random.default_rng
+
+
+def softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    return np.exp(x) / np.exp(x).sum(axis, keepdims=True)
 
 
 def test_probes_go_back_to_before_the_last_activation() -> None:
@@ -52,7 +55,7 @@ def test_categorical_divergence_is_the_sum_of_relative_entropies() -> None:
     x, y = RNG(0).normal(size=(2, 30, 4, 7))
     p, q = softmax(x, axis=1), softmax(y, axis=1)
     mean = p.mean((0, 2), keepdims=True)
-    wanted = rel_entr(p, q).sum() / rel_entr(p, np.broadcast_to(mean, p.shape)).sum()
+    wanted = (p * np.log(p / q)).sum() / (p * np.log(p / mean)).sum()
     assert divergence([Probe("x", "categorical", 1)], [[x]], [[y]]) == pytest.approx(wanted, rel=1e-6)
 
 
