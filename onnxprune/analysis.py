@@ -358,6 +358,8 @@ def _sources(state: _State) -> dict[str, frozenset[str]]:
 def _settle_comparisons(state: _State) -> None:
     """What operators compare stays, except where every index is a part of the model with a matrix of its own, of which
     more are there than they need."""
+    if not state.comparisons:
+        return
     roles = roles_by_weight(state.roles, _sources(state))
     parts = {a for weight, axes in state.weights.items() for a in outer_parts(axes, weight, roles)}
     for stack in state.stacks:

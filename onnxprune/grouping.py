@@ -18,18 +18,32 @@ RANK: tuple[Role, ...] = ("contracted", "produced", "carried")
 """Of several roles on one axis the first counts."""
 
 
-def roles_by_weight(stated: Stated, sources: Sources, *, first: Role = "contracted") -> Roles:
-    """The role of each atom on each axis of each weight; of two roles on one axis `first` counts.
+def roles_by_weight(stated: Stated, sources: Sources) -> Roles:
+    """The role of each atom on each axis of each weight; of two roles on one axis "contracted" counts."""
+    return {
+        key: "contracted" if "contracted" in roles else roles[-1] for key, roles in _in_order(stated, sources).items()
+    }
+
+
+def _all_roles(stated: Stated, sources: Sources) -> dict[tuple[str, int | None, Dim], frozenset[Role]]:
+    """Every role of each atom on each axis of each weight."""
+    shared: dict[tuple[Role, ...], frozenset[Role]] = {}
+    return {key: shared.setdefault(r, frozenset(r)) for key, r in _in_order(stated, sources).items()}
+
+
+def _in_order(stated: Stated, sources: Sources) -> dict[tuple[str, int | None, Dim], tuple[Role, ...]]:
+    """The roles of each atom on each axis of each weight, as they were stated.
 
     A role stated of a constant computed from weights counts for all axes (None) of the weights behind it.
     """
-    roles: Roles = {}
+    roles: dict[tuple[str, int | None, Dim], tuple[Role, ...]] = {}
     for name, axis, d, role in stated:
         for a in dims.atoms(d):
             for weight in sources.get(name, ()):
                 key = (weight, axis if weight == name else None, a)
-                if roles.get(key) != first:
-                    roles[key] = role
+                before = roles.get(key, ())
+                if role not in before[-1:]:
+                    roles[key] = (*before, role)
     return roles
 
 
@@ -69,17 +83,17 @@ def _occurrences(
 ) -> Mapping[Dim, Sequence[Occurrence]]:
     """The places of each atom. An axis of a tied weight that one operator produces and another sums over comes twice:
     as contracted among all others, and as produced after them."""
-    contracted, produced = (roles_by_weight(stated, sources, first=r) for r in ("contracted", "produced"))
+    stated_roles = _all_roles(stated, sources)
+    nothing: frozenset[Role] = frozenset()
     found: dict[Dim, list[Occurrence]] = {}
     tied: list[tuple[Dim, Occurrence]] = []
     for weight, axes in weights.items():
         for axis, d in enumerate(axes):
             for a in (a for a in dict.fromkeys(dims.atoms(d)) if a.size > 1):
-                keys = [(weight, axis, a), (weight, None, a)]
-                roles = {r.get(key) for r in (contracted, produced) for key in keys} - {None}
+                roles = stated_roles.get((weight, axis, a), nothing) | stated_roles.get((weight, None, a), nothing)
                 role = next((r for r in RANK if r in roles), RANK[-1])
                 found.setdefault(a, []).append(Occurrence(weight, axis, role))
-                if {"contracted", "produced"} <= roles:
+                if len(roles) > 1 and {"contracted", "produced"} <= roles:
                     tied.append((a, Occurrence(weight, axis, "produced")))
     for a, occurrence in tied:
         found[a].append(occurrence)
