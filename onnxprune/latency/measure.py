@@ -288,3 +288,22 @@ def _round(
     first = int(random.random() < 0.5)
     for index in (first, 1 - first, 1 - first, first):
         seconds[index].append(_seconds(runs[index], timer))
+
+
+def rounds(runs: Sequence[Run], *, warm_ups: int, budget_s: float, bounds: tuple[int, int], timer: Timer) -> FloatArray:
+    """Seconds (rounds, runs) after `warm_ups` of each; in every round each has its turn, in an order of chance.
+
+    Rounds begin until `budget_s` seconds have passed, but never fewer nor more of them than `bounds`.
+    """
+    for run in runs:
+        for _ in range(warm_ups):
+            run()
+    random = np.random.default_rng(0)
+    rows: list[FloatArray] = []
+    start = timer()
+    while len(rows) < bounds[0] or (timer() - start < budget_s and len(rows) < bounds[1]):
+        row = np.zeros(len(runs))
+        for k in random.permutation(len(runs)):
+            row[k] = _seconds(runs[k], timer)
+        rows.append(row)
+    return np.stack(rows)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune import runtime
-from onnxprune.latency.measure import Run, runner
+from onnxprune.latency.measure import rounds, runner
 from onnxprune.records import FloatArray, KernelTime, Profile
 
 Array = npt.NDArray[np.generic]
@@ -49,27 +49,9 @@ def profile_many(
             for k, model in enumerate(models)
         ]
         runs = [runner(session, feeds, provider) for session in sessions]
-        seconds = _rounds(runs, budget_s, timer)
+        seconds = rounds(runs, warm_ups=_WARM_UPS, budget_s=budget_s, bounds=_ROUNDS, timer=timer)
         files = [Path(session.end_profiling()) for session in sessions]
         return [read(file, seconds[:, k], timed=provider == "cpu") for k, file in enumerate(files)]
-
-
-def _rounds(runs: Sequence[Run], budget_s: float, timer: Callable[[], float]) -> FloatArray:
-    """Seconds (rounds, models); in each round every model has its turn, in an order of chance."""
-    for run in runs:
-        for _ in range(_WARM_UPS):
-            run()
-    random = np.random.default_rng(0)
-    rows: list[FloatArray] = []
-    start = timer()
-    while len(rows) < _ROUNDS[0] or (timer() - start < budget_s and len(rows) < _ROUNDS[1]):
-        row = np.zeros(len(runs))
-        for k in random.permutation(len(runs)):
-            begin = timer()
-            runs[k]()
-            row[k] = timer() - begin
-        rows.append(row)
-    return np.stack(rows)
 
 
 def read(path: Path, seconds: FloatArray, *, timed: bool = True) -> Profile:

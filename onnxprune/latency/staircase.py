@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune import processor, runtime
+from onnxprune.latency.measure import rounds
 from onnxprune.records import FloatArray, Staircases
 
 KINDS = ("convolution", "pointwise", "depthwise", "grouped", "product")
@@ -29,6 +30,7 @@ NOISE = 0.08
 _TOPS = {8: (24, 32, 40, 48), 16: (32, 48, 64), 32: (64, 96)}
 _LAYERS = 4
 _SECONDS = 0.8
+_WARM_UPS = 2
 _ROUNDS = (16, 200)
 _IMAGE = {"convolution": 14, "pointwise": 28, "depthwise": 28, "grouped": 14}
 _ROWS = 128
@@ -37,14 +39,14 @@ _QUARTILE = 0.25
 
 def measure(provider: str, threads: int, *, timer: Callable[[], float] = time.perf_counter) -> Staircases:
     """Time every kind of layer at every width, in about `_SECONDS` each. Run in a child process."""
-    return judge({kind: _rounds(kind, provider, threads, timer) for kind in KINDS}, provider)
+    return judge({kind: _timed(kind, provider, threads, timer) for kind in KINDS}, provider)
 
 
-def judge(rounds: Mapping[str, FloatArray], provider: str) -> Staircases:
+def judge(measured: Mapping[str, FloatArray], provider: str) -> Staircases:
     """The steps that seconds (rounds, widths) by kind show; never one that leaves the fast path."""
     known, least = asdict(processor.table(provider)), asdict(processor.least(provider))
-    unclear = tuple(kind for kind, seconds in rounds.items() if noise_of(seconds) > NOISE)
-    times = {kind: dict(zip(widths_to_measure(), _typical(s) * 1e3, strict=True)) for kind, s in rounds.items()}
+    unclear = tuple(kind for kind, seconds in measured.items() if noise_of(seconds) > NOISE)
+    times = {kind: dict(zip(widths_to_measure(), _typical(s) * 1e3, strict=True)) for kind, s in measured.items()}
     steps = {
         kind: known[kind] if kind in unclear else max(step_of(found, power_of(kind)), least[kind])
         for kind, found in times.items()
@@ -89,23 +91,10 @@ def widths_to_measure() -> list[int]:
     return sorted({width for step in STEPS for pair in _pairs(step) for width in pair})
 
 
-def _rounds(kind: str, provider: str, threads: int, timer: Callable[[], float]) -> FloatArray:
-    """Seconds (rounds, widths): in each round every width has its turn, in an order of chance."""
+def _timed(kind: str, provider: str, threads: int, timer: Callable[[], float]) -> FloatArray:
+    """Seconds (rounds, widths)."""
     runs = [_runner(kind, width, provider, threads) for width in widths_to_measure()]
-    for run in runs:
-        run()
-        run()
-    random = np.random.default_rng(0)
-    rows: list[FloatArray] = []
-    start = timer()
-    while len(rows) < _ROUNDS[0] or (timer() - start < _SECONDS and len(rows) < _ROUNDS[1]):
-        row = np.zeros(len(runs))
-        for k in random.permutation(len(runs)):
-            begin = timer()
-            runs[k]()
-            row[k] = timer() - begin
-        rows.append(row)
-    return np.stack(rows)
+    return rounds(runs, warm_ups=_WARM_UPS, budget_s=_SECONDS, bounds=_ROUNDS, timer=timer)
 
 
 def _runner(kind: str, width: int, provider: str, threads: int) -> Callable[[], object]:

@@ -103,6 +103,23 @@ def test_a_slow_first_run_does_not_make_a_model_slow() -> None:
     assert measure.warm_up(machine.model("A"), timer=machine.timer) == 10
 
 
+def test_in_every_round_each_run_has_its_turn() -> None:
+    machine = Machine(lambda now: 0.5)
+    runs = [machine.model("A"), machine.model("B", 2.0), machine.model("C", 4.0)]
+    found = measure.rounds(runs, warm_ups=2, budget_s=20.0, bounds=(2, 60), timer=machine.timer)
+    assert "".join(machine.log[:6]) == "AABBCC"
+    orders = {"".join(machine.log[i : i + 3]) for i in range(6, len(machine.log), 3)}
+    assert len(orders) > 1 and {"".join(sorted(order)) for order in orders} == {"ABC"}
+    assert found.tolist() == [[0.5, 1.0, 2.0]] * 6, "six rounds of 3.5 s begin in 20 s"
+
+
+@pytest.mark.parametrize(("budget_s", "count"), [(0.0, 4), (4.5, 5), (1e9, 7)])
+def test_rounds_keep_their_bounds(budget_s: float, count: int) -> None:
+    machine = Machine(lambda now: 1.0)
+    found = measure.rounds([machine.model("A")], warm_ups=0, budget_s=budget_s, bounds=(4, 7), timer=machine.timer)
+    assert found.shape == (count, 1)
+
+
 def test_nodes_off_the_device_are_said() -> None:
     settings = measure._Settings("cuda", 1, 1.0, 20, 0, False, lambda: 0.0)
     nodes = {"CUDAExecutionProvider": 9, "CPUExecutionProvider": 1}
