@@ -169,7 +169,7 @@ def test_exchanges_find_what_greedy_removal_misses() -> None:
             states[0].remove(np.array(order[-1:]))
         fresh = obs._State.of(c)
         greedy = float(fresh.remove(np.asarray(order)).sum())
-        _, found, cost = obs._exchanged([c], states, order, greedy)
+        _, found, cost = obs._exchanged(states, order, greedy)
         again = obs._State.of(c)
         assert cost == pytest.approx(float(again.remove(np.asarray(found)).sum()), rel=1e-6)
         assert cost <= greedy * (1 + 1e-9)

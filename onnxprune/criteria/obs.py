@@ -66,7 +66,7 @@ def removal_path(consumers: Sequence[Consumer], size: int, *, least: int = 1, ch
     while alive.sum() > least:
         if len(order) >= due and all(len(c.gram) <= LARGEST_EXCHANGE for c in consumers):
             due = next((d for d in exchanges if d > len(order)), size)
-            states, order, lower = _exchanged(consumers, states, order, cost[-1])
+            states, order, lower = _exchanged(states, order, cost[-1])
             cost[-1] = max(cost[-2], lower)
             alive = ~np.isin(np.arange(size), order)
         left = np.flatnonzero(alive)
@@ -80,18 +80,16 @@ def removal_path(consumers: Sequence[Consumer], size: int, *, least: int = 1, ch
     return Path(np.asarray(order, np.int64), np.asarray(cost))
 
 
-def _exchanged(
-    consumers: Sequence[Consumer], states: Sequence[_State], order: list[int], cost: float
-) -> tuple[Sequence[_State], list[int], float]:
+def _exchanged(states: Sequence[_State], order: list[int], cost: float) -> tuple[Sequence[_State], list[int], float]:
     """The states, the removed indices and their cost after taking back, one at a time, the removed index that helps
     most, and removing in its place the cheapest one, while that gains anything."""
     for _ in range(len(order)):
         gains = np.sum([s.gains(np.asarray(order)) for s in states], axis=0) if states else np.zeros(len(order))
         back = int(np.argmax(gains))
         rest = np.asarray(order[:back] + order[back + 1 :], np.int64)
-        fresh = [_State.of(c) for c in consumers]
+        fresh = [s.anew() for s in states]
         before = sum(float(s.remove(rest).sum()) for s in fresh) if len(rest) else 0.0
-        left = np.setdiff1d(np.arange(len(consumers[0].positions)) if consumers else rest, rest)
+        left = np.setdiff1d(np.arange(len(states[0].positions)) if states else rest, rest)
         prices = _prices(fresh, left)
         taken = int(left[np.argmin(prices)]) if len(left) else order[back]
         after = before + float(prices.min()) if len(left) else cost
@@ -140,6 +138,10 @@ class _State:
         )
         inverse = np.asarray(np.linalg.inv(gram), np.float64)
         return cls(inverse, consumer.weight.copy(), consumer.positions, consumer.scale)
+
+    def anew(self) -> _State:
+        """The state before any was removed."""
+        return _State(self.inverse, self.original.copy(), self.positions, self.scale)
 
     def within(self, indices: Index) -> _State:
         """The part about these indices alone; among them its updates are those of the whole."""
