@@ -11,19 +11,16 @@ percentile bootstrap over rows (B. Efron, 1979), of a difference with the same r
 from __future__ import annotations
 
 import functools
-import importlib
-import importlib.util
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune import usercode
 from onnxprune.config import check_metric
 from onnxprune.errors import UsageError
 from onnxprune.records import Measured
@@ -162,7 +159,8 @@ class _Function(Metric):
     def value(self, table: Table) -> float:
         outputs = {n.removeprefix("output:"): a for n, a in table.items() if n.startswith("output:")}
         try:
-            found = self._function(outputs, table.get("labels"))
+            with usercode.importable(self.name.rpartition(":")[0]):
+                found = self._function(outputs, table.get("labels"))
         except Exception as error:
             raise UsageError(f"--metric {self.name}: the function raised {type(error).__name__}: {error}") from error
         try:
@@ -208,7 +206,7 @@ def fitting(outputs: Outputs) -> str:
 def _load(name: str) -> Score:
     module_name, _, function_name = name.rpartition(":")
     try:
-        module = _import(module_name)
+        module = usercode.load(module_name)
     except Exception as error:
         raise UsageError(
             f"--metric {name}: {module_name} cannot be imported ({type(error).__name__}: {error})"
@@ -217,20 +215,6 @@ def _load(name: str) -> Score:
     if not callable(function):
         raise UsageError(f"--metric {name}: {module_name} has no function {function_name!r}")
     return function  # type: ignore[no-any-return]
-
-
-def _import(name: str) -> Any:
-    """A module by its name (from the working directory too), or from a file."""
-    if not name.endswith(".py"):
-        if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"no Python file {name}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # ---- Predictions -----------------------------------------------------------------------------------------------------

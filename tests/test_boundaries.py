@@ -63,6 +63,7 @@ LEAVES = {
     "records",
     "rules",
     "signature",
+    "usercode",
     "wire",
     "worker",
 }

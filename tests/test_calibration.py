@@ -372,6 +372,14 @@ def test_a_function_of_a_module_may_return_arrays(tmp_path: Path, monkeypatch: p
     assert str(tmp_path) not in sys.path
 
 
+def test_a_function_may_import_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beside_feeds.py").write_text("import numpy as np\nrows = np.zeros((2, 4), np.float32)")
+    monkeypatch.delitem(sys.modules, "beside_feeds", raising=False)
+    file = _script(tmp_path, "def make():\n    from beside_feeds import rows\n    yield rows\n")
+    assert [len(x) for x in _rows(Path(f"{file}:make"))] == [2]
+    assert str(tmp_path) not in sys.path
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

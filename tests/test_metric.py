@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,18 @@ def test_a_function_sees_all_rows_and_labels(functions: Path) -> None:
     assert value(f"{functions}:mean", *batches) == 3.0
     assert value("own_metrics:mean", *batches) == 3.0
     assert value("own_metrics:mean", batch(np.ones((2, 1), np.float32), np.array([0, 1]))) == 0.5
+
+
+@pytest.mark.parametrize("source", ["own_metrics", "own_metrics.py"])
+def test_a_function_may_import_what_lies_beside_it(
+    functions: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    for name in ("own_metrics", "beside_metrics"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    functions.with_name("beside_metrics.py").write_text("five = 5")
+    functions.write_text("def late(outputs, labels):\n    from beside_metrics import five\n    return five\n")
+    assert value(f"{source}:late", batch(np.ones((2, 1), np.float32))) == 5
+    assert str(functions.parent) not in sys.path
 
 
 def test_outputs_of_different_sizes_come_batch_by_batch() -> None:

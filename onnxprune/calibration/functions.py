@@ -7,17 +7,14 @@ name, or one array for a model with one input; the first axis counts rows. It is
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onnxprune import usercode
 from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 
@@ -29,9 +26,9 @@ def read(source: str, name: str, names: Sequence[str], limit: int, extra: str | 
     """
     label = f"--calibration {source}:{name}"
     rows = 0
-    items = _items(label, _find(source, name))
+    items = _items(label, source, _find(source, name))
     while rows < limit:
-        item = _next(label, items)
+        item = _next(label, source, items)
         if item is None:
             return
         feed = _feed(label, item, names, extra)
@@ -46,7 +43,7 @@ def read(source: str, name: str, names: Sequence[str], limit: int, extra: str | 
 def _find(source: str, name: str) -> Callable[[], Any]:
     label = f"--calibration {source}:{name}"
     with _guarded(label):
-        module = _load_file(Path(source)) if source.endswith(".py") else _import(source)
+        module = usercode.load(source)
     function = getattr(module, name, None)
     if function is None:
         raise UsageError(f"{label}: {source} has no function {name!r}")
@@ -56,33 +53,8 @@ def _find(source: str, name: str) -> Callable[[], Any]:
     return found
 
 
-def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--calibration: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    with _import_path(str(path.parent.resolve())):
-        spec.loader.exec_module(module)
-    return module
-
-
-def _import(name: str) -> Any:
-    with _import_path(os.getcwd()):
-        return importlib.import_module(name)
-
-
-@contextlib.contextmanager
-def _import_path(folder: str) -> Iterator[None]:
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
-
-
-def _items(label: str, function: Callable[[], Any]) -> Iterator[Any]:
-    with _guarded(label):
+def _items(label: str, source: str, function: Callable[[], Any]) -> Iterator[Any]:
+    with _guarded(label), usercode.importable(source):
         result = function()
         if isinstance(result, (np.ndarray, Mapping)):
             return iter([result])
@@ -94,8 +66,8 @@ def _items(label: str, function: Callable[[], Any]) -> Iterator[Any]:
             ) from error
 
 
-def _next(label: str, items: Iterator[Any]) -> Any:
-    with _guarded(label):
+def _next(label: str, source: str, items: Iterator[Any]) -> Any:
+    with _guarded(label), usercode.importable(source):
         return next(items, None)
 
 
