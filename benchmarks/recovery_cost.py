@@ -14,15 +14,13 @@ import argparse
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import scale
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -58,24 +56,15 @@ def measure(model: Path, data: Path, count: int, arguments: argparse.Namespace, 
     command += ["--calibration", str(data), "--calibration-size", str(count), "--json", str(report)]
     command += ["--threads", str(arguments.threads), "--target", arguments.target]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    peaks = [0]
-    watcher = threading.Thread(target=scale._watch, args=(process, peaks))
-    watcher.start()
-    printed, _ = process.communicate()
-    seconds = time.perf_counter() - start
-    watcher.join()
-    if process.returncode:
-        raise SystemExit(f"{command} failed:\n{printed}")
+    found = processes.run(command)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     stages = {k: round(v, 1) for k, v in json.loads(report.read_text())["seconds"].items()}
     load = round(os.getloadavg()[0], 1)
     return {
-        "seconds": round(seconds, 1),
+        "seconds": round(found.seconds, 1),
         "cpu_seconds": round(cpu, 1),
-        "peak_bytes": peaks[0],
+        "peak_bytes": found.anonymous,
         "load": load,
         "stages": stages,
     }
@@ -91,7 +80,7 @@ def main() -> None:
     parser.add_argument("--target", default="macs=0.5")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    result = {**scale._machine(), "options": {k: str(v) for k, v in vars(arguments).items()}, "rows": rows}
+    result = {**scale.machine(), "options": {k: str(v) for k, v in vars(arguments).items()}, "rows": rows}
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         for name in arguments.models.split(","):

@@ -14,10 +14,8 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import processes
 from onnx import TensorProto, helper, numpy_helper
 
 
@@ -35,58 +34,21 @@ def main() -> None:
     parser.add_argument("what", choices=sorted(MEASUREMENTS))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    row = {"what": arguments.what, **MEASUREMENTS[arguments.what](), **_machine()}
+    row = {"what": arguments.what, **MEASUREMENTS[arguments.what](), **machine()}
     print(json.dumps(row))
     if arguments.output:
         with arguments.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """The machine and the versions of what runs on it."""
     versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__, "python": platform.python_version()}
     return {"cores": os.cpu_count(), "machine": platform.machine(), "versions": versions}
 
 
-def _onnxprune(arguments: list[str]) -> tuple[float, int, str]:
-    """Seconds, peak anonymous memory in bytes of the command and its children, and what it printed."""
-    command = [sys.executable, "-m", "onnxprune", *arguments]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    peaks = [0]
-    watcher = threading.Thread(target=_watch, args=(process, peaks))
-    watcher.start()
-    printed, _ = process.communicate()
-    seconds = time.perf_counter() - start
-    watcher.join()
-    if process.returncode:
-        raise SystemExit(f"{command} failed:\n{printed}")
-    return seconds, peaks[0], printed
-
-
-def _watch(process: subprocess.Popen[str], peaks: list[int]) -> None:
-    """Sum RssAnon + RssShmem over the process tree: file-backed pages are the file cache and do not count."""
-    while process.poll() is None:
-        peaks[0] = max(peaks[0], sum(_anonymous(pid) for pid in _tree(process.pid)))
-        time.sleep(0.01)
-
-
-def _tree(root: int) -> list[int]:
-    found = [root]
-    for pid in found:
-        try:
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-        except OSError:
-            continue
-        found += [int(c) for c in children.split()]
-    return found
-
-
-def _anonymous(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "RssShmem")))
+def _onnxprune(arguments: list[str]) -> processes.Run:
+    return processes.run([sys.executable, "-m", "onnxprune", *arguments])
 
 
 def huge() -> dict[str, Any]:
@@ -94,8 +56,13 @@ def huge() -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=os.environ.get("ONNXPRUNE_BENCHMARK_FOLDER")) as folder:
         path = Path(folder) / "huge.onnx"
         size = write_huge(path)
-        seconds, peak, _ = _onnxprune([str(path), "--ratio", "0.5"])
-    return {"bytes": size, "seconds": round(seconds, 2), "peak_bytes": peak, "target_peak_bytes": 1 << 30}
+        found = _onnxprune([str(path), "--ratio", "0.5"])
+    return {
+        "bytes": size,
+        "seconds": round(found.seconds, 2),
+        "peak_bytes": found.anonymous,
+        "target_peak_bytes": 1 << 30,
+    }
 
 
 def write_huge(path: Path) -> int:
@@ -164,8 +131,8 @@ def resnet50() -> dict[str, Any]:
         runs = [_onnxprune([str(path), "--no-recover", "--force"]) for _ in range(3)]
     return {
         "bytes": size,
-        "seconds": sorted(round(r[0], 2) for r in runs),
-        "peak_bytes": max(r[1] for r in runs),
+        "seconds": sorted(round(r.seconds, 2) for r in runs),
+        "peak_bytes": max(r.anonymous for r in runs),
         "target_seconds": 6.0,
     }
 
@@ -289,7 +256,7 @@ def _model(nodes: list[onnx.NodeProto], weights: list[TensorProto], last: str) -
 
 def show_help() -> dict[str, Any]:
     """Seconds of `onnxprune --help`, three runs."""
-    return {"seconds": sorted(round(_onnxprune(["--help"])[0], 3) for _ in range(3)), "target_seconds": 0.5}
+    return {"seconds": sorted(round(_onnxprune(["--help"]).seconds, 3) for _ in range(3)), "target_seconds": 0.5}
 
 
 MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {

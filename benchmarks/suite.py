@@ -30,7 +30,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
-import suite_process
+import processes
 
 import onnxprune
 from onnxprune import processor
@@ -155,7 +155,7 @@ def ratio_of(tool: str, model: Path, work: Path, settings: argparse.Namespace) -
 
 def run(words: list[str]) -> str:
     """What a command prints."""
-    return suite_process.run(words, environment()).printed
+    return processes.run(words, environment()).printed
 
 
 # ---- Measuring -------------------------------------------------------------------------------------------------------
@@ -163,10 +163,10 @@ def run(words: list[str]) -> str:
 
 def timed(tool: str, model: Path, output: Path, settings: argparse.Namespace, ratio: float) -> Row:
     """Seconds of up to three runs and the peaks of memory; or the end of the message where the tool fails."""
-    runs: list[suite_process.Run] = []
+    runs: list[processes.Run] = []
     try:
         while len(runs) < REPEATS and (not runs or runs[0].seconds < LONG_S):
-            runs.append(suite_process.run(command(tool, model, output, settings, ratio), environment()))
+            runs.append(processes.run(command(tool, model, output, settings, ratio), environment()))
     except RuntimeError as error:
         return {"error": str(error)[-400:]}
     return {
@@ -186,7 +186,7 @@ def runtime_memory(model: Path) -> int:
         "runtime.run(s, runtime.synthetic_feed(runtime.input_specs(s), shapes))"
     )
     shapes = json.dumps(SHAPES.get(model.stem, {}))
-    return suite_process.run([sys.executable, "-c", program, str(model), shapes], environment()).resident
+    return processes.run([sys.executable, "-c", program, str(model), shapes], environment()).resident
 
 
 def speed(model: Path, output: Path, settings: argparse.Namespace) -> Row:

@@ -61,14 +61,14 @@ def test_the_table_has_a_line_for_each_tool_and_the_end_of_an_error(suite: Modul
 def test_children_count_in_the_memory_of_a_command(suite: ModuleType) -> None:
     grandchild = "import time; data = bytearray(b'1') * (64 << 20); time.sleep(0.5)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}], check=True)"
-    found = suite.suite_process.run([sys.executable, "-c", program], {})
+    found = suite.processes.run([sys.executable, "-c", program], {})
     assert found.anonymous >= 64 << 20
     assert found.seconds >= 0.5
 
 
 def test_a_command_that_fails_says_why(suite: ModuleType) -> None:
     with pytest.raises(RuntimeError, match="why"):
-        suite.suite_process.run([sys.executable, "-c", "raise SystemExit('why')"], {})
+        suite.processes.run([sys.executable, "-c", "raise SystemExit('why')"], {})
 
 
 def test_the_suite_has_a_help() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,11 @@ class Run:
     printed: str
 
 
-def run(command: Sequence[str], environment: dict[str, str]) -> Run:
-    """Run to the end. Raises RuntimeError with the end of what was printed where the command fails."""
+def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Run:
+    """Run to the end, in this environment or the caller's.
+
+    Raises RuntimeError with the end of what was printed where the command fails.
+    """
     start = time.perf_counter()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace"
@@ -45,13 +48,13 @@ def run(command: Sequence[str], environment: dict[str, str]) -> Run:
 
 def _watch(process: subprocess.Popen[str], peaks: list[int]) -> None:
     while process.poll() is None:
-        found = [memory(pid) for pid in tree(process.pid)]
+        found = [_memory(pid) for pid in _tree(process.pid)]
         for k in range(2):
             peaks[k] = max(peaks[k], sum(sizes[k] for sizes in found))
         time.sleep(PAUSE_S)
 
 
-def tree(root: int) -> list[int]:
+def _tree(root: int) -> list[int]:
     """A process and all its descendants."""
     found = [root]
     for pid in found:
@@ -63,7 +66,7 @@ def tree(root: int) -> list[int]:
     return found
 
 
-def memory(pid: int) -> tuple[int, int]:
+def _memory(pid: int) -> tuple[int, int]:
     """Resident and anonymous bytes of one process; zeros where it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
