@@ -12,7 +12,8 @@ from onnxprune import distribution
 from onnxprune.api import prune
 from onnxprune.config import Config, parse_target
 from onnxprune.distribution import Workers
-from onnxprune.errors import OnnxPruneError, OutputError, UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.folder import make_folder
 from onnxprune.records import Pruned
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ def prune_many(models: Sequence[str | Path], config: Config | None = None, *, jo
     config, paths = config or Config(), [Path(model) for model in models]
     outputs = _check(paths, config, jobs)
     if config.output is not None and not config.dry_run:
-        _make_folder(config.output)
+        make_folder(config.output, if_file="several models need a folder, and this is a file; choose another")
     tasks = [(str(path), (path, output)) for path, output in zip(paths, outputs, strict=True)]
     found = {done.model: done for done in distribution.each(attempt, config, tasks, Workers(jobs))}
     return tuple(found[str(path)] for path in paths)
@@ -69,14 +70,3 @@ def _check(models: Sequence[Path], config: Config, jobs: int) -> list[Path | Non
     if clash is not None:
         raise UsageError(f"two models are called {clash}, and one folder holds one of them: prune them one by one")
     return list(outputs)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except FileExistsError as error:
-        raise OutputError(f"{folder}: several models need a folder, and this is a file; choose another") from error
-    except FileNotFoundError as error:
-        raise OutputError(f"{folder}: the folder {folder.parent} does not exist; create it first") from error
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another place") from error

@@ -56,6 +56,7 @@ LEAVES = {
     "criteria",
     "dims",
     "errors",
+    "folder",
     "folding",
     "modelfile",
     "naming",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import OutputError
+from onnxprune.folder import make_folder
 from onnxprune.records import Latency, LatencySide, Measured, Totals, Trial, TrialResult
 from onnxprune.trials import space
 
@@ -31,14 +32,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         """Open the folder."""
         self.folder = folder
-        try:
-            folder.mkdir(exist_ok=True)
-        except FileNotFoundError as error:
-            raise OutputError(f"{folder}: the folder {folder.parent} does not exist; create it first") from error
-        except FileExistsError as error:
-            raise OutputError(f"{folder}: this is a file; give a folder for the results") from error
-        except OSError as error:
-            raise OutputError(f"{folder}: cannot be made ({error.strerror}); choose another place") from error
+        make_folder(folder, if_file="this is a file; give a folder for the results")
         if not os.access(folder, os.W_OK | os.X_OK):
             raise OutputError(f"{folder}: no permission to write to the folder; choose another")
 
