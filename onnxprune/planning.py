@@ -154,7 +154,8 @@ def _matches(group: Group, patterns: Sequence[str]) -> bool:
 
 def _why_nothing(opened: Opened, prunable: Sequence[Group]) -> str:
     if prunable:
-        return f"--keep, --only and --no-heads leave none of the {len(prunable)} prunable groups"
+        those = f"none of the {len(prunable)} prunable groups" if len(prunable) > 1 else "out the one prunable group"
+        return f"--keep, --only and --no-heads leave {those}"
     if not opened.analysis.groups:
         return "the model has no weights that could be pruned: no Conv, Gemm, MatMul ... with a stored weight was found"
     reasons = {g.refusal for g in opened.analysis.groups if g.refusal}

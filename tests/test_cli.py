@@ -244,6 +244,13 @@ def test_without_heads_a_model_of_heads_alone_has_nothing_to_prune(tmp_path: Pat
     fails(call(path, "--no-heads"), 4, "--no-heads leave none of the 3 prunable groups")
 
 
+def test_a_single_group_is_spoken_of_as_one(tmp_path: Path) -> None:
+    text = "g (float[n,4] x) => (float[n,3] y) { h = MatMul(x, a) r = Relu(h) y = MatMul(r, b) }"
+    path = build(tmp_path / "net.onnx", f'<ir_version: 8, opset_import: ["" : 17]> {text}', {"a": (4, 8), "b": (8, 3)})
+    assert "1 prunable group, 1 frozen" in call("inspect", path).stdout
+    fails(call(path, "--keep", "*"), 4, "--no-heads leave out the one prunable group")
+
+
 def test_benchmark_command(model: Path) -> None:
     other = model.with_name("other.onnx")
     other.write_bytes(model.read_bytes())

@@ -120,7 +120,7 @@ def test_dry_run_shows_no_file_size() -> None:
 def test_page_of_an_inspection() -> None:
     text = console.inspect_text(REPORT)
     for words in (
-        "1 prunable groups, 1 frozen",
+        "1 prunable group, 1 frozen",
         "Reachable: 90.0% of the parameters, 80.0% of the MACs",
         "Half of every group removed: 70.0% of the parameters and 60.0% of the MACs go",
         "16 channels in [body] (renormalised)",
@@ -138,6 +138,12 @@ def test_every_place_of_every_group_is_listed_where_asked_for() -> None:
     for words in ("w [1] axis 0 produced", "b5 axis 0 carried", "w [1]:0", "v:0"):
         assert words not in short
         assert words in full
+
+
+def test_nodes_that_share_a_name_are_counted() -> None:
+    ties = tuple(Tie(f"n{k}", "Conv", "w", 1, "contracted", "shared" if k < 2 else "head") for k in range(3))
+    text = console.inspect_text(replace(REPORT, groups=(replace(REPORT.groups[0], ties=ties),)))
+    assert "3 consumers: shared (2 nodes), head" in text
 
 
 def test_long_names_are_shortened_at_their_beginning() -> None:

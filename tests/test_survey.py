@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ import onnxprune
 from onnxprune import cli
 from onnxprune.config import Config
 from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.records import GroupCurve, Sensitivity
+from onnxprune.report import curves
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -71,6 +74,16 @@ def test_the_command_prints_a_line_per_group_and_writes_both_files(model: Path) 
     lines_drawn = [e for e in ET.fromstring(picture.read_text()).iter() if e.tag.endswith("polyline")]
     assert len(lines_drawn) == 2
     assert sorted(p.name for p in model.parent.iterdir()) == sorted([*before, "r.json", "c.svg"])
+
+
+def test_groups_without_a_curve_are_explained() -> None:
+    measured = GroupCurve("a", "8 features of a", 8, 0.5, (0, 4), (0.0, 0.2))
+    found = Sensitivity("net.onnx", 64, 0, "obs", (0.5,), (measured,))
+    assert "not measured" not in curves.sensitivity_text(found)
+    other = GroupCurve("b", "4 hidden units of b", 4, 0.5, (), ())
+    lines = curves.sensitivity_text(replace(found, groups=(measured, other))).splitlines()
+    assert "-: not measured, as no layer that is refitted reads the group" in lines
+    assert next(line for line in lines if line.startswith("4 hidden")).split()[-1] == "-"
 
 
 def test_what_cannot_be_measured_is_an_error(model: Path) -> None:

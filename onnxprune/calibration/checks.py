@@ -60,7 +60,7 @@ def _fault(array: npt.NDArray[np.generic] | None, kind: onnx.TypeProto.Tensor) -
         return "has no array"
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     if array.dtype != dtype:
-        return f"takes {dtype}, and the array is {array.dtype}"
+        return f"takes {dtype}, and the array is {array.dtype}: convert it with .astype({str(dtype)!r})"
     wanted = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
     fits = len(wanted) == array.ndim and all(w in (0, n) for w, n in zip(wanted[1:], array.shape[1:], strict=True))
     if kind.HasField("shape") and not fits:

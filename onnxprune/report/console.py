@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -231,7 +232,8 @@ def _side_row(table: Table, model: str, side: LatencySide, speedup: str, interva
 
 def _reach_lines(page: Page, report: Report) -> None:
     frozen = sum(entry.status == "frozen" for entry in report.groups)
-    page.line(f"{len(report.groups) - frozen} prunable groups, {frozen} frozen")
+    free = len(report.groups) - frozen
+    page.line(f"{free} prunable group{'s' * (free != 1)}, {frozen} frozen")
     reach = report.reach
     if reach:
         page.line(
@@ -264,12 +266,14 @@ def _group_cell(entry: GroupReport, named: bool) -> str:
 
 
 def _tied(ties: Sequence[Tie]) -> str:
-    """How many operators produce the group and how many consume it, with the first names of each."""
+    """How many nodes produce the group and how many consume it, with the first names of each."""
     lines = []
     for role, noun in (("produced", "producer"), ("contracted", "consumer")):
-        found = list({t.operator or t.tensor: t.label for t in ties if t.role == role}.values())
+        found = {t.operator or t.tensor: t.label for t in ties if t.role == role}
         if found:
-            lines.append(f"{len(found)} {noun}{'s' * (len(found) > 1)}: {_first(list(dict.fromkeys(found)))}")
+            nodes = Counter(found.values())
+            labels = [f"{label} ({count} nodes)" if count > 1 else label for label, count in nodes.items()]
+            lines.append(f"{len(found)} {noun}{'s' * (len(found) > 1)}: {_first(labels)}")
     return "\n".join(lines)
 
 

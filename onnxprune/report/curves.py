@@ -19,6 +19,8 @@ def sensitivity_text(found: Sensitivity, *, width: int = WIDTH, colour: bool = F
         f"order by {found.criterion}"
     )
     page.line("0: the same outputs, 1: as wrong as their mean")
+    if not all(group.removed for group in found.groups):
+        page.line("-: not measured, as no layer that is refitted reads the group")
     shown = new_table("group", "MACs", *(f"-{level:.0%}" for level in found.levels))
     for group in sorted(found.groups, key=_middle):
         label = f"{group.words or group.id}"

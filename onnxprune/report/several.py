@@ -48,7 +48,8 @@ def search_text(found: SearchReport, *, width: int = WIDTH, colour: bool = False
     rows = next((r.rows for r in made), 0)
     original = next((r.original for r in made), None)
     reused = f", {found.reused} of them from an earlier run" if found.reused else ""
-    page.line(f"[bold]{escape(found.model)}[/bold]: {len(found.results)} trials{reused}")
+    amount = f"{len(found.results)} trial{'s' * (len(found.results) != 1)}"
+    page.line(f"[bold]{escape(found.model)}[/bold]: {amount}{reused}")
     if original:
         page.line(f"{escape(metric)} of the original: {original.value:.4f}, on {rows} rows that nothing was fitted to")
     table = new_table("", "amount", "criterion", metric, "MACs", "size", "latency", "speed-up", wide=("amount",))
