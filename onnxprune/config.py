@@ -154,6 +154,8 @@ class Config:
         if self.target is None:
             return
         kind, _ = parse_target(self.target)
+        if self.ratio == 0:
+            raise UsageError("--ratio 0 removes residual blocks alone: leave --target out")
         if kind in LATENCY_KINDS and self.plan:
             raise UsageError("--plan says which groups are cut: leave --target out")
         if kind in LATENCY_KINDS and self.max_drop is not None:

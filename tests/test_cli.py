@@ -328,6 +328,8 @@ def test_providers_are_those_of_the_runtime() -> None:
     [
         (["--ratio", "0"], "--ratio must lie between 0 and 1"),
         (["--ratio", "1.5"], "--ratio must lie between 0 and 1"),
+        (["--ratio", "0.5", "--target", "macs=0.5"], "--target takes the place of --ratio: leave one of them out"),
+        (["--max-drop", "0.01", "--ratio", "0.3"], "--max-drop takes the place of --ratio"),
         (["--criterion", "magic"], "unknown criterion 'magic'; known: obs, variance, wanda, pca, apoz, l1, l2, linf"),
         (["--calibration", "missing.npz"], "--calibration: missing.npz does not exist"),
         (["--plan", "missing.json"], "--plan: missing.json does not exist"),

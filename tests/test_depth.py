@@ -494,6 +494,7 @@ def test_the_last_operator_may_read_another_name(tmp_path: Path) -> None:
     [
         ({"depth": -1}, "--depth must not be negative"),
         ({"ratio": 0}, r"or be 0, with --depth"),
+        ({"depth": 1, "ratio": 0, "target": "macs=0.5"}, "leave --target out"),
         ({"depth": 1, "ratio": 1}, "--ratio must lie between 0 and 1"),
         ({"depth": 1, "plan": Path("p.json")}, "leave --depth out"),
     ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
 from onnxprune.cli.group import Default
 from onnxprune.cli.many import prune_several
@@ -22,6 +24,7 @@ from onnxprune.cli.options import (
 )
 from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width
 from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_report_path
+from onnxprune.errors import UsageError
 
 
 @click.command("prune", cls=Default, hidden=True)
@@ -222,6 +225,7 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     """Prune MODEL, or several of them in the same way."""
     voice = Voice(quiet, verbose, debug)
     with failures(voice):
+        _check_ratio({"--target": target, "--max-drop": max_drop})
         config = Config(
             output=output,
             ratio=ratio,
@@ -266,6 +270,14 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
             _prune(models[0], config, json_path, voice)
         else:
             prune_several(models, config, jobs, json_path, voice)
+
+
+def _check_ratio(others: Mapping[str, object]) -> None:
+    """Raise UsageError where --ratio is given beside one of the `others`, which take its place."""
+    source = click.get_current_context().get_parameter_source("ratio")
+    given = next((name for name, value in others.items() if value is not None), None)
+    if given and source is not ParameterSource.DEFAULT:
+        raise UsageError(f"{given} takes the place of --ratio: leave one of them out")
 
 
 def _prune(model: Path, config: Config, json_path: Path | None, voice: Voice) -> None:
