@@ -30,6 +30,7 @@ from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
 from onnxprune.recover import divergence, tune
+from onnxprune.recover.augmentation import enlarged
 from onnxprune.recover.execution import Read, Shelf, reader, stored_tensors
 from onnxprune.recover.layers import Weights, weights_of
 from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, reconstruct
@@ -47,6 +48,10 @@ CURVE_WORK = 1e12
 """Multiply-accumulates spent on damage curves, about."""
 MIXES = (0.0, 0.1, 1.0, 10.0)
 """Weights of removed / kept tried beside the measured damage; the one whose whole model errs least is taken."""
+
+ENLARGED_ITEMS = 320
+ENLARGED_WORK = 3e11
+"""Fewer images than this are joined by changed copies, as far as so many multiply-accumulates go."""
 
 
 @dataclass(frozen=True)
@@ -338,11 +343,13 @@ def refitted(
 ) -> tuple[Weights, Recovered]:
     """The model cut by the plan `kept`, refitted, and what is new in it."""
     weights = cut_weights(model, kept)
-    layers = _reconstruct(source, model, weights, kept, source.feeds, relaxed=True, fits=fits)
+    feeds, judged = split(source.feeds) if tuned else (source.feeds, [])
+    many = enlarged(feeds, _affordable(source, model), source.seed) if fits else feeds
+    layers = _reconstruct(source, model, weights, kept, many, relaxed=True, fits=fits)
     distilled: tuple[float, float] | None = None
     notes: list[str] = []
     if tuned:
-        distilled, notes = _distil(source, model, weights, kept)
+        distilled, notes = _distil(source, model, weights, kept, feeds, judged)
     return weights, Recovered(weights.values, weights.rewired, layers, distilled, notes)
 
 
@@ -372,15 +379,25 @@ def masks(found: Analysis, kept: Mapping[str, IndexArray]) -> dict[Dim, npt.NDAr
     return {g.dim: np.isin(np.arange(g.size), kept[g.id]) for g in found.groups if g.id in kept}
 
 
+def _affordable(source: Source, model: OpenedSource) -> int:
+    """Items that least squares looks at where there are fewer images."""
+    return int(min(ENLARGED_ITEMS, ENLARGED_WORK / max(1.0, macs_per_item(source, model))))
+
+
 def _distil(
-    source: Source, model: OpenedSource, weights: Weights, kept: Mapping[str, IndexArray]
+    source: Source,
+    model: OpenedSource,
+    weights: Weights,
+    kept: Mapping[str, IndexArray],
+    feeds: Sequence[Feed],
+    judged: Sequence[Feed],
 ) -> tuple[tuple[float, float] | None, list[str]]:
     counts = {g.dim: len(kept[g.id]) for g in model.analysis.groups if g.id in kept}
     share = cost.macs(model.analysis, counts) / max(1, cost.macs(model.analysis))
     per_item = macs_per_item(source, model) * share
     try:
         result = tune.distil(
-            model.original, str(model.file.base_dir), weights, source.feeds,
+            model.original, str(model.file.base_dir), weights, feeds, judged,
             macs_per_item=per_item, seed=source.seed, threads=source.threads,
         )  # fmt: skip
     except UsageError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from onnxprune.criteria import activation
 from onnxprune.cut import Cut
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.records import Allocation, Feed
+from onnxprune.recover import tune
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -164,13 +166,49 @@ def test_too_few_rows_to_hold_any_out_are_told(tmp_path: Path) -> None:
         assert any("too few to hold some out" in note for note in report.notes) == told
 
 
-def test_distillation_lowers_the_held_out_loss(tmp_path: Path) -> None:
+def smooth(count: int = 8) -> list[Feed]:
+    """Batches of 16 images that change slowly from pixel to pixel."""
+    return [{"x": np.kron(f["x"][:, :, ::4, ::4], np.ones((4, 4), np.float32))} for f in feeds(count)]
+
+
+@pytest.mark.parametrize("last", ["", "y2 = Softmax(y)", "y2 = Sigmoid(y)"])
+def test_distillation_lowers_the_held_out_loss(tmp_path: Path, last: str) -> None:
     pytest.importorskip("onnx_ad", reason="extra 'gradients' is not installed")
-    start = source(save(tmp_path, copies=False))
+    path = save(tmp_path, copies=False)
+    if last:
+        proto = onnx.load(path)
+        proto.graph.node.extend(parser.parse_graph(f"g () => () {{ {last} }}").node)
+        proto.graph.output[0].name = "y2"
+        onnx.save(proto, path)
+    start = dataclasses.replace(source(path), feeds=smooth())
     found = recovery.recover(start, {"w1:0": np.arange(3), "w2:0": np.arange(6)}, tuned=True)
     assert found.distilled is not None, found.notes
     before, after = found.distilled
-    assert after < before
+    assert after < 0.9 * before
+
+
+def test_distillation_judges_by_inputs_that_nothing_was_fitted_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx_ad", reason="extra 'gradients' is not installed")
+    seen: list[list[Feed]] = []
+    fitted, trained = recovery.reconstruct, tune.distil
+
+    def fit(*arguments: Any) -> Any:
+        seen.append(list(arguments[4]))
+        return fitted(*arguments)
+
+    def train(*arguments: Any, **options: Any) -> Any:
+        seen.extend([list(arguments[3]), list(arguments[4])])
+        return trained(*arguments, **options)
+
+    monkeypatch.setattr(recovery, "reconstruct", fit)
+    monkeypatch.setattr(tune, "distil", train)
+    start = dataclasses.replace(source(save(tmp_path, copies=False)), feeds=smooth())
+    recovery.recover(start, {"w1:0": np.arange(3)}, tuned=True)
+    fit_to, trained_on, judged = ([id(f["x"]) for f in part] for part in seen)
+    assert len(trained_on) == 7 and len(judged) == 1
+    assert not set(judged) & set(fit_to) and not set(judged) & set(trained_on)
 
 
 @pytest.mark.parametrize(

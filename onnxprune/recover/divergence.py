@@ -64,30 +64,50 @@ def divergence(
     return float(np.mean(shares)) if shares else 0.0
 
 
+def spread(probe: Probe, reference: Array) -> float:
+    """The error of always giving the mean of `reference`: that a divergence is a share of."""
+    return _SPREADS[probe.kind]([reference.astype(np.float64)], probe.axis)
+
+
 Pairs = Sequence[tuple[Float, Float]]
 
 
 def _real(pairs: Pairs, axis: int) -> float:
     error = sum(float(np.square(x - y).sum()) for x, y in pairs)
-    spread = sum(float(np.square(x - x.mean()).sum()) for x, _ in pairs)
-    return error / max(spread, 1e-30)
+    return error / max(_real_spread([x for x, _ in pairs], axis), 1e-30)
+
+
+def _real_spread(reference: Sequence[Float], axis: int) -> float:
+    return sum(float(np.square(x - x.mean()).sum()) for x in reference)
 
 
 def _categorical(pairs: Pairs, axis: int) -> float:
     logs = [(_log_softmax(x, axis), _log_softmax(y, axis)) for x, y in pairs]
-    mean = _mean([np.exp(p) for p, _ in logs])
-    base = np.log(np.maximum(mean, 1e-12))
     error = sum(float((np.exp(p) * (p - q)).sum()) for p, q in logs)
-    spread = sum(float((np.exp(p).reshape(-1, p.shape[-1]) @ (-base)).sum() + (np.exp(p) * p).sum()) for p, _ in logs)
-    return error / max(spread, 1e-30)
+    return error / max(_log_spread([p for p, _ in logs]), 1e-30)
+
+
+def _categorical_spread(reference: Sequence[Float], axis: int) -> float:
+    return _log_spread([_log_softmax(x, axis) for x in reference])
+
+
+def _log_spread(logs: Sequence[Float]) -> float:
+    base = np.log(np.maximum(_mean([np.exp(p) for p in logs]), 1e-12))
+    return sum(float((np.exp(p).reshape(-1, p.shape[-1]) @ (-base)).sum() + (np.exp(p) * p).sum()) for p in logs)
 
 
 def _binary(pairs: Pairs, axis: int) -> float:
-    mean = np.clip(np.concatenate([_sigmoid(x).ravel() for x, _ in pairs]).mean(), 1e-12, 1 - 1e-12)
-    base = float(np.log(mean) - np.log1p(-mean))
     error = sum(_bernoulli(x, y) for x, y in pairs)
-    spread = sum(_bernoulli(x, np.full_like(x, base)) for x, _ in pairs)
-    return error / max(spread, 1e-30)
+    return error / max(_binary_spread([x for x, _ in pairs], axis), 1e-30)
+
+
+def _binary_spread(reference: Sequence[Float], axis: int) -> float:
+    mean = np.clip(np.concatenate([_sigmoid(x).ravel() for x in reference]).mean(), 1e-12, 1 - 1e-12)
+    base = float(np.log(mean) - np.log1p(-mean))
+    return sum(_bernoulli(x, np.full_like(x, base)) for x in reference)
+
+
+_SPREADS = {"real": _real_spread, "categorical": _categorical_spread, "binary": _binary_spread}
 
 
 def _log_softmax(x: Float, axis: int) -> Float:

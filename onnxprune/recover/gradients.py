@@ -21,6 +21,7 @@ from onnxprune import runtime
 from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
+from onnxprune.recover.divergence import Probe, spread
 from onnxprune.recover.execution import operands, stored_tensors
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.sites import Site
@@ -31,6 +32,25 @@ Tests = Sequence[tuple[Feed, Sequence[Array]]]
 """Held-out inputs and what the original gives for them."""
 LEAST_OPSET = 13
 """Older operator sets are converted before gradients are made."""
+
+
+TEMPERATURE = 3.0
+"""Of probabilities in the loss: what the original says of classes that are not the likeliest counts too."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A tensor of the model with the factor of its term in the loss."""
+
+    probe: Probe
+    factor: float
+
+    @classmethod
+    def of(cls, probe: Probe, wanted: Array) -> Feature:
+        """Such that a loss of 1 is that of a model that gives the mean of `wanted` whatever its input is."""
+        soft = probe.kind == "categorical"
+        whole = spread(probe, wanted / TEMPERATURE) if soft else spread(Probe(probe.name, "real"), wanted)
+        return cls(probe, 1 / max(whole, 1e-20))
 
 
 @dataclass
@@ -53,12 +73,12 @@ class Trainer:
         self,
         weights: Weights,
         feed: Feed,
-        features: Mapping[str, float],
+        features: Sequence[Feature],
         threads: int,
     ) -> None:
         self.threads = threads
         self.layers: list[Layer] = []
-        self.features = dict(features)
+        self.features = list(features)
         model = self._training_model(weights, feed)
         self.session = self._gradients(model)
 
@@ -131,22 +151,20 @@ class Trainer:
         graph.node.extend(nodes)
 
     def _with_loss(self, model: onnx.ModelProto) -> onnx.ModelProto:
-        """The model with the weighted squared error of the features as its one output."""
+        """The model with the weighted loss of the features as its one output."""
         graph = model.graph
         shape = _sizes(graph)
         terms = []
         del graph.output[:]
-        for k, (name, weight) in enumerate(self.features.items()):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(TEMPERATURE, np.float32), "temperature"))
+        for k, feature in enumerate(self.features):
+            name = feature.probe.name
             graph.input.append(helper.make_tensor_value_info(f"target{k}", 1, shape[name]))
-            graph.initializer.append(numpy_helper.from_array(np.asarray(weight, np.float32), f"factor{k}"))
-            graph.node.extend(
-                [
-                    helper.make_node("Sub", [name, f"target{k}"], [f"miss{k}"]),
-                    helper.make_node("Mul", [f"miss{k}", f"miss{k}"], [f"square{k}"]),
-                    helper.make_node("Mul", [f"square{k}", f"factor{k}"], [f"weighted{k}"]),
-                    helper.make_node("ReduceSum", [f"weighted{k}"], [f"term{k}"], keepdims=0),
-                ]
-            )
+            graph.initializer.append(numpy_helper.from_array(np.asarray(feature.factor, np.float32), f"factor{k}"))
+            make = _divergence if feature.probe.kind == "categorical" else _squares
+            graph.node.extend(make(feature.probe, k))
+            graph.node.append(helper.make_node("Mul", [f"miss{k}", f"factor{k}"], [f"weighted{k}"]))
+            graph.node.append(helper.make_node("ReduceSum", [f"weighted{k}"], [f"term{k}"], keepdims=0))
             terms.append(f"term{k}")
         graph.node.append(helper.make_node("Sum", terms, ["loss"]))
         graph.output.append(helper.make_tensor_value_info("loss", 1, []))
@@ -203,6 +221,29 @@ class Trainer:
             layer.weight = adam.update(name, layer.weight, gradients[name], units[name])
             if layer.bias is not None:
                 layer.bias = adam.update(bias, layer.bias, gradients[bias], units[bias])
+
+
+def _squares(probe: Probe, k: int) -> list[onnx.NodeProto]:
+    """miss = (found - target)^2"""
+    return [
+        helper.make_node("Sub", [probe.name, f"target{k}"], [f"less{k}"]),
+        helper.make_node("Mul", [f"less{k}", f"less{k}"], [f"miss{k}"]),
+    ]
+
+
+def _divergence(probe: Probe, k: int) -> list[onnx.NodeProto]:
+    """miss = p (log p - log q), p and q the probabilities of target and found at `TEMPERATURE`
+    (G. Hinton et al., "Distilling the Knowledge in a Neural Network", 2015)."""
+    nodes = []
+    for name, side in ((f"target{k}", "p"), (probe.name, "q")):
+        nodes.append(helper.make_node("Div", [name, "temperature"], [f"soft_{side}{k}"]))
+        nodes.append(helper.make_node("LogSoftmax", [f"soft_{side}{k}"], [f"log_{side}{k}"], axis=probe.axis))
+    return [
+        *nodes,
+        helper.make_node("Exp", [f"log_p{k}"], [f"p{k}"]),
+        helper.make_node("Sub", [f"log_p{k}", f"log_q{k}"], [f"less{k}"]),
+        helper.make_node("Mul", [f"p{k}", f"less{k}"], [f"miss{k}"]),
+    ]
 
 
 def _modern(model: onnx.ModelProto) -> onnx.ModelProto:

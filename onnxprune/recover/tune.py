@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from onnxprune.records import Feed
 from onnxprune.recover import sites
 from onnxprune.recover.augmentation import augment, is_image
 from onnxprune.recover.divergence import probes
-from onnxprune.recover.gradients import Adam, Layer, Tests, Trainer
+from onnxprune.recover.gradients import Adam, Feature, Layer, Tests, Trainer
 from onnxprune.recover.layers import Weights
 
 log = logging.getLogger(__name__)
@@ -31,14 +31,17 @@ Read = Callable[[str], Array]
 Teacher = Callable[[Feed], list[Array]]
 EPOCHS = 20
 RATE = 0.007
-BATCH, LEAST_BATCH = 50, 4
-STEPS = 200
-"""Smaller batches where there would be fewer steps."""
+BATCH, LEAST_BATCH = 50, 8
+LEAST_ITEMS = 8
+STEPS, LEAST_STEPS = 300, 20
+"""Few inputs are seen more often, in smaller batches, so that there are so many steps."""
+LOOKS = 20
+"""How often the held-out loss is looked at."""
 WORSE, BACK_OFF = 2.0, 4.0
-"""After an epoch that ends so many times above the best held-out loss: back to that state, with smaller steps."""
+"""Where the held-out loss is so many times above the best one: back to that state, with smaller steps."""
 LARGEST_CROP = 320
 WORK_LIMIT = 3e12
-"""Multiply-accumulates of all forward runs: fewer epochs where they would be more, and no training below two."""
+"""Multiply-accumulates of all steps: fewer where they would be more."""
 
 
 def distil(
@@ -46,60 +49,60 @@ def distil(
     folder: str,
     weights: Weights,
     feeds: Sequence[Feed],
+    judged: Sequence[Feed],
     *,
     macs_per_item: float,
     seed: int = 0,
     threads: int = 1,
 ) -> tuple[float, float] | None:
-    """Train the weights in place; held-out loss before and after, or None where there is too little data or time."""
-    names = [p.name for p in probes(weights.proto)]
-    pool = _pool(weights.proto, feeds)
-    items = len(next(iter(pool.values()))) if pool else 0
-    held = np.arange(items) % 5 == 4
+    """Train the weights in place on `feeds`; loss on `judged` before and after, or None where there is too little data
+    or time. The state that is best on `judged` is kept, the start included."""
+    found = probes(weights.proto)
+    sizes = _sizes(weights.proto, [*feeds, *judged])
+    pool, tests = _pool(feeds, sizes), _pool(judged, sizes)
+    count, others = _count(pool), _count(tests)
     fixed = _fixed_batch(weights.proto)
-    count = int((~held).sum())
-    epochs = min(EPOCHS, int(WORK_LIMIT // max(1, items * macs_per_item)))
-    batch = fixed or min(count, BATCH, max(LEAST_BATCH, count * epochs // STEPS))
-    if held.sum() < 1 or (items < 2 * batch and fixed is None and items < 8) or epochs < 2 or (fixed or 1) > held.sum():
+    batch = fixed or min(count // 2, BATCH, max(LEAST_BATCH, count * EPOCHS // STEPS))
+    steps = min(max(STEPS, EPOCHS * count // max(batch, 1)), int(WORK_LIMIT // max(1, 3 * batch * macs_per_item)))
+    if others < (fixed or 1) or count < max(LEAST_ITEMS, batch) or steps < LEAST_STEPS:
         return None
-    teacher = _teacher(original, names, folder, threads)
-    train = {n: a[~held] for n, a in pool.items()}
-    test = [{n: a[held][i : i + batch] for n, a in pool.items()} for i in range(0, int(held.sum()), batch)]
-    test = [_filled(f, batch) for f in test]
+    teacher = _teacher(original, [p.name for p in found], folder, threads)
+    test = [_filled({n: a[i : i + batch] for n, a in tests.items()}, batch) for i in range(0, others, batch)]
     wanted = [teacher(f) for f in test]
-    factors = {n: 1 / max(w.size * float(w.var()), 1e-20) for n, w in zip(names, wanted[0], strict=True)}
-    trainer = Trainer(weights, test[0], factors, threads)
-    return _train(trainer, weights, train, list(zip(test, wanted, strict=True)), teacher, batch, epochs, seed)
+    trainer = Trainer(weights, test[0], [Feature.of(p, w) for p, w in zip(found, wanted[0], strict=True)], threads)
+    return _train(trainer, weights, pool, list(zip(test, wanted, strict=True)), teacher, batch, steps, seed)
 
 
 def _train(
     trainer: Trainer,
     weights: Weights,
-    train: Feed,
+    pool: Feed,
     tests: Tests,
     teacher: Teacher,
     batch: int,
-    epochs: int,
+    steps: int,
     seed: int,
 ) -> tuple[float, float]:
-    """Run the epochs and store the best state; held-out loss before and after."""
+    """Make the steps, and store the last state where it is better; held-out loss before and after."""
     random = np.random.default_rng(seed)
-    count = len(next(iter(train.values())))
-    adam = Adam(RATE * math.sqrt(batch / BATCH), epochs * max(1, count // batch))
+    adam = Adam(RATE * math.sqrt(batch / BATCH), steps)
     units = {layer.names[0]: _size(layer.weight) for layer in trainer.layers}
     units.update({layer.names[1]: _size(layer.bias) + 1e-3 for layer in trainer.layers if layer.bias is not None})
     start = best = trainer.held_loss(tests)
     state = [(layer.weight, layer.bias) for layer in trainer.layers]
-    for epoch in range(epochs):
-        order = random.permutation(count)
-        for i in range(0, count - batch + 1, batch):
-            chosen = order[i : i + batch]
-            feed = augment({n: a[chosen] for n, a in train.items()}, random)
-            _, gradients = trainer.step(feed, teacher(feed))
-            adam.count += 1
-            trainer.apply(adam, gradients, units)
+    done, order = 0, random.permutation(0)
+    while done < steps:
+        if len(order) < batch:
+            order = random.permutation(_count(pool))
+        chosen, order = order[:batch], order[batch:]
+        feed = augment({n: a[chosen] for n, a in pool.items()}, random)
+        _, gradients = trainer.step(feed, teacher(feed))
+        adam.count = done = done + 1
+        trainer.apply(adam, gradients, units)
+        if done % max(1, steps // LOOKS) and done < steps:
+            continue
         found = trainer.held_loss(tests)
-        log.info("distillation %d/%d: held-out loss %.5f -> %.5f", epoch + 1, epochs, start, found)
+        log.info("distillation %d/%d: held-out loss %.5f -> %.5f", done, steps, start, found)
         if found < best:
             best, state = found, [(layer.weight, layer.bias) for layer in trainer.layers]
         elif not found < WORSE * best:
@@ -154,11 +157,11 @@ def _fixed_batch(proto: onnx.ModelProto) -> int | None:
     return None
 
 
-def _pool(proto: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, Array]:
-    """All items of all feeds by input, cropped to common sizes; {} where the inputs have no common axis of items."""
+def _sizes(proto: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, list[int]]:
+    """Sizes of an item by input that all feeds have in common; {} where the inputs have no common axis of items."""
     if any(a.ndim < 1 or len(a) != len(next(iter(f.values()))) for f in feeds for a in f.values()):
         return {}
-    pool = {}
+    sizes = {}
     for name in feeds[0]:
         shapes = {f[name].shape[1:] for f in feeds}
         if len({len(s) for s in shapes}) > 1:
@@ -168,8 +171,20 @@ def _pool(proto: onnx.ModelProto, feeds: Sequence[Feed]) -> dict[str, Array]:
         free = [len(axes) > k + 1 and not axes[k + 1].dim_value for k in range(len(least))]
         if len(least) == 3 and is_image(feeds[0][name]):
             least = [min(n, LARGEST_CROP) if f and k else n for k, (n, f) in enumerate(zip(least, free, strict=True))]
-        pool[name] = np.concatenate([crop for f in feeds for crop in _crops(f[name], least, len(feeds[0]) == 1)])
-    return pool
+        sizes[name] = least
+    return sizes
+
+
+def _pool(feeds: Sequence[Feed], sizes: Mapping[str, Sequence[int]]) -> Feed:
+    """All items of all feeds by input, cropped to `sizes`."""
+    alone = len(sizes) == 1
+    return {
+        name: np.concatenate([crop for f in feeds for crop in _crops(f[name], sizes[name], alone)]) for name in sizes
+    }
+
+
+def _count(pool: Feed) -> int:
+    return len(next(iter(pool.values()))) if pool else 0
 
 
 def _crops(array: Array, sizes: Sequence[int], many: bool) -> list[Array]:

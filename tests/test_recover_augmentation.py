@@ -1,0 +1,63 @@
+"""Changed copies of few images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.records import Feed
+from onnxprune.recover import augmentation
+
+
+def images(count: int = 4, height: int = 12, width: int = 40) -> Feed:
+    """Images that each have one value everywhere, so that the pieces of one tell which image they are from."""
+    values = np.arange(1, count + 1, dtype=np.float32)
+    return {"x": np.broadcast_to(values[:, None, None, None], (count, 3, height, width)).copy()}
+
+
+def test_copies_have_the_shape_type_and_range_of_the_images() -> None:
+    feed = {"x": np.random.default_rng(0).normal(size=(5, 3, 9, 20)).astype(np.float32)}
+    for seed in range(5):
+        found = augmentation.augment(feed, np.random.default_rng(seed))["x"]
+        assert found.shape == feed["x"].shape and found.dtype == np.float32
+        assert feed["x"].min() <= found.min() and found.max() <= feed["x"].max()
+        assert not np.array_equal(found, feed["x"])
+
+
+def test_pieces_of_several_images_lie_side_by_side() -> None:
+    feed = images()
+    random = np.random.default_rng(0)
+    found = [augmentation._of_pieces(feed["x"], random) for _ in range(10)]
+    assert all(image.shape == (3, 12, 40) for image in found)
+    assert all((image == image[:1, :1]).all() for image in found)
+    assert max(len(np.unique(image)) for image in found) > 1
+
+
+def test_without_zoom_an_image_moves_by_whole_pixels() -> None:
+    image = np.random.default_rng(0).normal(size=(3, 30, 30)).astype(np.float32)
+    found = augmentation._moved(image, 1.0, np.random.default_rng(1))
+    padded = np.pad(image, [(0, 0), (3, 3), (3, 3)], mode="edge")
+    windows = [padded[:, y : y + 30, x : x + 30] for y in range(7) for x in range(7)]
+    assert any(np.array_equal(found, window) for window in windows)
+
+
+def test_feeds_are_joined_by_copies_up_to_the_number_wanted() -> None:
+    feeds = [images(), images()]
+    found = augmentation.enlarged(feeds, 35, seed=0)
+    assert len(found) == 8
+    assert all(a is b for a, b in zip(found, feeds, strict=False))
+    again = augmentation.enlarged(feeds, 35, seed=0)
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(found, again, strict=True))
+    assert not np.array_equal(found[2]["x"], found[4]["x"])
+
+
+@pytest.mark.parametrize("items", [0, 8, 15])
+def test_enough_images_stay_alone(items: int) -> None:
+    assert len(augmentation.enlarged([images(), images()], items, seed=0)) == 2
+
+
+def test_what_is_no_image_is_not_copied() -> None:
+    feeds = [{"ids": np.zeros((4, 7), np.int64)}]
+    assert len(augmentation.enlarged(feeds, 100, seed=0)) == 1
+    both = [{**images(), "size": np.ones((4, 2), np.float32)}]
+    assert len(augmentation.enlarged(both, 100, seed=0)) == 1
