@@ -40,9 +40,10 @@ TEMPERATURE = 3.0
 
 @dataclass(frozen=True)
 class Feature:
-    """A tensor of the model with the factor of its term in the loss."""
+    """A tensor of the model, with its shape and the factor of its term in the loss."""
 
     probe: Probe
+    shape: tuple[int, ...]
     factor: float
 
     @classmethod
@@ -50,7 +51,7 @@ class Feature:
         """Such that a loss of 1 is that of a model that gives the mean of `wanted` whatever its input is."""
         soft = probe.kind == "categorical"
         whole = spread(probe, wanted / TEMPERATURE) if soft else spread(Probe(probe.name, "real"), wanted)
-        return cls(probe, 1 / max(whole, 1e-20))
+        return cls(probe, wanted.shape, 1 / max(whole, 1e-20))
 
 
 @dataclass
@@ -131,7 +132,7 @@ class Trainer:
         _drop_nodes(graph, drop)
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         self._add_gates(model.graph)
-        return self._with_loss(model)
+        return self._with_loss(onnx.shape_inference.infer_shapes(_modern(model), data_prop=True))
 
     def _add_gates(self, graph: onnx.GraphProto) -> None:
         """An addend of zeros behind each grouped convolution: its gradient is that of the result."""
@@ -153,13 +154,16 @@ class Trainer:
     def _with_loss(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The model with the weighted loss of the features as its one output."""
         graph = model.graph
-        shape = _sizes(graph)
         terms = []
-        del graph.output[:]
+        known = {f.probe.name for f in self.features}
+        left = [v for v in graph.value_info if v.name not in known]
+        del graph.output[:], graph.value_info[:]
+        graph.value_info.extend(left)
         graph.initializer.append(numpy_helper.from_array(np.asarray(TEMPERATURE, np.float32), "temperature"))
         for k, feature in enumerate(self.features):
             name = feature.probe.name
-            graph.input.append(helper.make_tensor_value_info(f"target{k}", 1, shape[name]))
+            graph.value_info.append(helper.make_tensor_value_info(name, 1, feature.shape))
+            graph.input.append(helper.make_tensor_value_info(f"target{k}", 1, feature.shape))
             graph.initializer.append(numpy_helper.from_array(np.asarray(feature.factor, np.float32), f"factor{k}"))
             make = _divergence if feature.probe.kind == "categorical" else _squares
             graph.node.extend(make(feature.probe, k))
@@ -168,7 +172,7 @@ class Trainer:
             terms.append(f"term{k}")
         graph.node.append(helper.make_node("Sum", terms, ["loss"]))
         graph.output.append(helper.make_tensor_value_info("loss", 1, []))
-        return onnx.shape_inference.infer_shapes(_modern(model), data_prop=True)
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
     def _gradients(self, model: onnx.ModelProto) -> Any:
         """A session of the gradient model, which gives the inputs of grouped convolutions too."""
