@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from onnxprune import gathering, opening, pacing, planning, recovery, saving, summary, worker
@@ -10,9 +10,10 @@ from onnxprune import plan as plans
 from onnxprune.clock import Clock
 from onnxprune.config import Config
 from onnxprune.cut import cut
+from onnxprune.gathering import Gathered
 from onnxprune.modelfile import preflight
 from onnxprune.opened import Opened
-from onnxprune.records import Feed, Plan, Report
+from onnxprune.records import Plan, Report
 
 PROBE_LIMIT_S = 120.0
 """Time limit of the child process that looks for a provider."""
@@ -38,7 +39,7 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
     if config.depth or config.plan:
         with clock("depth"):
             opened = opening.without_blocks(opened, config, gathered.fitting)
-    source = _source(opened, config, gathered.fitting) if gathered.fitting else None
+    source = _source(opened, config, gathered) if gathered.fitting else None
     timed = pacing.conditions(config, gathered.real)
     with clock("score"):
         decision = planning.make(opened, config, source, timed, gathered.evaluation)
@@ -72,14 +73,15 @@ def inspect(model: str | Path, input_shapes: Mapping[str, tuple[int, ...]] | Non
     return summary.report(opened, Config(input_shapes=input_shapes or {}, dry_run=True), Plan({}), clock.seconds)
 
 
-def _source(opened: Opened, config: Config, feeds: Sequence[Feed]) -> recovery.Source:
+def _source(opened: Opened, config: Config, gathered: Gathered) -> recovery.Source:
     skeleton_bytes = opened.model.proto.SerializeToString() if opened.removed else None
     return recovery.Source(
         str(opened.model.path),
         config.input_shapes,
-        feeds,
+        gathered.fitting,
         config.seed,
         config.threads,
         config.memory_bytes,
         skeleton_bytes,
+        gathered.held,
     )

@@ -66,6 +66,8 @@ class Source:
     memory_bytes: int
     skeleton: bytes | None = None
     """The model to start from where it is not the file's any more (residual blocks removed)."""
+    held: Sequence[Feed] = ()
+    """Batches held out: distillation that is no better on them is not kept."""
 
 
 @dataclass(frozen=True)
@@ -343,13 +345,12 @@ def refitted(
 ) -> tuple[Weights, Recovered]:
     """The model cut by the plan `kept`, refitted, and what is new in it."""
     weights = cut_weights(model, kept)
-    feeds, judged = split(source.feeds) if tuned else (source.feeds, [])
-    many = enlarged(feeds, _affordable(source, model), source.seed) if fits else feeds
+    many = enlarged(source.feeds, _affordable(source, model), source.seed) if fits else source.feeds
     layers = _reconstruct(source, model, weights, kept, many, relaxed=True, fits=fits)
     distilled: tuple[float, float] | None = None
     notes: list[str] = []
     if tuned:
-        distilled, notes = _distil(source, model, weights, kept, feeds, judged)
+        distilled, notes = _distil(source, model, weights, kept)
     return weights, Recovered(weights.values, weights.rewired, layers, distilled, notes)
 
 
@@ -385,19 +386,14 @@ def _affordable(source: Source, model: OpenedSource) -> int:
 
 
 def _distil(
-    source: Source,
-    model: OpenedSource,
-    weights: Weights,
-    kept: Mapping[str, IndexArray],
-    feeds: Sequence[Feed],
-    judged: Sequence[Feed],
+    source: Source, model: OpenedSource, weights: Weights, kept: Mapping[str, IndexArray]
 ) -> tuple[tuple[float, float] | None, list[str]]:
     counts = {g.dim: len(kept[g.id]) for g in model.analysis.groups if g.id in kept}
     share = cost.macs(model.analysis, counts) / max(1, cost.macs(model.analysis))
     per_item = macs_per_item(source, model) * share
     try:
         result = tune.distil(
-            model.original, str(model.file.base_dir), weights, feeds, judged,
+            model.original, str(model.file.base_dir), weights, source.feeds, source.held or source.feeds,
             macs_per_item=per_item, seed=source.seed, threads=source.threads,
         )  # fmt: skip
     except UsageError:

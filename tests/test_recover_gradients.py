@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import numpy_helper, parser
+from onnx import helper, numpy_helper, parser
 
-from onnxprune.recover.divergence import probes
+from onnxprune.recover import tune
+from onnxprune.recover.divergence import Probe, probes
 from onnxprune.recover.execution import reader
 from onnxprune.recover.layers import Weights
 
@@ -29,17 +31,20 @@ g (float[n,4,6,6] x) => (float[n,5] out) {
 """
 
 
-def trainer(last: str) -> tuple[Trainer, dict[str, Any], list[Any]]:
+def trainer(last: str, frozen: Set[str] = frozenset()) -> tuple[Trainer, dict[str, Any], list[Any]]:
+    """The weights in place of those of the file, of which `w2` lies in a Constant node and is zero."""
     random = np.random.default_rng(0)
     sizes = {"w1": (8, 2, 3, 3), "b1": (8,), "w2": (5, 8), "b2": (5,)}
     proto = parser.parse_model(TEXT.replace("LAST", last))
     arrays = {n: random.normal(0, 0.7, shape).astype(np.float32) for n, shape in sizes.items()}
-    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items())
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items() if n != "w2")
+    stored = numpy_helper.from_array(np.zeros_like(arrays["w2"]), "w2")
+    proto.graph.node.insert(0, helper.make_node("Constant", [], ["w2"], value=stored))
     weights = Weights(proto, reader(proto, arrays.get, {}))
     feed = {"x": random.normal(size=(3, 4, 6, 6)).astype(np.float32)}
     target = random.normal(0, 3, (3, 5)).astype(np.float32)
     features = [Feature.of(p, target) for p in probes(proto)]
-    return Trainer(weights, feed, features, threads=1), feed, [target]
+    return Trainer(weights, feed, features, threads=1, frozen=frozen), feed, [target]
 
 
 @pytest.mark.parametrize("last", ["Softmax", "Sigmoid", "Neg"])
@@ -71,3 +76,22 @@ def test_the_loss_of_probabilities_is_zero_where_they_are_the_same() -> None:
     assert found.step(feed, shifted)[0] == pytest.approx(0, abs=1e-6)
     other = [zeros[0] + np.array([0, 0, 1, 0, 0], np.float32)]
     assert found.step(feed, other)[0] > 1e-3
+
+
+def test_a_frozen_operator_keeps_its_weights_and_passes_gradients_on() -> None:
+    free, feed, targets = trainer("Softmax")
+    found, _, _ = trainer("Softmax", frozen={"y"})
+    assert [layer.names[0] for layer in found.layers] == [layer.names[0] for layer in free.layers][:1]
+    loss, gradients = found.step(feed, targets)
+    whole, every = free.step(feed, targets)
+    assert loss == pytest.approx(whole)
+    np.testing.assert_allclose(gradients["train_w0"], every["train_w0"], rtol=1e-5, atol=1e-7)
+    assert "train_w1" not in gradients
+
+
+@pytest.mark.parametrize(("rows", "frozen"), [(4, True), (5, False)])
+def test_more_classes_than_rows_are_not_trained(rows: int, frozen: bool) -> None:
+    target = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
+    for kind, expected in (("categorical", {"y"} if frozen else set()), ("real", set())):
+        feature = Feature.of(Probe("y", kind, -1), target)
+        assert tune._frozen([feature], rows / 2) == expected

@@ -7,7 +7,7 @@ trained; they become inputs of the model. The gradients of grouped convolutions 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
 from onnxprune.recover.divergence import Probe, spread
-from onnxprune.recover.execution import operands, stored_tensors
+from onnxprune.recover.execution import Walk, operands, stored_tensors
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.sites import Site
 
@@ -76,14 +76,16 @@ class Trainer:
         feed: Feed,
         features: Sequence[Feature],
         threads: int,
+        frozen: Set[str] = frozenset(),
     ) -> None:
+        """`frozen`: the operators that make these tensors keep their weights."""
         self.threads = threads
         self.layers: list[Layer] = []
         self.features = list(features)
-        model = self._training_model(weights, feed)
+        model = self._training_model(weights, feed, frozen)
         self.session = self._gradients(model)
 
-    def _training_model(self, weights: Weights, feed: Feed) -> onnx.ModelProto:
+    def _training_model(self, weights: Weights, feed: Feed, frozen: Set[str]) -> onnx.ModelProto:
         """The model with the trained weights, the gates and the targets as inputs and the loss as its one output."""
         proto = weights.proto
         model = onnx.ModelProto()
@@ -100,7 +102,7 @@ class Trainer:
         for k, site in enumerate(found):
             node = graph.node[site.node]
             weight = np.asarray(weights.constant(node.input[1]))
-            if weight.ndim < 2 or site.op == "ConvTranspose":
+            if weight.ndim < 2 or site.op == "ConvTranspose" or site.out in frozen:
                 continue
             matrix, bias, scale = weights.effective(site, proto.graph.node[site.node], weight)
             layer = Layer(
@@ -125,18 +127,17 @@ class Trainer:
         del graph.input[:]
         graph.input.extend(inputs)
         used = {n for node in graph.node for n in operands(node)}
-        kept = [t for t in graph.initializer if t.name in used]
         del graph.initializer[:]
-        for t in kept:
-            graph.initializer.append(numpy_helper.from_array(np.asarray(weights.constant(t.name), order="C"), t.name))
-        _drop_nodes(graph, drop)
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        self._add_gates(model.graph)
-        return self._with_loss(onnx.shape_inference.infer_shapes(_modern(model), data_prop=True))
+        for name in sorted(used & tensors.keys()):
+            graph.initializer.append(numpy_helper.from_array(np.asarray(weights.constant(name), order="C"), name))
+        constants = {i for i, n in enumerate(graph.node) if n.op_type == "Constant" and n.output[0] in tensors}
+        _drop_nodes(graph, drop | constants)
+        values = _values(proto, weights, feed)
+        self._add_gates(graph, values)
+        return self._with_loss(_modern(model), values)
 
-    def _add_gates(self, graph: onnx.GraphProto) -> None:
+    def _add_gates(self, graph: onnx.GraphProto, values: Mapping[str, onnx.ValueInfoProto]) -> None:
         """An addend of zeros behind each grouped convolution: its gradient is that of the result."""
-        shape = _sizes(graph)
         gates = {layer.names[0]: layer.gate for layer in self.layers if layer.gate}
         nodes = []
         for node in graph.node:
@@ -147,23 +148,21 @@ class Trainer:
                 out = copy.output[0]
                 copy.output[0] = f"{out}__ungated"
                 nodes.append(helper.make_node("Add", [copy.output[0], gate], [out]))
-                graph.input.append(helper.make_tensor_value_info(gate, 1, shape[out]))
+                graph.input.append(onnx.ValueInfoProto(name=gate, type=values[out].type))
         del graph.node[:]
         graph.node.extend(nodes)
 
-    def _with_loss(self, model: onnx.ModelProto) -> onnx.ModelProto:
+    def _with_loss(self, model: onnx.ModelProto, values: Mapping[str, onnx.ValueInfoProto]) -> onnx.ModelProto:
         """The model with the weighted loss of the features as its one output."""
         graph = model.graph
         terms = []
-        known = {f.probe.name for f in self.features}
-        left = [v for v in graph.value_info if v.name not in known]
+        made = {o for node in graph.node for o in node.output}
         del graph.output[:], graph.value_info[:]
-        graph.value_info.extend(left)
+        graph.value_info.extend(v for n, v in values.items() if n in made)
         graph.initializer.append(numpy_helper.from_array(np.asarray(TEMPERATURE, np.float32), "temperature"))
         for k, feature in enumerate(self.features):
             name = feature.probe.name
-            graph.value_info.append(helper.make_tensor_value_info(name, 1, feature.shape))
-            graph.input.append(helper.make_tensor_value_info(f"target{k}", 1, feature.shape))
+            graph.input.append(onnx.ValueInfoProto(name=f"target{k}", type=values[name].type))
             graph.initializer.append(numpy_helper.from_array(np.asarray(feature.factor, np.float32), f"factor{k}"))
             make = _divergence if feature.probe.kind == "categorical" else _squares
             graph.node.extend(make(feature.probe, k))
@@ -273,9 +272,18 @@ def _without_choices(model: onnx.ModelProto) -> None:
     graph.node.extend(nodes)
 
 
-def _sizes(graph: onnx.GraphProto) -> dict[str, list[int]]:
-    """Inferred shapes by tensor, 0 for an axis that is not known."""
-    return {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.output]}
+def _values(proto: onnx.ModelProto, weights: Weights, feed: Feed) -> dict[str, onnx.ValueInfoProto]:
+    """Type and shape of every tensor that nodes make of `feed`, as one run gives them: inference of the rank fails
+    where sizes are computed."""
+    walk = Walk(proto, weights.get, [feed])
+    names = [o for node in proto.graph.node for o in node.output if o]
+    walk.compute(names)
+    arrays = {n: walk.get(n, 0) for n in names}
+    return {
+        n: helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for n, a in arrays.items()
+        if isinstance(a, np.ndarray)
+    }
 
 
 def _move_bias(graph: onnx.GraphProto, site: Site, node: onnx.NodeProto, name: str) -> None:
@@ -322,9 +330,12 @@ def _grouped_gradient(layer: Layer, x: Array, dy: Array) -> Array:
     return result
 
 
+WARM_UP = 0.07
+
+
 class Adam:
     """Adam with a step in units of each tensor's own root mean square, so that one rate fits every layer. The rate
-    falls to zero as a cosine over `steps`, of which `count` are done."""
+    rises over the first `WARM_UP` of `steps` and falls to zero as a cosine; `count` of them are done."""
 
     def __init__(self, rate: float, steps: int, count: int = 0) -> None:
         self.rate, self.steps, self.count, self.began = rate, steps, count, count
@@ -337,5 +348,6 @@ class Adam:
         v = self.second[name] = 0.99 * self.second.get(name, np.float32(0)) + 0.01 * gradient * gradient
         own = self.count - self.began
         step = (m / (1 - 0.9**own)) / (np.sqrt(v / (1 - 0.99**own)) + 1e-12)
-        decay = 0.5 * (1 + math.cos(math.pi * min(self.count / self.steps, 1)))
+        way = self.count / self.steps
+        decay = 0.5 * (1 + math.cos(math.pi * min(way, 1))) * min(1.0, way / WARM_UP)
         return np.asarray(value - self.rate * decay * unit * step, np.float32)

@@ -1,8 +1,8 @@
 """Distillation: gradient steps on all weights of the pruned model at once, towards what the original gives.
 
-No labels. The gradients come from `onnx-ad` (extra `gradients`). Loss: squared error of the outputs (before a last
-Softmax or Sigmoid), over their variance. What is kept is the state with the lowest loss on held-out inputs, the start
-included.
+No labels. The gradients come from `onnx-ad` (extra `gradients`). Loss: divergence of probabilities at a temperature,
+squared error of all other outputs (before a last Sigmoid), both as a share of the error of always giving the mean.
+Images change at every step (`augmentation`).
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ Float = npt.NDArray[np.float64]
 Read = Callable[[str], Array]
 Teacher = Callable[[Feed], list[Array]]
 EPOCHS = 20
-RATE = 0.007
+RATE = 0.004
 BATCH, LEAST_BATCH = 50, 8
 LEAST_ITEMS = 8
 STEPS, LEAST_STEPS = 300, 20
-"""Few inputs are seen more often, in smaller batches, so that there are so many steps."""
+"""Few images are seen more often, in smaller batches, so that there are so many steps."""
 LOOKS = 20
-"""How often the held-out loss is looked at."""
+"""How often the mean loss of the last steps is looked at."""
 WORSE, BACK_OFF = 2.0, 4.0
-"""Where the held-out loss is so many times above the best one: back to that state, with smaller steps."""
+"""Where that is so many times above its best: back to that state, with smaller steps."""
 LARGEST_CROP = 320
 WORK_LIMIT = 3e12
 """Multiply-accumulates of all steps: fewer where they would be more."""
@@ -56,21 +56,33 @@ def distil(
     threads: int = 1,
 ) -> tuple[float, float] | None:
     """Train the weights in place on `feeds`; loss on `judged` before and after, or None where there is too little data
-    or time. The state that is best on `judged` is kept, the start included."""
+    or time. Kept where it is better on `judged`, which decides nothing else."""
     found = probes(weights.proto)
     sizes = _sizes(weights.proto, [*feeds, *judged])
     pool, tests = _pool(feeds, sizes), _pool(judged, sizes)
     count, others = _count(pool), _count(tests)
     fixed = _fixed_batch(weights.proto)
     batch = fixed or min(count // 2, BATCH, max(LEAST_BATCH, count * EPOCHS // STEPS))
-    steps = min(max(STEPS, EPOCHS * count // max(batch, 1)), int(WORK_LIMIT // max(1, 3 * batch * macs_per_item)))
+    least = STEPS if all(is_image(a) for a in pool.values()) else 0
+    steps = min(max(least, EPOCHS * count // max(batch, 1)), int(WORK_LIMIT // max(1, 3 * batch * macs_per_item)))
     if others < (fixed or 1) or count < max(LEAST_ITEMS, batch) or steps < LEAST_STEPS:
         return None
     teacher = _teacher(original, [p.name for p in found], folder, threads)
     test = [_filled({n: a[i : i + batch] for n, a in tests.items()}, batch) for i in range(0, others, batch)]
     wanted = [teacher(f) for f in test]
-    trainer = Trainer(weights, test[0], [Feature.of(p, w) for p, w in zip(found, wanted[0], strict=True)], threads)
+    features = [Feature.of(p, w) for p, w in zip(found, wanted[0], strict=True)]
+    trainer = Trainer(weights, test[0], features, threads, _frozen(features, count / batch))
     return _train(trainer, weights, pool, list(zip(test, wanted, strict=True)), teacher, batch, steps, seed)
+
+
+def _frozen(features: Sequence[Feature], batches: float) -> set[str]:
+    """Probabilities of more classes than the inputs have rows: what makes them would forget the classes not seen."""
+    return {
+        f.probe.name
+        for f in features
+        if f.probe.kind == "categorical"
+        and f.shape[f.probe.axis] > batches * math.prod(f.shape) / f.shape[f.probe.axis]
+    }
 
 
 def _train(
@@ -83,36 +95,40 @@ def _train(
     steps: int,
     seed: int,
 ) -> tuple[float, float]:
-    """Make the steps, and store the last state where it is better; held-out loss before and after."""
+    """Make the steps, and store the weights where they are better then; held-out loss before and after."""
     random = np.random.default_rng(seed)
     adam = Adam(RATE * math.sqrt(batch / BATCH), steps)
     units = {layer.names[0]: _size(layer.weight) for layer in trainer.layers}
     units.update({layer.names[1]: _size(layer.bias) + 1e-3 for layer in trainer.layers if layer.bias is not None})
-    start = best = trainer.held_loss(tests)
-    state = [(layer.weight, layer.bias) for layer in trainer.layers]
-    done, order = 0, random.permutation(0)
-    while done < steps:
+    start = trainer.held_loss(tests)
+    best, state = math.inf, [(layer.weight, layer.bias) for layer in trainer.layers]
+    losses: list[float] = []
+    order = random.permutation(0)
+    for done in range(1, steps + 1):
         if len(order) < batch:
             order = random.permutation(_count(pool))
         chosen, order = order[:batch], order[batch:]
         feed = augment({n: a[chosen] for n, a in pool.items()}, random)
-        _, gradients = trainer.step(feed, teacher(feed))
-        adam.count = done = done + 1
+        loss, gradients = trainer.step(feed, teacher(feed))
+        losses.append(loss)
+        if done % max(1, steps // LOOKS) == 0:
+            found, losses = float(np.mean(losses)), []
+            log.info("distillation %d/%d: loss %.5f", done, steps, found)
+            if found < best:
+                best, state = found, [(layer.weight, layer.bias) for layer in trainer.layers]
+            elif not found < WORSE * best:
+                adam = Adam(adam.rate / BACK_OFF, adam.steps, adam.count)
+                _restore(trainer, state)
+                continue
+        adam.count = done
         trainer.apply(adam, gradients, units)
-        if done % max(1, steps // LOOKS) and done < steps:
-            continue
-        found = trainer.held_loss(tests)
-        log.info("distillation %d/%d: held-out loss %.5f -> %.5f", done, steps, start, found)
-        if found < best:
-            best, state = found, [(layer.weight, layer.bias) for layer in trainer.layers]
-        elif not found < WORSE * best:
-            adam = Adam(adam.rate / BACK_OFF, adam.steps, adam.count)
-            _restore(trainer, state)
-    _restore(trainer, state)
-    if best < start:
-        for layer in trainer.layers:
-            _store(weights, layer)
-    return start, best
+    after = trainer.held_loss(tests)
+    log.info("distillation: held-out loss %.5f -> %.5f", start, after)
+    if not after < start:
+        return start, start
+    for layer in trainer.layers:
+        _store(weights, layer)
+    return start, after
 
 
 def _restore(trainer: Trainer, state: Sequence[tuple[Array, Array | None]]) -> None:
