@@ -84,4 +84,5 @@ def _source(opened: Opened, config: Config, gathered: Gathered) -> recovery.Sour
         config.memory_bytes,
         skeleton_bytes,
         gathered.held,
+        bool(gathered.real),
     )

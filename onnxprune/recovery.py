@@ -68,6 +68,8 @@ class Source:
     """The model to start from where it is not the file's any more (residual blocks removed)."""
     held: Sequence[Feed] = ()
     """Batches held out: distillation that is no better on them is not kept."""
+    real: bool = True
+    """Whether the inputs are calibration data; of made up ones there are as many as there is time for."""
 
 
 @dataclass(frozen=True)
@@ -345,8 +347,10 @@ def refitted(
 ) -> tuple[Weights, Recovered]:
     """The model cut by the plan `kept`, refitted, and what is new in it."""
     weights = cut_weights(model, kept)
-    many = enlarged(source.feeds, _affordable(source, model), source.seed) if fits else source.feeds
-    layers = _reconstruct(source, model, weights, kept, many, relaxed=True, fits=fits)
+    feeds = source.feeds
+    if fits and source.real:
+        feeds = enlarged(feeds, _affordable(source, model), source.seed)
+    layers = _reconstruct(source, model, weights, kept, feeds, relaxed=True, fits=fits)
     distilled: tuple[float, float] | None = None
     notes: list[str] = []
     if tuned:

@@ -187,6 +187,23 @@ def test_distillation_lowers_the_held_out_loss(tmp_path: Path, last: str) -> Non
     assert after < 0.95 * before
 
 
+def test_few_real_images_are_joined_by_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, counts = save(tmp_path, copies=False), []
+    fitted = recovery.reconstruct
+
+    def fit(*arguments: Any) -> Any:
+        counts.append(sum(len(f["x"]) for f in arguments[4]))
+        return fitted(*arguments)
+
+    monkeypatch.setattr(recovery, "reconstruct", fit)
+    start = dataclasses.replace(source(path), feeds=feeds(4))
+    recovery.recover(start, {"w1:0": np.arange(3)}, tuned=False)
+    recovery.recover(dataclasses.replace(start, real=False), {"w1:0": np.arange(3)}, tuned=False)
+    monkeypatch.setattr(recovery, "ENLARGED_WORK", 3 * 64 * 7e4)
+    recovery.recover(start, {"w1:0": np.arange(3)}, tuned=False)
+    assert counts[:2] == [320, 64] and 64 < counts[2] < 320
+
+
 def test_distillation_is_kept_where_it_is_better_on_inputs_held_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
