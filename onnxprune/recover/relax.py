@@ -88,6 +88,7 @@ def relax(blocks: Sequence[Block], train: Moments, held: Moments, prior: Float, 
     if not steps:
         return start
     weight, bias = start.weight, start.bias
+    del system
     system = Refit(train.plus(held), prior, ridge)
     for _ in range(steps):
         weight, bias = system.solve(*_moved(blocks, weight, bias, train, held_too=True))
