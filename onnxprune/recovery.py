@@ -306,8 +306,12 @@ def best(
     order: Mapping[str, obs.Path],
     candidates: Sequence[Allocation],
 ) -> int:
-    """Of several allocations the number of the one whose quickly reconstructed model errs least on inputs it was not
-    fitted to; of the last, most even one, where that would be too much work."""
+    """Of several allocations, the more even the later, the number of the one whose quickly reconstructed model errs
+    least on inputs it was not fitted to; of the last one where that would be too much work.
+
+    An error of n items is known to about one part in sqrt(n), so of those that are as close as that to the best the
+    last is taken: what is measured on few inputs flatters uneven ones.
+    """
     feeds = limited(source.feeds, 4 * CURVE_ITEMS)
     held = max(1, len(feeds) // 4)
     work = len(candidates) * macs_per_item(source, model) * sum(len(next(iter(f.values()))) for f in feeds)
@@ -330,7 +334,13 @@ def best(
         result = damage.probed(weights.proto, weights.get, feeds[-held:], source.threads)
         errors.append(divergence.divergence(probes, reference, result))
         log.info("allocation %d: held-out error %.5f", len(errors), errors[-1])
-    return different[int(np.argmin(errors))]
+    return different[_most_even(errors, sum(len(next(iter(f.values()))) for f in feeds[-held:]))]
+
+
+def _most_even(errors: Sequence[float], items: int) -> int:
+    """The last of the errors that is as good as the least, as far as so many items can tell."""
+    limit = min(errors) * (1 + 1 / math.sqrt(max(items, 1)))
+    return max(k for k, error in enumerate(errors) if error <= limit)
 
 
 # ---- Recovering ------------------------------------------------------------------------------------------------------

@@ -44,20 +44,22 @@ def session(
     threads: int = 0,
     optimize: bool = True,
     prepack: bool = True,
+    arena: bool = True,
     folder: str | None = None,
     profile: str | None = None,
 ) -> InferenceSession:
     """Return an ONNX Runtime session of a model file (or of serialised bytes) on exactly the provider asked for.
 
     `threads` 0 means all physical cores; `optimize` False turns the graph optimisations off; `prepack` False keeps
-    weights as they are in memory (less memory, slower); `folder` holds the external data of a model given as bytes.
+    weights as they are in memory (less memory, slower); `arena` False gives memory back after every run, which inputs
+    of many sizes would else pile up; `folder` holds the external data of a model given as bytes.
     `profile`: begin a profile in a file whose name begins so; `end_profiling` of the session ends it.
     UsageError where the provider cannot be had: a session never falls back to another one. ModelError where ONNX
     Runtime refuses the model.
     """
     runtime = _import()
     wanted = _available_provider(runtime, provider)
-    options = _options(runtime, threads, optimize, prepack)
+    options = _options(runtime, threads, optimize, prepack, arena)
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     if profile is not None:
@@ -94,7 +96,7 @@ def _import() -> Any:
     return onnxruntime
 
 
-def _options(runtime: Any, threads: int, optimize: bool, prepack: bool) -> Any:
+def _options(runtime: Any, threads: int, optimize: bool, prepack: bool, arena: bool) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or physical_cores()
@@ -104,6 +106,7 @@ def _options(runtime: Any, threads: int, optimize: bool, prepack: bool) -> Any:
     # Spinning worker threads of one session take the cores from the session it is compared with.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     return options

@@ -187,6 +187,14 @@ def test_distillation_lowers_the_held_out_loss(tmp_path: Path, last: str) -> Non
     assert after < 0.95 * before
 
 
+@pytest.mark.parametrize(
+    ("errors", "items", "chosen"),
+    [([0.1, 0.1, 0.1], 100, 2), ([0.1, 0.109, 0.111], 100, 1), ([0.2, 0.1, 0.121], 25, 1), ([0.2, 0.1, 0.119], 25, 2)],
+)
+def test_the_most_even_of_the_best_allocations_is_taken(errors: list[float], items: int, chosen: int) -> None:
+    assert recovery._most_even(errors, items) == chosen
+
+
 def test_few_real_images_are_joined_by_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, counts = save(tmp_path, copies=False), []
     fitted = recovery.reconstruct

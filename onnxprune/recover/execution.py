@@ -141,7 +141,9 @@ class Walk:
         """A tensor by batch with the weights as they are now. Nothing of it is kept: a later `compute` runs it anew."""
         chosen = self._segment([name])
         inputs = sorted({n for i in chosen for n in operands(self.nodes[i]) if n in self.live})
-        session = runtime.session(self._model(chosen, inputs, [name]).SerializeToString(), threads=self.threads)
+        session = runtime.session(
+            self._model(chosen, inputs, [name]).SerializeToString(), threads=self.threads, arena=False
+        )
         taken = [i.name for i in session.get_inputs()]
         for b in range(self.batches):
             yield self._results(session, [name], taken, b)[0]
@@ -178,7 +180,7 @@ class Walk:
 
     def _run(self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> None:
         model = self._model(chosen, inputs, outputs)
-        session = runtime.session(model.SerializeToString(), threads=self.threads)
+        session = runtime.session(model.SerializeToString(), threads=self.threads, arena=False)
         taken = [i.name for i in session.get_inputs()]
         for b in range(self.batches):
             results = self._results(session, outputs, taken, b)
