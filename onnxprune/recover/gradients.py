@@ -104,15 +104,7 @@ class Trainer:
             weight = np.asarray(weights.constant(node.input[1]))
             if weight.ndim < 2 or site.op == "ConvTranspose" or site.out in frozen:
                 continue
-            matrix, bias, scale = weights.effective(site, proto.graph.node[site.node], weight)
-            layer = Layer(
-                site,
-                sites.from_matrix(site, matrix, weight),
-                None if site.bias is None else bias.reshape(-1).astype(np.float32),
-                scale,
-                (f"train_w{k}", f"train_b{k}"),
-                None,
-            )
+            layer = _layer(weights, site, weight, k)
             node.input[1] = layer.names[0]
             inputs.append(helper.make_tensor_value_info(layer.names[0], 1, weight.shape))
             if layer.bias is not None:
@@ -121,8 +113,6 @@ class Trainer:
             if site.norm is not None:
                 drop.add(site.norm)
                 node.output[0] = site.out
-            if site.groups > 1:
-                layer.gate = f"train_g{k}"
             self.layers.append(layer)
         del graph.input[:]
         graph.input.extend(inputs)
@@ -224,6 +214,19 @@ class Trainer:
             layer.weight = adam.update(name, layer.weight, gradients[name], units[name])
             if layer.bias is not None:
                 layer.bias = adam.update(bias, layer.bias, gradients[bias], units[bias])
+
+
+def _layer(weights: Weights, site: Site, weight: Array, k: int) -> Layer:
+    """The operator of a site as it is before training."""
+    matrix, bias, scale = weights.effective(site, weights.proto.graph.node[site.node], weight)
+    return Layer(
+        site,
+        sites.from_matrix(site, matrix, weight),
+        None if site.bias is None else bias.reshape(-1).astype(np.float32),
+        scale,
+        (f"train_w{k}", f"train_b{k}"),
+        f"train_g{k}" if site.groups > 1 else None,
+    )
 
 
 def _squares(probe: Probe, k: int) -> list[onnx.NodeProto]:
