@@ -339,6 +339,7 @@ def best(
 
 def _most_even(errors: Sequence[float], items: int) -> int:
     """The last of the errors that is as good as the least, as far as so many items can tell."""
+    errors = [e if math.isfinite(e) else math.inf for e in errors]
     limit = min(errors) * (1 + 1 / math.sqrt(max(items, 1)))
     return max(k for k, error in enumerate(errors) if error <= limit)
 
@@ -396,7 +397,10 @@ def masks(found: Analysis, kept: Mapping[str, IndexArray]) -> dict[Dim, npt.NDAr
 
 def _affordable(source: Source, model: OpenedSource) -> int:
     """Items that least squares looks at where there are fewer images."""
-    return int(min(ENLARGED_ITEMS, ENLARGED_WORK / max(1.0, macs_per_item(source, model))))
+    own = sum(len(next(iter(f.values()))) for f in source.feeds if all(a.ndim for a in f.values()))
+    item_bytes = sum(a.nbytes for f in source.feeds for a in f.values()) / max(own, 1)
+    work, room = ENLARGED_WORK / max(1.0, macs_per_item(source, model)), source.memory_bytes / 4 / max(item_bytes, 1)
+    return int(min(ENLARGED_ITEMS, work, room))
 
 
 def _distil(

@@ -24,6 +24,18 @@ def test_copies_have_the_shape_type_and_range_of_the_images() -> None:
         assert not np.array_equal(found, feed["x"])
 
 
+def test_half_precision_images_do_not_overflow() -> None:
+    feed = {"x": np.random.default_rng(0).random((2, 3, 224, 224)).astype(np.float16)}
+    found = augmentation.augment(feed, np.random.default_rng(0))["x"]
+    assert found.dtype == np.float16 and found.std(dtype=np.float64) > 0.05
+
+
+def test_low_images_are_not_cut_into_pieces() -> None:
+    feed = images(height=2)
+    found = [augmentation._of_pieces(feed["x"], np.random.default_rng(seed)) for seed in range(8)]
+    assert all(len(np.unique(image)) == 1 for image in found)
+
+
 def test_pieces_of_several_images_lie_side_by_side() -> None:
     feed = images()
     random = np.random.default_rng(0)
@@ -59,5 +71,6 @@ def test_enough_images_stay_alone(items: int) -> None:
 def test_what_is_no_image_is_not_copied() -> None:
     feeds = [{"ids": np.zeros((4, 7), np.int64)}]
     assert len(augmentation.enlarged(feeds, 100, seed=0)) == 1
+    assert len(augmentation.enlarged([{"x": np.float32(1).reshape(())}], 100, seed=0)) == 1
     both = [{**images(), "size": np.ones((4, 2), np.float32)}]
     assert len(augmentation.enlarged(both, 100, seed=0)) == 1

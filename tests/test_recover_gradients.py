@@ -43,7 +43,7 @@ def trainer(last: str, frozen: Set[str] = frozenset()) -> tuple[Trainer, dict[st
     weights = Weights(proto, reader(proto, arrays.get, {}))
     feed = {"x": random.normal(size=(3, 4, 6, 6)).astype(np.float32)}
     target = random.normal(0, 3, (3, 5)).astype(np.float32)
-    features = [Feature.of(p, target) for p in probes(proto)]
+    features = [Feature.of(p, [target]) for p in probes(proto)]
     return Trainer(weights, feed, features, threads=1, frozen=frozen), feed, [target]
 
 
@@ -93,5 +93,13 @@ def test_a_frozen_operator_keeps_its_weights_and_passes_gradients_on() -> None:
 def test_more_classes_than_rows_are_not_trained(rows: int, frozen: bool) -> None:
     target = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
     for kind, expected in (("categorical", {"y"} if frozen else set()), ("real", set())):
-        feature = Feature.of(Probe("y", kind, -1), target)
+        feature = Feature.of(Probe("y", kind, -1), [target])
         assert tune._frozen([feature], rows / 2) == expected
+
+
+def test_batches_of_one_row_have_a_spread_together_and_none_alone() -> None:
+    rows = list(np.random.default_rng(0).normal(size=(4, 1, 5)).astype(np.float32))
+    probe = Probe("y", "categorical", -1)
+    assert 0 < Feature.of(probe, rows).factor < 1e3
+    assert Feature.of(probe, rows[:1]).factor == 0
+    assert Feature.of(probe, [rows[0]] * 3).factor == 0

@@ -189,7 +189,14 @@ def test_distillation_lowers_the_held_out_loss(tmp_path: Path, last: str) -> Non
 
 @pytest.mark.parametrize(
     ("errors", "items", "chosen"),
-    [([0.1, 0.1, 0.1], 100, 2), ([0.1, 0.109, 0.111], 100, 1), ([0.2, 0.1, 0.121], 25, 1), ([0.2, 0.1, 0.119], 25, 2)],
+    [
+        ([0.1, 0.1, 0.1], 100, 2),
+        ([0.1, 0.109, 0.111], 100, 1),
+        ([0.2, 0.1, 0.121], 25, 1),
+        ([0.2, 0.1, 0.119], 25, 2),
+        ([float("nan"), 0.1, 0.3], 25, 1),
+        ([float("nan")] * 2, 25, 1),
+    ],
 )
 def test_the_most_even_of_the_best_allocations_is_taken(errors: list[float], items: int, chosen: int) -> None:
     assert recovery._most_even(errors, items) == chosen

@@ -17,7 +17,9 @@ from onnxprune.records import Feed
 Array = npt.NDArray[Any]
 
 PIECES = 0.5
-"""Share of the images that are put together of pieces."""
+"""Share of the images that are put together of pieces, those of one batch."""
+LOWEST = 8
+"""Pixels that images with pieces are high, at least."""
 ZOOM, ZOOMED = 1.25, 0.5
 """Largest zoom either way, and the share of the images that are zoomed."""
 SHIFT = 0.1
@@ -38,11 +40,11 @@ def augment(feed: Feed, random: np.random.Generator) -> Feed:
 
 
 def enlarged(feeds: Sequence[Feed], items: int, seed: int) -> list[Feed]:
-    """The feeds, and changed copies of them until there are `items` images, about. Feeds with an input that is no
-    image come back as they are: copies would repeat what they hold."""
-    own = sum(len(next(iter(f.values()))) for f in feeds)
+    """The feeds, and as many changed copies of all of them as `items` images have room for. Feeds with an input that is
+    no image come back as they are: copies would repeat what they hold."""
     if not all(is_image(a) for f in feeds for a in f.values()):
         return list(feeds)
+    own = sum(len(next(iter(f.values()))) for f in feeds)
     random = np.random.default_rng(seed)
     copies = max(0, items // max(own, 1) - 1)
     return [*feeds, *(augment(feed, random) for _ in range(copies) for feed in feeds)]
@@ -53,13 +55,16 @@ def _augmented(images: Array, random: np.random.Generator) -> Array:
     whole = [_of_pieces(images, random) if random.random() < PIECES else image for image in images]
     moved = np.stack([_moved(image, ZOOM if random.random() < ZOOMED else 1.0, random) for image in whole])
     gain = random.uniform(1 - GAIN, 1 + GAIN, (n, channels, 1, 1))
-    offset = random.uniform(-OFFSET, OFFSET, (n, channels, 1, 1)) * float(images.std())
+    offset = random.uniform(-OFFSET, OFFSET, (n, channels, 1, 1)) * float(images.std(dtype=np.float64))
     return np.asarray(np.clip(moved * gain + offset, images.min(), images.max()), images.dtype)
 
 
 def _of_pieces(images: Array, random: np.random.Generator) -> Array:
-    """One image (channels, h, w): strips of any of `images`, a third to four thirds as wide as high, side by side."""
+    """One image (channels, h, w): strips of any of `images`, a third to four thirds as wide as high, side by side; one
+    of them whole where they are lower than `LOWEST`."""
     height, width = images.shape[2:]
+    if height < LOWEST:
+        return np.asarray(images[random.integers(len(images))])
     parts, filled = [], 0
     while filled < width:
         size = min(width - filled, int(random.integers(max(1, height // 3), max(2, 4 * height // 3))))
@@ -72,6 +77,7 @@ def _of_pieces(images: Array, random: np.random.Generator) -> Array:
 def _moved(image: Array, most: float, random: np.random.Generator) -> Array:
     """An image (channels, h, w) shifted by whole pixels and zoomed by up to `most` along both axes, its edges repeated,
     by linear interpolation."""
+    image = image.astype(np.promote_types(image.dtype, np.float32))
     for axis in (1, 2):
         size = image.shape[axis]
         reach = min(int(size * SHIFT), FARTHEST)
@@ -79,7 +85,7 @@ def _moved(image: Array, most: float, random: np.random.Generator) -> Array:
         middle = (size - 1) / 2
         at = np.clip((np.arange(size) - middle) / zoom + middle + shift, 0, size - 1)
         low = at.astype(int)
-        share = (at - low).astype(image.dtype)
+        share = (at - low).astype(np.float32)
         share = share[:, None] if axis == 1 else share
         above = np.take(image, np.minimum(low + 1, size - 1), axis)
         image = np.take(image, low, axis) * (1 - share) + above * share

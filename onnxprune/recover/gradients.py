@@ -30,12 +30,16 @@ Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 Tests = Sequence[tuple[Feed, Sequence[Array]]]
 """Held-out inputs and what the original gives for them."""
+WARM_UP = 0.07
+"""Share of the steps over which the rate of Adam rises."""
 LEAST_OPSET = 13
 """Older operator sets are converted before gradients are made."""
 
 
 TEMPERATURE = 3.0
 """Of probabilities in the loss: what the original says of classes that are not the likeliest counts too."""
+LEAST_SPREAD = 1e-12
+"""Of an output, for every element: what varies less has nothing to be learned from."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,13 @@ class Feature:
     factor: float
 
     @classmethod
-    def of(cls, probe: Probe, wanted: Array) -> Feature:
-        """Such that a loss of 1 is that of a model that gives the mean of `wanted` whatever its input is."""
+    def of(cls, probe: Probe, wanted: Sequence[Array]) -> Feature:
+        """Such that a loss of 1 is that of a model that gives the mean of `wanted`, one array for each batch, whatever
+        its input is; without weight where they are all the same."""
         soft = probe.kind == "categorical"
-        whole = spread(probe, wanted / TEMPERATURE) if soft else spread(Probe(probe.name, "real"), wanted)
-        return cls(probe, wanted.shape, 1 / max(whole, 1e-20))
+        told = np.concatenate([np.atleast_1d(w) for w in wanted]).astype(np.float64)
+        whole = spread(probe, told / TEMPERATURE) if soft else spread(Probe(probe.name, "real"), told)
+        return cls(probe, wanted[0].shape, len(wanted) / whole if whole > LEAST_SPREAD * told.size else 0.0)
 
 
 @dataclass
@@ -68,7 +74,7 @@ class Layer:
 
 
 class Trainer:
-    """The gradient model of one pruned model at one batch size, and its Adam state."""
+    """The gradient model of one pruned model at one batch size."""
 
     def __init__(
         self,
@@ -331,9 +337,6 @@ def _grouped_gradient(layer: Layer, x: Array, dy: Array) -> Array:
             )
         result[(slice(None), slice(None), *tap)] = grad.reshape(w.shape[:2])
     return result
-
-
-WARM_UP = 0.07
 
 
 class Adam:

@@ -35,13 +35,13 @@ BATCH, LEAST_BATCH = 50, 8
 LEAST_ITEMS = 8
 STEPS, LEAST_STEPS = 300, 20
 """Few images are seen more often, in smaller batches, so that there are so many steps."""
-LOOKS = 20
-"""How often the mean loss of the last steps is looked at."""
+LOOKS, LEAST_LOOK = 20, 5
+"""How often the mean loss of the last steps is looked at, and of how many steps at least."""
 WORSE, BACK_OFF = 2.0, 4.0
 """Where that is so many times above its best: back to that state, with smaller steps."""
 LARGEST_CROP = 320
 WORK_LIMIT = 3e12
-"""Multiply-accumulates of all steps: fewer where they would be more."""
+"""Multiply-accumulates of all steps of the pruned model: fewer where they would be more."""
 
 
 def distil(
@@ -70,7 +70,7 @@ def distil(
     teacher = _teacher(original, [p.name for p in found], folder, threads)
     test = [_filled({n: a[i : i + batch] for n, a in tests.items()}, batch) for i in range(0, others, batch)]
     wanted = [teacher(f) for f in test]
-    features = [Feature.of(p, w) for p, w in zip(found, wanted[0], strict=True)]
+    features = [Feature.of(p, w) for p, w in zip(found, zip(*wanted, strict=True), strict=True)]
     trainer = Trainer(weights, test[0], features, threads, _frozen(features, count / batch))
     return _train(trainer, weights, pool, list(zip(test, wanted, strict=True)), teacher, batch, steps, seed)
 
@@ -111,13 +111,13 @@ def _train(
         feed = augment({n: a[chosen] for n, a in pool.items()}, random)
         loss, gradients = trainer.step(feed, teacher(feed))
         losses.append(loss)
-        if done % max(1, steps // LOOKS) == 0:
+        if done % max(LEAST_LOOK, steps // LOOKS) == 0:
             found, losses = float(np.mean(losses)), []
             log.info("distillation %d/%d: loss %.5f", done, steps, found)
             if found < best:
                 best, state = found, [(layer.weight, layer.bias) for layer in trainer.layers]
             elif not found < WORSE * best:
-                adam = Adam(adam.rate / BACK_OFF, adam.steps, adam.count)
+                adam = Adam(adam.rate / BACK_OFF, adam.steps, done)
                 _restore(trainer, state)
                 continue
         adam.count = done
