@@ -10,7 +10,6 @@ per row; accuracy is measured by score.py on the test split, which the tool neve
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -24,6 +23,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+
+from onnxprune import usercode
 
 
 def main() -> None:
@@ -49,12 +50,9 @@ def main() -> None:
 
 def load_score(path: Path) -> Any:
     """The module score.py of the evaluation data."""
-    spec = importlib.util.spec_from_file_location("score", path)
-    if spec is None or spec.loader is None or not path.exists():
+    if not path.exists():
         raise SystemExit(f"{path} is not there")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return usercode.load(str(path))
 
 
 def _run(score: Any, name: str, path: Path, share: str, options: list[str]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import accuracy
 import numpy as np
 import onnxruntime
 
@@ -30,17 +30,6 @@ from onnxprune import allocate, analysis, cost, cut, modelfile, planning, proces
 from onnxprune.records import Feed, Plan
 
 STEPS = ("cut", "statistics", "reconstruction", "obs", "allocation", "distilled")
-
-
-def load_score(folder: Path) -> Any:
-    """The module peer/score.py of the evaluation folder."""
-    path = folder / "peer" / "score.py"
-    spec = importlib.util.spec_from_file_location("peer_score", path)
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @dataclasses.dataclass
@@ -123,7 +112,7 @@ def main() -> None:
     parser.add_argument("--shares", default="0.5,0.25")
     parser.add_argument("--steps", default=",".join(STEPS))
     arguments = parser.parse_args()
-    scorer = load_score(arguments.folder)
+    scorer = accuracy.load_score(arguments.folder / "peer" / "score.py")
     versions = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__, "machine": platform.machine()}
     rows: list[dict[str, object]] = []
     result = {"versions": versions, "options": {k: str(v) for k, v in vars(arguments).items()}, "rows": rows}

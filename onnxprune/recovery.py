@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from onnxprune import allocate, analysis, cost, damage, shapes
+from onnxprune import allocate, analysis, calibration, cost, damage, shapes
 from onnxprune import target as targets
 from onnxprune.criteria import obs
 from onnxprune.cut import Cut, cut
@@ -185,8 +185,7 @@ def measure_curves(
     """The rows measured on, and (removed, damage) of every group that can be, by its id. Run in a child process."""
     found = prepare(source, wanted, levels)
     few, _ = _effort(source, found.model, len(found.order))
-    rows = sum(len(next(iter(feed.values()))) for feed in few)
-    return rows, {name: (c.removed, c.damage) for name, c in found.measured.items()}
+    return calibration.rows_of(few), {name: (c.removed, c.damage) for name, c in found.measured.items()}
 
 
 def allocated(found: Prepared, wanted: Wanted) -> dict[str, IndexArray]:
@@ -314,7 +313,7 @@ def best(
     """
     feeds = limited(source.feeds, 4 * CURVE_ITEMS)
     held = max(1, len(feeds) // 4)
-    work = len(candidates) * macs_per_item(source, model) * sum(len(next(iter(f.values()))) for f in feeds)
+    work = len(candidates) * macs_per_item(source, model) * calibration.rows_of(feeds)
     if len(feeds) < 2 or work > CURVE_WORK:
         return len(candidates) - 1
     different = [k for k, c in enumerate(candidates) if c not in candidates[:k]]
@@ -334,7 +333,7 @@ def best(
         result = damage.probed(weights.proto, weights.get, feeds[-held:], source.threads)
         errors.append(divergence.divergence(probes, reference, result))
         log.info("allocation %d: held-out error %.5f", len(errors), errors[-1])
-    return different[_most_even(errors, sum(len(next(iter(f.values()))) for f in feeds[-held:]))]
+    return different[_most_even(errors, calibration.rows_of(feeds[-held:]))]
 
 
 def _most_even(errors: Sequence[float], items: int) -> int:
@@ -397,8 +396,7 @@ def masks(found: Analysis, kept: Mapping[str, IndexArray]) -> dict[Dim, npt.NDAr
 
 def _affordable(source: Source, model: OpenedSource) -> int:
     """Items that least squares looks at where there are fewer images."""
-    own = sum(len(next(iter(f.values()))) for f in source.feeds if all(a.ndim for a in f.values()))
-    item_bytes = sum(a.nbytes for f in source.feeds for a in f.values()) / max(own, 1)
+    item_bytes = sum(a.nbytes for f in source.feeds for a in f.values()) / max(calibration.rows_of(source.feeds), 1)
     work, room = ENLARGED_WORK / max(1.0, macs_per_item(source, model)), source.memory_bytes / 4 / max(item_bytes, 1)
     return int(min(ENLARGED_ITEMS, work, room))
 

@@ -141,12 +141,7 @@ class Walk:
         """A tensor by batch with the weights as they are now. Nothing of it is kept: a later `compute` runs it anew."""
         chosen = self._segment([name])
         inputs = sorted({n for i in chosen for n in operands(self.nodes[i]) if n in self.live})
-        session = runtime.session(
-            self._model(chosen, inputs, [name]).SerializeToString(), threads=self.threads, arena=False
-        )
-        taken = [i.name for i in session.get_inputs()]
-        for b in range(self.batches):
-            yield self._results(session, [name], taken, b)[0]
+        yield from (found for (found,) in self._results(chosen, inputs, [name]))
 
     def node_of(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """The node of this model with the first output of `node`, which may be one of a version of the model."""
@@ -179,15 +174,19 @@ class Walk:
         return sorted(chosen)
 
     def _run(self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        model = self._model(chosen, inputs, outputs)
-        session = runtime.session(model.SerializeToString(), threads=self.threads, arena=False)
-        taken = [i.name for i in session.get_inputs()]
-        for b in range(self.batches):
-            results = self._results(session, outputs, taken, b)
+        for b, results in enumerate(self._results(chosen, inputs, outputs)):
             for name, array in zip(outputs, results, strict=True):
                 self.shelf.put(self, name, b, array)
 
-    def _results(self, session: Any, outputs: Sequence[str], taken: Sequence[str], batch: int) -> list[Array]:
+    def _results(self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[list[Array]]:
+        """Some outputs of the nodes `chosen`, by batch."""
+        model = self._model(chosen, inputs, outputs)
+        session = runtime.session(model.SerializeToString(), threads=self.threads, arena=False)
+        taken = [i.name for i in session.get_inputs()]
+        for batch in range(self.batches):
+            yield self._outputs(session, outputs, taken, batch)
+
+    def _outputs(self, session: Any, outputs: Sequence[str], taken: Sequence[str], batch: int) -> list[Array]:
         """Some outputs for one batch; ModelError where the runtime fails, which sizes it does not take make it do."""
         found = {n: np.asarray(self.get(n, batch), order="C") for n in taken}
         try:

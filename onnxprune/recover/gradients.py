@@ -34,8 +34,6 @@ WARM_UP = 0.07
 """Share of the steps over which the rate of Adam rises."""
 LEAST_OPSET = 13
 """Older operator sets are converted before gradients are made."""
-
-
 TEMPERATURE = 3.0
 """Of probabilities in the loss: what the original says of classes that are not the likeliest counts too."""
 LEAST_SPREAD = 1e-12
@@ -87,7 +85,7 @@ class Trainer:
         """`frozen`: the operators that make these tensors keep their weights."""
         self.threads = threads
         self.layers: list[Layer] = []
-        self.features = list(features)
+        self.features = features
         model = self._training_model(weights, feed, frozen)
         self.session = self._gradients(model)
 
