@@ -73,6 +73,37 @@ def test_solve_is_never_worse_than_the_plain_cut_on_held_out_columns() -> None:
     np.testing.assert_array_equal(found.weight[0], w)
 
 
+def _noisy(noise: float) -> tuple[Moments, Moments, np.ndarray]:
+    """Moments of 5 inputs seen through noise and 3 outputs that follow from them exactly, and the columns of x."""
+    random = RNG(8)
+    true = random.normal(size=(5, 6000))
+    y = random.normal(size=(3, 5)) @ true
+    x = true + noise * random.normal(size=true.shape)
+    sides = Moments.about(np.zeros((1, 5)), np.zeros((1, 3))), Moments.about(np.zeros((1, 5)), np.zeros((1, 3)))
+    for side, part in zip(sides, (slice(0, 4500), slice(4500, None)), strict=True):
+        side.add(x[None, :, part].astype(np.float32), y[None, :, part].astype(np.float32))
+    return *sides, x
+
+
+def test_widened_outputs_have_the_spread_of_their_targets() -> None:
+    train, held, x = _noisy(0.6)
+    start = np.zeros((1, 3, 5)), np.zeros((1, 3))
+    wide, plain = (solve(train, held, *start, widened=w) for w in (True, False))
+    spread = np.sqrt(train.plus(held).variance[0])
+    np.testing.assert_allclose((wide.weight[0] @ x).std(1), spread, rtol=1e-3)
+    assert ((plain.weight[0] @ x).std(1) < 0.9 * spread).all()
+    assert plain.after < wide.after < wide.before
+
+
+def test_outputs_are_not_widened_where_that_is_worse_than_the_plain_cut() -> None:
+    train, held, _ = _noisy(0.6)
+    best = solve(train, held, np.zeros((1, 3, 5)), np.zeros((1, 3)))
+    near = best.weight * 0.995
+    found = solve(train, held, near, best.bias, widened=True)
+    assert found.after <= found.before
+    np.testing.assert_allclose(found.weight, best.weight, rtol=1e-2)
+
+
 def test_relax_lowers_the_loss_behind_a_relu() -> None:
     random = RNG(6)
     x = random.normal(size=(1, 6, 3000)).astype(np.float32)

@@ -5,7 +5,8 @@ In graph order, with X the input in the pruned model so far and Y the original's
     min_{W, b}  || Y - W X - b ||^2 + lambda || W - W_cut ||^2
 
 Where the result only goes into an addition (a residual connection) whose other operand T is computed already, the
-target is (original sum) - T, so that the error of the other branch is made good too.
+target is (original sum) - T, so that the error of the other branch is made good too. Elsewhere every output is given
+the spread of its target back, which least squares shrinks (`solve.widening`).
 """
 
 from __future__ import annotations
@@ -271,7 +272,7 @@ class Task:
         train, held, blocks = self.gather(site, kernel, target, compensated)
         if train.count + held.count < FEW_COLUMNS * effective.shape[2]:
             effective = self.pooled_prior(site, effective, scale)
-        solution = solve(train, held, effective, bias, fit_bias=site.bias is not None)
+        solution = solve(train, held, effective, bias, fit_bias=site.bias is not None, widened=not compensated)
         if blocks is not None and solution.ridge:
             solution = relax(blocks, train, held, effective, solution)
         weight = self.weights.constant(site.weight)
