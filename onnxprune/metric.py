@@ -159,7 +159,7 @@ class _Function(Metric):
     def value(self, table: Table) -> float:
         outputs = {n.removeprefix("output:"): a for n, a in table.items() if n.startswith("output:")}
         try:
-            with usercode.importable(self.name.rpartition(":")[0]):
+            with usercode.running(self.name.rpartition(":")[0]):
                 found = self._function(outputs, table.get("labels"))
         except Exception as error:
             raise UsageError(f"--metric {self.name}: the function raised {type(error).__name__}: {error}") from error
@@ -341,10 +341,11 @@ def _drawn(metric: Metric, tables: Sequence[Table], seed: int) -> list[npt.NDArr
     count = min(metric.resamples(t) for t in tables) if rows > 1 else 0
     random = np.random.default_rng(seed)
     found: list[list[float]] = [[] for _ in tables]
-    for _ in range(count):
-        chosen = random.integers(0, rows, rows)
-        for table, values in zip(tables, found, strict=True):
-            values.append(metric.value({name: a[chosen] for name, a in table.items()}))
+    with usercode.unheard():
+        for _ in range(count):
+            chosen = random.integers(0, rows, rows)
+            for table, values in zip(tables, found, strict=True):
+                values.append(metric.value({name: a[chosen] for name, a in table.items()}))
     return [np.asarray(values, dtype=np.float64) for values in found]
 
 

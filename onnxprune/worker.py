@@ -5,7 +5,8 @@ busy for ever. `call` therefore runs verification and timing in a child of its o
 spawn method imports the user's main script again, which an unguarded script does not survive.
 
 The two sides exchange pickles through files in one private temporary directory. The child's standard output and error
-go to a log file there: ONNX Runtime writes to them directly, and none of it belongs on the user's terminal.
+go to a log file there: ONNX Runtime writes to them directly, and none of it belongs on the user's terminal. What the
+user's own code prints there is handed on to standard error when the child has ended.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune import errors
+from onnxprune import errors, usercode
 from onnxprune.errors import OnnxPruneError, WorkerError
 
 _logger = logging.getLogger(__name__)
 
-_REQUEST, _REPLY, _LOG = "request.pickle", "reply.pickle", "log.txt"
+_REQUEST, _REPLY, _LOG, _PRINTS = "request.pickle", "reply.pickle", "log.txt", "prints.txt"
 _LOG_TAIL_BYTES = 65536
 _LOG_TAIL_LINES = 8
 # Colour codes, which ONNX Runtime puts around its log lines.
@@ -76,16 +77,19 @@ def call(function: str, arguments: Mapping[str, Any], *, timeout_s: float, threa
         return reply
     finally:
         _forward_log(directory)
+        _forward_prints(directory)
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def _run_child(directory: Path, function: str, timeout_s: float, threads: int) -> int:
     # runpy warns when the package has imported this module already; under PYTHONWARNINGS=error that would be fatal.
     command = [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "onnxprune.worker", str(directory)]
+    # Of a child of a child, the process at the top hands on what is printed.
+    environment = {usercode.PRINTS: str(directory / _PRINTS), **_environment(threads)}
     with (directory / _LOG).open("wb") as log:
         # A session of its own: Ctrl-C reaches only the parent, which ends the child.
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(threads), start_new_session=True
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
         )
     try:
         return process.wait(timeout_s)
@@ -172,6 +176,14 @@ def _forward_log(directory: Path) -> None:
     if _logger.isEnabledFor(logging.DEBUG):
         for line in _log_lines(directory):
             _logger.debug("child: %s", line)
+
+
+def _forward_prints(directory: Path) -> None:
+    """What user code printed in the child, on standard error."""
+    path = directory / _PRINTS
+    if path.exists() and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError), path.open(encoding="utf-8", errors="replace") as file:
+            shutil.copyfileobj(file, sys.stderr)
 
 
 # ---- The child's side ------------------------------------------------------------------------------------------------

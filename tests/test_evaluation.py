@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +337,42 @@ def test_an_error_of_the_users_function_ends_the_run_and_nothing_is_written(tmp_
     with pytest.raises(UsageError, match=r"m.py:f: the function raised KeyError: 'z'"):
         onnxprune.prune(save(tmp_path), options)
     assert not (tmp_path / "o.onnx").exists()
+
+
+# ---- What the user's code prints -------------------------------------------------------------------------------------
+
+CHATTY = """
+import os, subprocess, sys
+import numpy as np
+print("imported by", __name__)
+def score(outputs, labels):
+    print("scored")
+    os.write(1, b"native\\n")
+    return float((outputs["y"].argmax(1) == labels).mean())
+def make():
+    try:
+        with np.load(sys.path[0] + "/rows2.npz") as found:
+            subprocess.run([sys.executable, "-c", "print('started')"])
+            yield dict(found)
+            yield dict(found)
+    finally:
+        print("closed")
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["--max-drop", "0.2"]])
+def test_what_user_code_prints_goes_to_standard_error(tmp_path: Path, more: list[str]) -> None:
+    code = tmp_path / "chatty.py"
+    code.write_text(CHATTY)
+    inputs(tmp_path, 160)
+    model, output = save(tmp_path), tmp_path / "o.onnx"
+    options = ["--metric", f"{code}:score", "--calibration", f"{code}:make", "--calibration-size", "160", *more]
+    command = [sys.executable, "-m", "onnxprune", str(model), "-o", str(output), "--json", "-", *options]
+    environment = {**os.environ, "PYTHONPATH": str(Path(onnxprune.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(done.stdout)["metric"]["name"] == f"{code}:score"
+    said = done.stderr.splitlines()
+    assert said.count("imported by chatty") >= 2  # for the inputs here, for the metric in a child process
+    assert said.count("started") == said.count("closed") == 1
+    # Once for the value of each model, and not for every one of the thousand draws of an interval.
+    assert 3 <= said.count("scored") == said.count("native") < 30

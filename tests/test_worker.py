@@ -23,6 +23,7 @@ from onnxprune.errors import ModelError, UsageError, WorkerError
 
 _TARGETS = '''
 import ctypes, os, sys, time, warnings
+from onnxprune import usercode, worker
 from onnxprune.errors import ModelError
 
 class BentModelError(ModelError):
@@ -44,6 +45,17 @@ def chatter():
     os.write(2, b"on stderr\\n")
     return 1
 def leave(): sys.exit(7)
+def user_code():
+    print("for the log")
+    with usercode.running("user.py"):
+        print("for the user")
+        os.write(2, b"of a library\\n")
+    return 1
+def pass_on(): return worker.call("worker_targets:user_code", {}, timeout_s=60)
+def user_crash():
+    with usercode.running("user.py"):
+        print("the last words of the user", flush=True)
+        ctypes.string_at(0)
 def vanish(): os._exit(0)
 def unpicklable(): return lambda: None
 def write_pid(path):
@@ -245,3 +257,17 @@ def test_exit_codes_in_words(exit_code: int, words: str) -> None:
 def test_usage_errors_cross_the_border() -> None:
     with pytest.raises(UsageError, match="at least two models"):
         worker.call("onnxprune.latency.measure:compare_many", {"models": ["a.onnx"], "feeds": {}}, timeout_s=60)
+
+
+@pytest.mark.parametrize("name", ["user_code", "pass_on"])
+def test_what_user_code_prints_reaches_standard_error(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert _call(name) == 1
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err == "for the user\nof a library\n"
+
+
+def test_what_user_code_prints_before_a_crash_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorkerError, match="SIGSEGV"):
+        _call("user_crash")
+    assert capfd.readouterr().err == "the last words of the user\n"

@@ -7,7 +7,6 @@ name, or one array for a model with one input; the first axis counts rows. It is
 from __future__ import annotations
 
 import contextlib
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,21 +27,24 @@ def read(source: str, name: str, names: Sequence[str], limit: int, extra: str | 
     rows = 0
     items = _items(label, source, _find(source, name))
     while rows < limit:
-        item = _next(label, source, items)
-        if item is None:
+        with _guarded(label, source):
+            item = next(items, None)
+            feed = None if item is None else _feed(label, item, names, extra)
+        if feed is None:
             return
-        feed = _feed(label, item, names, extra)
         counts = {len(a) if a.ndim else -1 for a in feed.values()}
         total = counts.pop() if len(counts) == 1 else -1
         if total > limit - rows:
             feed = {n: a[: limit - rows] for n, a in feed.items()}
         yield feed
         rows += total if total >= 0 else 1
+    with _guarded(label, source):
+        del items  # a generator runs its `finally` here
 
 
 def _find(source: str, name: str) -> Callable[[], Any]:
     label = f"--calibration {source}:{name}"
-    with _guarded(label):
+    with _guarded(label, source):
         module = usercode.load(source)
     function = getattr(module, name, None)
     if function is None:
@@ -54,7 +56,7 @@ def _find(source: str, name: str) -> Callable[[], Any]:
 
 
 def _items(label: str, source: str, function: Callable[[], Any]) -> Iterator[Any]:
-    with _guarded(label), usercode.importable(source):
+    with _guarded(label, source):
         result = function()
         if isinstance(result, (np.ndarray, Mapping)):
             return iter([result])
@@ -64,11 +66,6 @@ def _items(label: str, source: str, function: Callable[[], Any]) -> Iterator[Any
             raise UsageError(
                 f"{label}: it returned {type(result).__name__}; it must return or yield dicts of arrays by input name"
             ) from error
-
-
-def _next(label: str, source: str, items: Iterator[Any]) -> Any:
-    with _guarded(label), usercode.importable(source):
-        return next(items, None)
 
 
 def _feed(label: str, item: Any, names: Sequence[str], extra: str | None) -> Feed:
@@ -86,10 +83,10 @@ def _feed(label: str, item: Any, names: Sequence[str], extra: str | None) -> Fee
 
 
 @contextlib.contextmanager
-def _guarded(label: str) -> Iterator[None]:
+def _guarded(label: str, source: str) -> Iterator[None]:
     """The user's code: its prints to standard error, its exceptions as UsageError with the line they come from."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with usercode.running(source):
             yield
     except UsageError:
         raise
