@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from onnxprune.many import prune_many
+    from onnxprune.preparation import Preparation
     from onnxprune.records import Latency, Pruned, Report, SearchReport, Sensitivity
     from onnxprune.survey import sensitivity
     from onnxprune.trials.run import search
@@ -38,6 +39,7 @@ __all__ = [
     "NothingToPruneError",
     "OnnxPruneError",
     "OutputError",
+    "Preparation",
     "Pruned",
     "Report",
     "SearchReport",
@@ -75,6 +77,7 @@ def _home(name: str) -> str:
         "sensitivity": "survey",
         "search": "trials.run",
         "Config": "config",
+        "Preparation": "preparation",
         "Workers": "distribution",
     }
     records = {"Latency", "Pruned", "Report", "SearchReport", "Sensitivity"}

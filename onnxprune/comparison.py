@@ -12,11 +12,12 @@ from typing import Any
 import onnx
 
 from onnxprune import calibration, runtime, shapes, worker
-from onnxprune.config import PROVIDERS, check_input_shapes, check_timing
+from onnxprune.config import PROVIDERS, check_input_shapes, check_preparation, check_timing
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.latency import measure
 from onnxprune.latency import profile as profiling
 from onnxprune.modelfile import ModelFile, skeleton
+from onnxprune.preparation import Preparation
 from onnxprune.records import Feed, Latency, Profile
 
 TYPICAL = shapes.Sizes(1, (224, 224), 64)
@@ -30,6 +31,7 @@ def benchmark(
     *,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     calibration: Path | None = None,
+    preparation: Preparation | None = None,
     batch: int | None = None,
     provider: str = "cpu",
     threads: int = 0,
@@ -38,15 +40,18 @@ def benchmark(
 ) -> list[Latency]:
     """Time every further model against the first, in a child process, on the same inputs. Writes nothing.
 
-    The inputs are the first `batch` rows (default 1) of `calibration` (whatever `prune` takes), or made up: of
-    `input_shapes` where given, dynamic first axes being `batch`. `threads` 0 means all physical cores; `budget_s` is
-    the time for each comparison. Raises UsageError for options that do not fit, ModelError where a model cannot be
-    loaded or run.
+    The inputs are the first `batch` rows (default 1) of `calibration` (whatever `prune` takes; `preparation`: how
+    images become inputs), or made up: of `input_shapes` where given, dynamic first axes being `batch`. `threads` 0
+    means all physical cores; `budget_s` is the time for each comparison. Raises UsageError for options that do not fit,
+    ModelError where a model cannot be loaded or run.
     """
     conditions = Conditions(dict(input_shapes or {}), batch, provider, threads, budget_s, seed)
     _check(models, conditions)
+    prepared = preparation or Preparation()
+    check_preparation(prepared, has_inputs=calibration is not None)
     opened = [ModelFile.load(model) for model in models]
-    sample = _first_feed(calibration, opened[0].proto, conditions) if calibration is not None else None
+    proto = opened[0].proto
+    sample = _first_feed(calibration, prepared, proto, conditions) if calibration is not None else None
     return compare_files(models, dataclasses.replace(conditions, sample=sample))
 
 
@@ -166,9 +171,10 @@ def _fixed_rows(value: onnx.ValueInfoProto) -> int | None:
     return int(axes[0].dim_value) if axes and axes[0].dim_value > 0 else None
 
 
-def _first_feed(place: Path, proto: onnx.ModelProto, conditions: Conditions) -> Feed:
+def _first_feed(place: Path, prepared: Preparation, proto: onnx.ModelProto, conditions: Conditions) -> Feed:
     rows = max(conditions.batch or 1, calibration.fixed_rows(proto) or 1)
-    return calibration.load(place, proto, limit=rows, given=conditions.input_shapes).feeds[0]
+    found = calibration.load(place, proto, limit=rows, preparation=prepared, given=conditions.input_shapes)
+    return found.feeds[0]
 
 
 def _rows(proto: onnx.ModelProto, feed: Feed, batch: int | None) -> Feed:

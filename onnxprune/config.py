@@ -226,9 +226,7 @@ class Config:
 
     def _check_files(self, model: Path | None) -> None:
         check_input_shapes(self.input_shapes)
-        self.preparation.check()
-        if self.calibration is None and self.evaluation is None and self.preparation != Preparation():
-            raise UsageError("--mean, --std, --scale, --layout, --resize and --color need images: give --calibration")
+        check_preparation(self.preparation, has_inputs=self.calibration is not None or self.evaluation is not None)
         check_inputs("--calibration", self.calibration)
         check_inputs("--evaluation", self.evaluation)
         for name, path in (("--plan", self.plan), ("--labels", self.labels)):
@@ -277,6 +275,13 @@ def check_inputs(option: str, place: Path | None) -> None:
 
     if place is not None and not exists(place):
         raise UsageError(f"{option}: {place} does not exist")
+
+
+def check_preparation(prepared: Preparation, *, has_inputs: bool) -> None:
+    """Raise UsageError for options of images that make no sense, or that have no images to be applied to."""
+    prepared.check()
+    if not has_inputs and prepared != Preparation():
+        raise UsageError("--mean, --std, --scale, --layout, --resize and --color need images: give --calibration")
 
 
 def check_metric(name: str) -> None:

@@ -17,8 +17,8 @@ LEVELS = (0.1, 0.25, 0.5, 0.75)
 def sensitivity(model: str | Path, config: Config) -> Sensitivity:
     """Remove shares of one prunable group at a time, refit what reads it, and measure the outputs. Writes nothing.
 
-    Of `config` count the inputs (`calibration` is needed), `criterion`, `keep`, `only`, `seed` and the recovery's
-    threads and memory. Raises an OnnxPruneError.
+    Of `config` count the inputs (`calibration` is needed, with `mean` to `color` and `calibration_size`), `criterion`,
+    `keep`, `only`, `seed` and the recovery's threads and memory. Raises an OnnxPruneError.
     """
     config.validate(Path(model))
     if config.calibration is None:

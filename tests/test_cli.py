@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import api, cli, config, criteria, modelfile, runtime, verify
+from onnxprune import api, cli, comparison, config, criteria, modelfile, recovery, runtime, verify, worker
 
 NET = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -271,6 +271,67 @@ def test_benchmark_on_calibration_data(model: Path) -> None:
     fails(call(*arguments, "--batch", "6"), 2, "5 rows", "6 are needed")
 
 
+IMAGE_OPTIONS = ("--mean", "1,51,0", "--std", "2", "--scale", "1", "--layout", "nchw", "--color", "bgr")
+AS_SAID = (-0.5, 0.0, 127.5)
+"""What these options make of a red pixel (255, 51, 0)."""
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of 20 pictures of 12 x 12, red but for some noise in the lower half."""
+    image = pytest.importorskip("PIL.Image", reason="extra 'images' is not installed")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(20):
+        pixels = np.full((12, 12, 3), (255, 51, 0), np.uint8)
+        pixels[8:] = np.random.default_rng(number).integers(0, 256, (4, 12, 3))
+        image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def test_benchmark_prepares_images_as_it_is_told(model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[comparison.Conditions] = []
+    compare = comparison.compare_files
+    monkeypatch.setattr(comparison, "compare_files", lambda m, c: seen.append(c) or compare(m, c))
+    arguments = ("benchmark", model, model, "--budget", "0.1", "--batch", "3", "--calibration", pictures)
+    result = call(*arguments, *IMAGE_OPTIONS, "--resize", "8x8", "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["comparisons"][0]["batch"] == 3
+    assert seen[0].sample is not None
+    np.testing.assert_allclose(seen[0].sample["image"][:, :, 0, 0], [AS_SAID] * len(seen[0].sample["image"]))
+    fails(call(*arguments, "--resize", "7x8"), 2, "7")
+
+
+def test_sensitivity_prepares_images_as_it_is_told(
+    model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[recovery.Source] = []
+    run = worker.call
+
+    def watched(function: str, arguments: dict[str, Any], **limits: Any) -> Any:
+        seen.extend([arguments["source"]] * (function == "onnxprune.recovery:measure_curves"))
+        return run(function, arguments, **limits)
+
+    monkeypatch.setattr(worker, "call", watched)
+    arguments = ("sensitivity", model, "--calibration", pictures, "--calibration-size", "12", "--threads", "2")
+    result = call(*arguments, "--memory", "64", *IMAGE_OPTIONS, "--resize", "8x8", "--json", "-")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rows"] == 11  # one of 12 is held out
+    assert (seen[0].threads, seen[0].memory_bytes) == (2, 64 << 20)
+    for feed in seen[0].feeds:
+        np.testing.assert_allclose(feed["image"][:, :, 0, 0], [AS_SAID] * len(feed["image"]))
+
+
+def test_commands_share_the_options_of_inputs() -> None:
+    def named(of: str) -> dict[str, dict[str, object]]:
+        return {p.name or "": p.to_info_dict() for p in cli.command.commands[of].params}
+
+    images = {"calibration", "mean", "std", "scale", "layout", "resize", "color"}
+    every = images | {"calibration_size", "threads", "memory"}
+    for command, names in (("sensitivity", every), ("benchmark", images), ("search", every)):
+        assert {n: named(command)[n] for n in names} == {n: named("prune")[n] for n in names}, command
+
+
 def test_quiet_says_nothing(model: Path) -> None:
     result = call(model, "-q")
     assert (result.exit_code, result.output) == (0, "")
@@ -431,6 +492,8 @@ def test_plan_of_another_model(model: Path) -> None:
         (["--input-shape", "picture:1,3,8,8"], "picture"),
         (["--calibration", "missing.npz"], "--calibration: missing.npz does not exist"),
         (["--input-shape", "image:1,3,8,8", "--batch", "4"], "--batch 4"),
+        (["--mean", "0.5"], "need images: give --calibration"),
+        (["--calibration", "missing.npz", "--std", "0"], "--std must hold positive numbers"),
     ],
 )
 def test_benchmark_options_that_make_no_sense(model: Path, arguments: list[str], word: str) -> None:

@@ -10,6 +10,7 @@ import click
 from onnxprune.cli.options import (
     PATH,
     calibration_option,
+    image_options,
     input_shape_option,
     json_option,
     messages,
@@ -19,12 +20,14 @@ from onnxprune.cli.options import (
 from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width, write_text
 from onnxprune.config import check_paths, check_report_path
 from onnxprune.errors import UsageError
+from onnxprune.preparation import Preparation
 
 
 @click.command("benchmark", short_help="Compare the latency of models in interleaved pairs of runs.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="A.onnx B.onnx [...]")
 @input_shape_option
 @calibration_option
+@image_options
 @click.option("--batch", type=click.IntRange(1), metavar="N", help="Size of dynamic first axes; 1 if not given.")
 @provider_option
 @click.option(
@@ -42,6 +45,12 @@ def benchmark_command(  # noqa: PLR0913 - one argument per flag
     *,
     input_shapes: dict[str, tuple[int, ...]],
     calibration: Path | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    scale: float | None,
+    layout: str,
+    resize: tuple[int, int] | None,
+    color: str,
     batch: int | None,
     provider: str,
     threads: int,
@@ -65,6 +74,7 @@ def benchmark_command(  # noqa: PLR0913 - one argument per flag
                 models,
                 input_shapes=input_shapes,
                 calibration=calibration,
+                preparation=Preparation(mean, std, scale, layout, resize, color),
                 batch=batch,
                 provider=provider,
                 threads=threads,

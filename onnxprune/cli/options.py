@@ -135,6 +135,39 @@ def image_options(function: Function) -> Function:
     return function
 
 
+def recovery_options(function: Function) -> Function:
+    """The options that say how much of the inputs is used, and what the recovery may take."""
+    options = (
+        click.option(
+            "--calibration-size",
+            type=click.IntRange(1),
+            default=1024,
+            show_default=True,
+            metavar="N",
+            help="Rows of the calibration data to use, at most.",
+        ),
+        click.option(
+            "--threads",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            metavar="N",
+            help="Threads for the recovery.",
+        ),
+        click.option(
+            "--memory",
+            type=click.IntRange(1),
+            default=2048,
+            show_default=True,
+            metavar="MB",
+            help="Activations the recovery holds in memory, at most; beyond that in temporary files.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def messages(function: Function) -> Function:
     """The options that decide what is said."""
     options = (

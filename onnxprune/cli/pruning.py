@@ -20,6 +20,7 @@ from onnxprune.cli.options import (
     messages,
     parse_round_to,
     provider_option,
+    recovery_options,
     seed_option,
 )
 from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width
@@ -118,25 +119,7 @@ from onnxprune.errors import UsageError
     help="Refit what is left to the original's outputs, on the --calibration inputs or on synthetic ones.",
 )
 @click.option("--tune", is_flag=True, help="Distil from the original after that (needs the extra 'gradients').")
-@click.option(
-    "--calibration-size",
-    type=click.IntRange(1),
-    default=1024,
-    show_default=True,
-    metavar="N",
-    help="Rows of the calibration data to use, at most.",
-)
-@click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Threads for the recovery."
-)
-@click.option(
-    "--memory",
-    type=click.IntRange(1),
-    default=2048,
-    show_default=True,
-    metavar="MB",
-    help="Activations the recovery holds in memory, at most; beyond that in temporary files.",
-)
+@recovery_options
 @click.option(
     "--jobs",
     type=click.IntRange(1),

@@ -111,6 +111,7 @@ def _timed(model: Path, config: Config, result: TrialResult, store: Store) -> Tr
                 [model, output],
                 input_shapes=config.input_shapes,
                 calibration=config.calibration,
+                preparation=config.preparation if config.calibration else None,
                 batch=config.batch,
                 provider=config.provider,
                 threads=config.run_threads,
