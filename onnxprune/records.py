@@ -416,6 +416,20 @@ class LayerQuality:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """Loss on inputs held out, before and after: summed over the outputs, each as a share of the loss of always giving
+    its mean."""
+
+    before: float
+    after: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the distilled weights are those of the result."""
+        return self.after < self.before
+
+
+@dataclass(frozen=True)
 class Measured:
     """A value on a sample, and its 95% interval; None where there is no sound one."""
 
@@ -501,6 +515,7 @@ class Proof:
     metric: MetricResult | None = None
     note: str = ""
     latency: Latency | None = None
+    distillation: Distillation | None = None
 
 
 @dataclass(frozen=True)
@@ -583,6 +598,7 @@ class Report:
     metric: MetricResult | None = None
     rounds: tuple[Round, ...] = ()
     pursuit: Pursuit | None = None
+    distillation: Distillation | None = None
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,8 @@ class Choice:
 @dataclass(frozen=True)
 class Recovered:
     """`values`: new weights by name. `rewired`: (output of a node, operand) -> name of a weight the cut did not have.
-    `layers`: held-out errors. `distilled`: held-out loss before and after, None where there was no distillation."""
+    `layers`: held-out errors. `distilled`: held-out loss before and after (kept where it is less), None where there was
+    no distillation."""
 
     values: Mapping[str, Array]
     rewired: Mapping[tuple[str, int], str]

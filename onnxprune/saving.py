@@ -20,7 +20,7 @@ from onnxprune.gathering import Gathered
 from onnxprune.modelfile import write
 from onnxprune.opened import Opened
 from onnxprune.planning import Decision
-from onnxprune.records import Latency, LayerQuality, MetricResult, Proof, Quality
+from onnxprune.records import Distillation, Latency, LayerQuality, MetricResult, Proof, Quality
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ def _save_recovered(job: Job, proof: Proof, cut: Path, recovered: recovery.Recov
     for note in recovered.notes:
         log.warning("%s", note)
     final = recovery.install(job.done, recovered)
+    distilled = Distillation(*recovered.distilled) if recovered.distilled else None
     layers = tuple(LayerQuality(layer.node, layer.before, layer.after) for layer in recovered.layers)
     proofs: list[Proof] = []
 
@@ -150,7 +151,8 @@ def _save_recovered(job: Job, proof: Proof, cut: Path, recovered: recovery.Recov
             _require_better(proof.quality, quality)
         latency = _latency(job, path)
         metric = _metric(job, cut, path)
-        proofs.append(Proof(proof.exactness, quality, proof.quality, layers, metric, latency=latency))
+        note = "; ".join(recovered.notes)
+        proofs.append(Proof(proof.exactness, quality, proof.quality, layers, metric, note, latency, distilled))
 
     with job.clock("save"):
         write(job.opened.model, final.proto, final.edits, job.output, check=check, force=job.config.force)

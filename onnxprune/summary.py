@@ -88,6 +88,7 @@ def report(
         cut_quality=proof.cut_quality if proof else None,
         layers=proof.layers if proof else (),
         metric=proof.metric if proof else None,
+        distillation=proof.distillation if proof else None,
         rounds=rounds,
         pursuit=pursuit,
     )

@@ -237,7 +237,7 @@ def test_distillation_is_kept_where_it_is_better_on_inputs_held_out(
 
     monkeypatch.setattr(gradients.Trainer, "held_loss", held)
     refused = recovery.recover(start, kept, tuned=True)
-    assert refused.distilled == (1.0, 1.0)
+    assert refused.distilled == (1.0, 2.0)
     assert all(np.array_equal(refused.values[n], a) for n, a in plain.values.items())
     assert len(judged) == 2
     assert all(np.array_equal(np.concatenate(x), every[7]["x"]) for x in judged)
@@ -266,6 +266,19 @@ def test_a_target_out_of_reach_says_so() -> None:
         target.by_damage([], {}, [((), Fraction(10))], 5, {})
     with pytest.raises(NothingToPruneError, match="the target is less than what no cut changes"):
         target.by_damage([], {}, [((), 10)], -1, {})
+
+
+def test_distillation_is_in_the_report(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ad", reason="extra 'gradients' is not installed")
+    path = save(tmp_path, copies=False)
+    np.savez(tmp_path / "rows.npz", x=np.concatenate([feed["x"] for feed in smooth()]))
+    options = Config(output=tmp_path / "o.onnx", calibration=tmp_path / "rows.npz", round_to=1, tune=True)
+    found = api.prune(path, options).distillation
+    assert found is not None and found.kept and found.after < found.before
+    few = dataclasses.replace(options, output=tmp_path / "few.onnx", calibration_size=4)
+    report = api.prune(path, few)
+    assert report.distillation is None
+    assert any("no distillation: too few inputs" in note for note in report.notes)
 
 
 def test_tune_without_its_extra_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

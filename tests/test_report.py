@@ -11,6 +11,7 @@ import pytest
 
 from onnxprune.dims import atom
 from onnxprune.records import (
+    Distillation,
     Exactness,
     Group,
     GroupReport,
@@ -96,6 +97,26 @@ def test_page_of_a_run() -> None:
         assert words in text
     assert "\x1b" not in text
     assert text.isascii()
+
+
+def test_distillation_is_one_line_on_the_page_and_three_keys_for_programs() -> None:
+    assert "Distillation" not in console.prune_text(REPORT)
+    for found, line in (
+        (Distillation(0.25, 0.125), "Distillation: loss on inputs held out 0.2500 -> 0.1250"),
+        (
+            Distillation(0.25, 0.5),
+            "Distillation: loss on inputs held out 0.2500 -> 0.5000, which is no better, so it is not kept",
+        ),
+        (
+            Distillation(0.25, math.nan),
+            "Distillation: loss on inputs held out 0.2500 -> nan, which is no better, so it is not kept",
+        ),
+    ):
+        report = replace(REPORT, distillation=found)
+        assert line in console.prune_text(report, width=160).splitlines()
+        after = None if math.isnan(found.after) else found.after
+        expected = {"before": 0.25, "after": after, "kept": found.after == 0.125}
+        assert plain_json.report_data(report)["distillation"] == expected
 
 
 def test_colours_only_where_asked_for() -> None:

@@ -56,7 +56,7 @@ def distil(
     threads: int = 1,
 ) -> tuple[float, float] | None:
     """Train the weights in place on `feeds`; loss on `judged` before and after, or None where there is too little data
-    or time. Kept where it is better on `judged`, which decides nothing else."""
+    or time. Kept where it is better on `judged` (after < before), which decides nothing else."""
     found = probes(weights.proto)
     sizes = _sizes(weights.proto, [*feeds, *judged])
     pool, tests = _pool(feeds, sizes), _pool(judged, sizes)
@@ -124,10 +124,9 @@ def _train(
         trainer.apply(adam, gradients, units)
     after = trainer.held_loss(tests)
     log.info("distillation: held-out loss %.5f -> %.5f", start, after)
-    if not after < start:
-        return start, start
-    for layer in trainer.layers:
-        _store(weights, layer)
+    if after < start:
+        for layer in trainer.layers:
+            _store(weights, layer)
     return start, after
 
 

@@ -60,6 +60,7 @@ def report_data(report: Report) -> dict[str, Any]:
         "exactness": _exactness(report),
         "quality": _quality(report),
         "layers": [dataclasses.asdict(layer) for layer in report.layers],
+        "distillation": _distillation(report),
         "metric": dataclasses.asdict(report.metric) if report.metric else None,
         "rounds": [dataclasses.asdict(entry) for entry in report.rounds],
         "latency": latency_data(report.latency) if report.latency else None,
@@ -201,6 +202,11 @@ def _quality(report: Report) -> dict[str, Any] | None:
         return None
     before = _output_data(report.cut_quality) if report.cut_quality else None
     return {"outputs": _output_data(report.quality), "before_recovery": before}
+
+
+def _distillation(report: Report) -> dict[str, Any] | None:
+    found = report.distillation
+    return {**dataclasses.asdict(found), "kept": found.kept} if found else None
 
 
 def _output_data(quality: Quality) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from onnxprune.records import LayerQuality, Measured, Quality, Report
+from onnxprune.records import Distillation, LayerQuality, Measured, Quality, Report
 from onnxprune.report import numbers
 from onnxprune.report.page import Page, new_table
 
@@ -22,6 +22,9 @@ def add(page: Page, report: Report, every: bool) -> None:
         page.table(_closeness_title(report.quality), _closeness_table(report.quality, report.cut_quality))
     if report.layers:
         _layers(page, report, every)
+    if report.distillation:
+        page.line()
+        page.line(_distillation_line(report.distillation))
 
 
 def _metric_title(report: Report) -> str:
@@ -87,6 +90,12 @@ def _layers(page: Page, report: Report, every: bool) -> None:
         "" if len(entries) == len(report.layers) else f", the worst {len(entries)} of {len(report.layers)} (-v: all)"
     )
     page.table(f"Error of the refitted layers on held-out inputs, as a share of their variance{which}", shown)
+
+
+def _distillation_line(found: Distillation) -> str:
+    before, after = (numbers.plain(value, 4) for value in (found.before, found.after))
+    verdict = "" if found.kept else ", which is no better, so it is not kept"
+    return f"Distillation: loss on inputs held out {before} -> {after}{verdict}"
 
 
 def _loss(entry: LayerQuality) -> float:
