@@ -33,6 +33,7 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
         preflight(opened.model, output, config.force)
     if config.provider != "cpu":
         worker.call("onnxprune.runtime:require_provider", {"provider": config.provider}, timeout_s=PROBE_LIMIT_S)
+    planning.require_possible(opened, config)
     with clock("calibrate"):
         gathered = gathering.gather(opened, config)
         config = gathering.settled(opened, config, gathered)

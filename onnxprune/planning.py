@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnxprune import allocate, budget, cost, evaluation, pacing, recovery, select, widths, worker
@@ -21,6 +22,9 @@ from onnxprune.opened import Opened
 from onnxprune.records import Allocation, FastWidths, Group, Plan, Pursuit, Round
 
 log = logging.getLogger(__name__)
+
+WHOLES = {"macs": "MACs", "params": "parameters", "bytes": "bytes"}
+"""What a share of a target is one of."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,9 @@ def _decide(
         if whole and not plan.blocks:
             raise NothingToPruneError(f"{config.plan}: the plan removes nothing; make one with --save-plan")
         return Decision(plan)
-    for option, patterns in (("--keep", config.keep), ("--only", config.only)):
-        _require_matches(opened.analysis.groups, option, patterns)
+    chosen = _allowed(opened, config, prunable)
     if config.ratio == 0:
         return Decision(Plan({}))
-    chosen = _chosen(opened, config, prunable)
     if config.aims_at_latency:
         return _paced(opened, config, chosen, source, timed)
     if config.max_drop is not None and source is not None and measured is not None:
@@ -77,6 +79,68 @@ def _decide(
     if not plan.kept:
         raise NothingToPruneError(_why_whole(config, len(chosen)))
     return Decision(plan)
+
+
+def require_possible(opened: Opened, config: Config) -> None:
+    """Refuse at once what needs no inputs to be refused: patterns that match nothing, options that leave no group, a
+    target below what is left when all groups are as narrow as they get.
+
+    Where residual blocks are to be removed first, that is known only later.
+    """
+    if not config.plan and not config.depth:
+        _allowed(opened, config, [g for g in opened.analysis.groups if g.refusal is None])
+
+
+def _allowed(opened: Opened, config: Config, prunable: Sequence[Group]) -> list[Group]:
+    """The groups that the options allow to shrink. Raises UsageError for patterns that match nothing,
+    NothingToPruneError where there are no such groups, or too few for the target."""
+    for option, patterns in (("--keep", config.keep), ("--only", config.only)):
+        _require_matches(opened.analysis.groups, option, patterns)
+    if config.ratio == 0:
+        return []
+    chosen = _chosen(opened, config, prunable)
+    if config.target and not config.aims_at_latency and config.max_drop is None:
+        _require_reachable(opened, config, config.target, chosen)
+    return chosen
+
+
+def _require_reachable(opened: Opened, config: Config, target: str, chosen: Sequence[Group]) -> None:
+    """Raise NothingToPruneError where the target is below the least there is; splits by damage may end above that."""
+    kind, amount = parse_target(target)
+    terms, rest = recovery.terms_of(opened.model, opened.analysis, kind)
+    whole = cost.total(terms, {}) + rest
+
+    def least(settings: Config) -> int:
+        counts = _fewest(opened, settings, chosen)
+        return cost.total(terms, {g.dim: counts[g.id] for g in chosen}) + rest
+
+    found, wanted = least(config), amount * whole if amount <= 1 else amount
+    if found <= wanted:
+        return
+    advice = ["give a larger --target"]
+    if config.round_to != 1 and least(dataclasses.replace(config, round_to=1)) < found:
+        advice.append("--round-to 1 for narrower groups")
+    if config.keep or config.only:
+        advice.append("fewer groups kept by --keep and --only")
+    if amount <= 1:
+        share = math.ceil(1000 * found / max(whole, 1)) / 1000
+        sides = f"{amount:g} of the {WHOLES[kind]}", f"{share:.3f}"
+    else:
+        sides = f"{amount:,.0f} bytes", f"{found:,} bytes"
+    raise NothingToPruneError(
+        f"the target is {sides[0]}, and at least {sides[1]} stay where every group that may shrink is as narrow as it "
+        f"gets: {' or '.join(advice)}; `onnxprune inspect` says what cannot be pruned"
+    )
+
+
+def _fewest(opened: Opened, config: Config, chosen: Sequence[Group]) -> Mapping[str, int]:
+    """The fewest indices of each group that any split leaves."""
+    fast = widths.known(config.provider, config.run_threads)
+    if config.allocation == "uniform":
+        round_to = None if config.round_to == "auto" else config.round_to
+        return allocate.uniform(opened.analysis, chosen, ratio=1.0, round_to=round_to, widths=fast).counts
+    steps = _steps(opened, config, chosen, fast)
+    return {g.id: min(g.size, -(-targets.floor(g, steps[g.id]) // steps[g.id]) * steps[g.id]) for g in chosen}
 
 
 def _chosen(opened: Opened, config: Config, prunable: Sequence[Group]) -> list[Group]:

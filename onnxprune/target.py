@@ -132,7 +132,7 @@ def _changes(
         now, step = split.counts[g.id], steps[g.id]
         up, down = min((now // step + 1) * step, g.size), (now - 1) // step * step
         single += [(g.id, up)] if g.id in damage and now < g.size else []
-        single += [(g.id, down)] if g.id in damage and down >= _least(g, step) else []
+        single += [(g.id, down)] if g.id in damage and down >= floor(g, step) else []
     saved = {change: float(split.saving(*change)) for change in single}
     gap = float(split.total) - target
     pairs = [
@@ -149,8 +149,8 @@ def _harm(change: Mapping[str, int], damage: Mapping[str, Damage], split: _Split
     )
 
 
-def _least(group: Group, step: int) -> int:
-    """The fewest indices that a group is cut to."""
+def floor(group: Group, step: int) -> int:
+    """No split leaves fewer indices of a group, unless one ratio is taken for all."""
     return max(step, group.least, math.ceil(group.size * LEAST_SHARE))
 
 
@@ -224,7 +224,7 @@ class _Split:
         now = self.counts[group.id]
         stride = max(1, round(group.size * STRIDE_SHARE / step)) * step
         count = (now - 1) // step * step - (stride - step)
-        if count < _least(group, step):
+        if count < floor(group, step):
             return None
         saved = self.saving(group.id, count)
         if saved <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune import api, calibration, config, recovery, target, worker
+from onnxprune import api, calibration, config, gathering, recovery, target, worker
 from onnxprune.config import Config
 from onnxprune.criteria import activation
 from onnxprune.cut import Cut
@@ -316,6 +317,55 @@ def test_measured_criteria_and_targets_make_their_inputs_where_none_are_given() 
     for config_ in (Config(criterion="obs", recover=False), Config(target="macs=0.5", recover=False)):
         config_.validate()
         assert config_.needs_inputs
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        # Of 8 and 12 channels one of each is left: 9 * 64 * (3 + 1) + 5 multiply-accumulates of 69180.
+        ({"target": "macs=0.01"}, ["0.01 of the MACs, and at least 0.034 stay", "give a larger --target;"]),
+        # Of the 1157 numbers 27 + 1 + 9 + 1 + 5 + 5.
+        ({"target": "params=0.001"}, ["0.001 of the parameters, and at least 0.042 stay"]),
+        (
+            {"target": "params=0.1", "only": ("w1",)},
+            [r"at least 0.\d+ stay", "or fewer groups kept by --keep and --only"],
+        ),
+        ({"target": "params=0.3", "round_to": 8}, ["or --round-to 1 for narrower groups"]),
+        ({"target": "size=500B"}, [r"500 bytes, and at least [1-9]\d\d bytes stay"]),
+        ({"target": "macs=0.01", "allocation": "uniform"}, ["0.01 of the MACs, and at least 0.034 stay"]),
+    ],
+)
+def test_a_target_out_of_reach_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], words: list[str]
+) -> None:
+    monkeypatch.setattr(gathering, "gather", lambda *given: pytest.fail("the inputs are read"))
+    monkeypatch.setattr(worker, "call", lambda *given, **more: pytest.fail("something is measured"))
+    np.savez(tmp_path / "rows.npz", x=feeds()[0]["x"])
+    settings = Config(**{"output": tmp_path / "o.onnx", "calibration": tmp_path / "rows.npz", "round_to": 1, **options})
+    with pytest.raises(NothingToPruneError) as refusal:
+        api.prune(save(tmp_path, copies=False), settings)
+    for word in words:
+        assert re.search(word, str(refusal.value)), refusal.value
+
+
+@pytest.mark.parametrize("allocation", ["sensitivity", "global", "uniform"])
+def test_the_least_that_is_said_to_be_left_can_be_reached(tmp_path: Path, allocation: str) -> None:
+    path = save(tmp_path, copies=False)
+    np.savez(tmp_path / "rows.npz", x=np.concatenate([feed["x"] for feed in feeds()]))
+    options = Config(calibration=tmp_path / "rows.npz", round_to=1, dry_run=True, allocation=allocation)
+    with pytest.raises(NothingToPruneError) as refusal:
+        api.prune(path, dataclasses.replace(options, target="macs=0.01"))
+    least = float(re.search(r"at least ([0-9.]+) stay", str(refusal.value))[1])  # type: ignore[index]
+    found = api.prune(path, dataclasses.replace(options, target=f"macs={least}"))
+    assert found.after is not None and least - 0.001 <= found.after.macs / found.before.macs <= least
+
+
+def test_patterns_that_match_nothing_are_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "gather", lambda *given: pytest.fail("the inputs are read"))
+    with pytest.raises(UsageError, match="--keep 'nothing' matches no group"):
+        api.prune(save(tmp_path, copies=False), Config(output=tmp_path / "o.onnx", keep=("nothing",)))
 
 
 @pytest.mark.parametrize("kind", ["macs", "params", "size"])
