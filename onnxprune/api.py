@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,8 +27,13 @@ def prune(model: str | Path, config: Config | None = None) -> Report:
     """
     config = config or Config()
     config.validate(Path(model))
+    with contextlib.nullcontext() if config.dry_run else worker.ready("onnxprune.verify"):
+        return _prune(Path(model), config)
+
+
+def _prune(model: Path, config: Config) -> Report:
     clock = Clock()
-    opened, config = opening.open_for(Path(model), config, clock)
+    opened, config = opening.open_for(model, config, clock)
     output = config.output_for(opened.model.path)
     if not config.dry_run:
         preflight(opened.model, output, config.force)

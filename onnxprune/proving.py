@@ -25,8 +25,6 @@ VERIFY_LIMIT_S = 1800.0
 
 def prove(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequence[Feed]) -> Proof:
     """That the model in `path` is exactly the masked original; and how close it is to the original on `feeds`."""
-    verify.check_file(path, opened.model.path)
-    _check_arithmetic(path, config)
     masked = masking.masked_model(
         opened.model.proto, opened.analysis, keep_masks(opened.analysis, plan), opened.shapes.element_types
     )
@@ -34,7 +32,7 @@ def prove(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequenc
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         reference = Path(folder) / "masked.onnx"
         reference.write_bytes(masked.SerializeToString())
-        proof: Proof = worker.call(
+        proving = worker.calling(
             "onnxprune.verify:prove",
             {
                 "original": str(opened.model.path),
@@ -49,6 +47,10 @@ def prove(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequenc
             },
             timeout_s=VERIFY_LIMIT_S,
         )
+        with proving as result:
+            verify.check_file(path, opened.model.path)
+            _check_arithmetic(path, config)
+            proof: Proof = result()
     verify.require_exact(proof.exactness, tolerance)
     if opened.exactness is None:
         return proof

@@ -24,10 +24,10 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from onnxprune import errors, usercode
 from onnxprune.errors import OnnxPruneError, WorkerError
@@ -65,41 +65,114 @@ def call(function: str, arguments: Mapping[str, Any], *, timeout_s: float, threa
     child. Arguments and result must be picklable, and the function importable by that name. `threads`: of numpy's
     matrix products.
     """
-    directory = Path(tempfile.mkdtemp(prefix="onnxprune-"))
+    with calling(function, arguments, timeout_s=timeout_s, threads=threads) as result:
+        return result()
+
+
+@contextlib.contextmanager
+def calling(
+    function: str, arguments: Mapping[str, Any], *, timeout_s: float, threads: int = 1
+) -> Iterator[Callable[[], Any]]:
+    """`call` in two steps: the child works while the block runs, and what the block is given waits for the result.
+
+    Where the block ends without it, the child is ended.
+    """
+    child = _take(threads)
     try:
-        level = _logger.getEffectiveLevel()
-        with (directory / _REQUEST).open("wb") as file:
-            pickle.dump(_Request(function, dict(arguments), level), file, protocol=5)
-        exit_code = _run_child(directory, function, timeout_s, threads)
-        reply = _read_reply(directory, function, exit_code)
-        if isinstance(reply, _Failure):
-            _raise(reply, function, directory)
-        return reply
+        with (child.directory / _REQUEST).open("wb") as file:
+            pickle.dump(_Request(function, dict(arguments), _logger.getEffectiveLevel()), file, protocol=5)
+        child.begin()
+        yield lambda: _result(child, function, timeout_s)
     finally:
-        _forward_log(directory)
-        _forward_prints(directory)
-        shutil.rmtree(directory, ignore_errors=True)
+        child.end()
+        _forward_log(child.directory)
+        _forward_prints(child.directory)
+        shutil.rmtree(child.directory, ignore_errors=True)
 
 
-def _run_child(directory: Path, function: str, timeout_s: float, threads: int) -> int:
-    # runpy warns when the package has imported this module already; under PYTHONWARNINGS=error that would be fatal.
-    command = [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "onnxprune.worker", str(directory)]
-    # Of a child of a child, the process at the top hands on what is printed.
-    environment = {usercode.PRINTS: str(directory / _PRINTS), **_environment(threads)}
-    with (directory / _LOG).open("wb") as log:
-        # A session of its own: Ctrl-C reaches only the parent, which ends the child.
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
-        )
+@contextlib.contextmanager
+def ready(module: str, threads: int = 1) -> Iterator[None]:
+    """Have a child process import `module` while the block goes on; it answers the first call with as many threads.
+
+    Starting Python and importing take longer than many a call.
+    """
+    child = _Child(threads, module)
+    _idle.append(child)
     try:
-        return process.wait(timeout_s)
+        yield
+    finally:
+        if child in _idle:
+            _idle.remove(child)
+            child.end()
+            shutil.rmtree(child.directory, ignore_errors=True)
+
+
+class _Child:
+    """A child process that waits for a request in its `directory`. `module`: what it imports meanwhile."""
+
+    def __init__(self, threads: int, module: str = "onnxprune.worker") -> None:
+        self.threads = threads
+        self.directory = Path(tempfile.mkdtemp(prefix="onnxprune-"))
+        # runpy warns when the package has imported this module already; under PYTHONWARNINGS=error that would be fatal.
+        command = [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "onnxprune.worker"]
+        # Of a child of a child, the process at the top hands on what is printed.
+        environment = {usercode.PRINTS: str(self.directory / _PRINTS), **_environment(threads)}
+        with (self.directory / _LOG).open("wb") as log:
+            # A session of its own: Ctrl-C reaches only the parent, which ends the child.
+            self.process = subprocess.Popen(
+                [*command, str(self.directory), module],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def begin(self) -> None:
+        """Tell the child that its request is there."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended; `_result` says how
+            os.write(self._pipe(), b"\n")
+
+    def _pipe(self) -> int:
+        if self.process.stdin is None:
+            raise ValueError("a child without standard input")
+        return self.process.stdin.fileno()
+
+    def end(self) -> None:
+        """Kill the child where it is still there."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+_idle: list[_Child] = []
+"""Children that wait for a request."""
+
+
+def _take(threads: int) -> _Child:
+    """A child that waits already, or else a new one."""
+    for child in _idle:
+        if child.threads == threads and child.process.poll() is None:
+            _idle.remove(child)
+            return child
+    return _Child(threads)
+
+
+def _result(child: _Child, function: str, timeout_s: float) -> Any:
+    try:
+        exit_code = child.process.wait(timeout_s)
     except subprocess.TimeoutExpired:
+        child.end()
         limit = f"{timeout_s:g} s"
         message = f"{function} did not finish within {limit} and was stopped. Raise the limit (timeout_s in Python)"
         message += " where the model is merely slow; a model that never finishes hangs in the runtime."
-    finally:
-        _end(process)
-    raise WorkerError(message + _log_tail(directory))
+        raise WorkerError(message + _log_tail(child.directory)) from None
+    reply = _read_reply(child.directory, function, exit_code)
+    if isinstance(reply, _Failure):
+        _raise(reply, function, child.directory)
+    return reply
 
 
 def _environment(count: int = 1) -> dict[str, str]:
@@ -109,14 +182,6 @@ def _environment(count: int = 1) -> dict[str, str]:
     # A given number of threads for numpy's matrix products: the sums are then the same on every run.
     threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(count))
     return {**os.environ, **threads, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.kill()
-        process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
 
 
 def _read_reply(directory: Path, function: str, exit_code: int) -> Any:
@@ -190,9 +255,13 @@ def _forward_prints(directory: Path) -> None:
 
 
 def main() -> None:
-    """Answer the request in the directory named on the command line, and leave without any teardown."""
+    """Import the module named on the command line, answer the request in the directory named there, and leave without
+    any teardown."""
     directory = Path(sys.argv[1])
     _forbid_core_file()
+    importlib.import_module(sys.argv[2])
+    if not os.read(0, 1):  # the parent is gone, or needs no child after all
+        _leave(directory)
     threading.Thread(target=_watch_parent, args=(directory,), daemon=True).start()
     reply = _answer(directory)
     try:
@@ -218,6 +287,10 @@ def _watch_parent(directory: Path) -> None:
     with contextlib.suppress(OSError):
         while os.read(0, 1):
             pass
+    _leave(directory)
+
+
+def _leave(directory: Path) -> NoReturn:
     shutil.rmtree(directory, ignore_errors=True)
     os._exit(1)
 

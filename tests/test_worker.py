@@ -44,6 +44,7 @@ def chatter():
     print("on stdout")
     os.write(2, b"on stderr\\n")
     return 1
+def own_pid(): return os.getpid()
 def leave(): sys.exit(7)
 def user_code():
     print("for the log")
@@ -89,6 +90,45 @@ def test_large_arrays_pass_both_ways_and_stay_writable() -> None:
     result = _call("echo", feeds={"x": array})
     np.testing.assert_array_equal(result["feeds"]["x"], array)
     assert result["feeds"]["x"].flags.writeable
+
+
+def test_a_ready_child_answers_the_next_call(targets: Path) -> None:
+    with worker.ready("worker_targets"):
+        waiting = worker._idle[0].process.pid
+        assert _call("own_pid") == waiting
+        assert _call("own_pid") != waiting
+    assert list(targets.iterdir()) == []
+
+
+def test_a_ready_child_that_nobody_needs_ends(targets: Path) -> None:
+    with worker.ready("worker_targets"):
+        process = worker._idle[0].process
+    assert process.poll() is not None
+    assert list(targets.iterdir()) == []
+
+
+def test_a_ready_child_that_cannot_import_says_so(targets: Path) -> None:
+    with worker.ready("worker_targets_that_are_not_there"):
+        for _ in range(100):  # until it has ended, or it would still be taken
+            if worker._idle[0].process.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert _call("add", a=1, b=2) == 3
+
+
+def test_the_block_goes_on_while_the_child_works(targets: Path) -> None:
+    with worker.calling("worker_targets:hang", {"seconds": 0.2}, timeout_s=60) as result:
+        assert list(targets.iterdir()) != []
+        assert result() is None
+    assert list(targets.iterdir()) == []
+
+
+def test_an_error_in_the_block_ends_the_child(targets: Path) -> None:
+    start = time.perf_counter()
+    with pytest.raises(KeyError), worker.calling("worker_targets:hang", {}, timeout_s=60):
+        raise KeyError
+    assert time.perf_counter() - start < 30
+    assert list(targets.iterdir()) == []
 
 
 def test_an_error_of_the_tree_keeps_class_and_message(targets: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxprune.criteria.registry import FloatArray, criterion
 
-BLOCK_ELEMENTS = 1 << 22
+BLOCK_ELEMENTS = 1 << 17
 
 
 def by_block(rows: FloatArray, function: Callable[[FloatArray], FloatArray]) -> FloatArray:
