@@ -70,7 +70,7 @@ class Config:
     evaluation: Path | None = None
     max_drop: float | None = None
     threads: int = 1
-    memory_bytes: int = 2 << 30
+    memory_bytes: int = 1 << 30
     provider: Literal["cpu", "cuda"] = "cpu"
     benchmark: bool = False
     batch: int | None = None

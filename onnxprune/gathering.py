@@ -110,7 +110,7 @@ def _removal_work(opened: Opened) -> float:
 
 def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
     proto, fixed = opened.model.proto, calibration.fixed_rows(opened.model.proto)
-    found = _load(opened, config, place, config.calibration_size, config.memory_bytes // 2)
+    found = _load(opened, config, place, config.calibration_size, config.memory_bytes)
     measured = config.evaluation is None and (config.metric is not None or config.max_drop is not None)
     feeds = evaluation.labelled(found, config) if measured else found.feeds
     if not steps_first(opened):

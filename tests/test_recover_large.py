@@ -13,7 +13,7 @@ from onnxprune import damage, recovery
 from onnxprune.records import Feed
 from onnxprune.recover import large, reconstruct
 from onnxprune.recover.moments import Moments
-from onnxprune.recover.solve import fit, intercept
+from onnxprune.recover.solve import Equations
 
 RNG = np.random.default_rng
 
@@ -25,9 +25,10 @@ def test_the_solution_over_columns_is_the_ridge_solution_over_inputs() -> None:
     moments.add(x, y)
     for fit_bias in (True, False):
         weight, shifted = large._Columns(x, y, prior, bias, fit_bias).solution(1e-2)
-        expected = fit(moments, prior, bias, 1e-2, centred=fit_bias)
+        equations = Equations.of(moments, None if fit_bias else bias)
+        expected = equations.fit(prior, 1e-2)
         np.testing.assert_allclose(weight, expected, atol=1e-3)
-        np.testing.assert_allclose(shifted, intercept(moments, expected) if fit_bias else bias, atol=5e-3)
+        np.testing.assert_allclose(shifted, equations.intercept(expected), atol=5e-3)
 
 
 def test_the_plain_cut_stays_where_nothing_is_better() -> None:

@@ -8,7 +8,7 @@ import pytest
 from onnxprune.criteria import activation, obs
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.relax import Block, loss, relax
-from onnxprune.recover.solve import solve
+from onnxprune.recover.solve import LEAF, Equations, invert, solve
 
 RNG = np.random.default_rng
 
@@ -93,6 +93,33 @@ def test_widened_outputs_have_the_spread_of_their_targets() -> None:
     np.testing.assert_allclose((wide.weight[0] @ x).std(1), spread, rtol=1e-3)
     assert ((plain.weight[0] @ x).std(1) < 0.9 * spread).all()
     assert plain.after < wide.after < wide.before
+
+
+def test_without_a_bias_of_its_own_the_mean_square_is_given_back() -> None:
+    train, held, x = _noisy(0.6)
+    bias = np.array([[0.3, -0.2, 0.1]])
+    found = solve(train, held, np.zeros((1, 3, 5)), bias, fit_bias=False, widened=True)
+    np.testing.assert_array_equal(found.bias, bias)
+    both = train.plus(held)
+    wanted = both.variance[0] + np.square(both.mean_y[0] - bias[0])
+    np.testing.assert_allclose(np.square(found.weight[0] @ x).mean(1), wanted, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 7, LEAF + 1, 2 * LEAF + 301])
+def test_invert_in_blocks_equals_the_inverse(size: int) -> None:
+    columns = RNG(0).normal(size=(size, size + 50))
+    matrix = columns @ columns.T + size * np.eye(size)
+    found = matrix.copy()
+    invert(found)
+    np.testing.assert_allclose(found @ matrix, np.eye(size), atol=1e-9)
+
+
+def test_equations_are_as_they_were_after_a_fit() -> None:
+    train, _, _ = _noisy(0.6)
+    equations = Equations.of(train, None)
+    before = equations.xx.copy()
+    equations.fit(np.zeros((1, 3, 5)), 0.1)
+    np.testing.assert_array_equal(equations.xx, before)
 
 
 def test_outputs_are_not_widened_where_that_is_worse_than_the_plain_cut() -> None:

@@ -157,7 +157,7 @@ def recovery_options(function: Function) -> Function:
         click.option(
             "--memory",
             type=click.IntRange(1),
-            default=2048,
+            default=1024,
             show_default=True,
             metavar="MB",
             help="Activations the recovery holds in memory, at most; beyond that in temporary files.",

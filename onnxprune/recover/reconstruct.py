@@ -51,7 +51,7 @@ LEAST_COLUMNS = 60_000
 FEW_COLUMNS = 3
 """With fewer columns than this many times the inputs, a mean over space is looked at before the mean is taken."""
 POSITIONS = 50_000
-BLOCK_SHARE = 0.25
+BLOCK_SHARE = 0.5
 """Columns of one layer are kept up to this share of the memory, to look at them more than once."""
 
 
@@ -72,7 +72,7 @@ class Options:
 
     seed: int = 0
     threads: int = 1
-    memory_bytes: int = 2 << 30
+    memory_bytes: int = 1 << 30
     relaxed: bool = True
     fits: bool = True
 

@@ -24,7 +24,7 @@ from onnxprune.recover import sites
 from onnxprune.recover.execution import Walk, stored_tensors
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments, held_out
-from onnxprune.recover.solve import Solution, fit, intercept, solve
+from onnxprune.recover.solve import Equations, Solution, solve
 from onnxprune.shapes import node_attributes
 
 Array = npt.NDArray[Any]
@@ -279,8 +279,9 @@ class _Look:
             result = result.changed(part, rows, solution.weight, solution.bias)
             if solution.ridge is not None:
                 ridges.append(solution.ridge)
-                weight = fit(train, prior, bias, solution.ridge) if solution.ridge else prior
-                measured = measured.changed(part, rows, weight, intercept(train, weight))
+                equations = Equations.of(train, None)
+                weight = equations.fit(prior, solution.ridge) if solution.ridge else prior
+                measured = measured.changed(part, rows, weight, equations.intercept(weight))
         return measured, result, max(ridges, default=None)
 
 

@@ -15,6 +15,8 @@ GRID: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridges tried, as shares of the mean diagonal of the Gram matrix."""
 MOST = 2.0
 """A row is made larger by this factor at most: what it takes more for is noise."""
+LEAF = 1024
+"""Size of a matrix that is inverted in one piece."""
 
 
 @dataclass(frozen=True)
@@ -36,88 +38,106 @@ def solve(
 ) -> Solution:
     """Choose the ridge on `held` (fitted on `train`), then fit on both. `prior`, `bias`: the plain cut. `widened`: give
     every output the spread of its target back, where that is no worse than the plain cut."""
+    given = None if fit_bias else bias
     plain = held.error(prior, bias)
+    equations = Equations.of(train, given)
     best, after, chosen = None, plain if np.isfinite(plain) else np.inf, prior
-    if fit_bias and (error := held.error(prior, intercept(train, prior))) < after:
-        best, after = 0.0, error
-    equations = _equations(train, bias, fit_bias)
-    for ridge in GRID:
-        weight = _fit_all(equations, prior, ridge)
-        error = held.error(weight, intercept(train, weight) if fit_bias else bias)
+    for ridge in (0.0, *GRID) if fit_bias else GRID:
+        weight = equations.fit(prior, ridge) if ridge else prior
+        error = held.error(weight, equations.intercept(weight))
         if error < after:
             best, after, chosen = ridge, error, weight
-    del equations
-    whole = train.plus(held)
-    scale = max(float(whole.variance.sum()), 1e-30)
+    if best is not None and widened:
+        wide = chosen * equations.widening(chosen)
+        error = held.error(wide, equations.intercept(wide))
+        widened, after = (True, error) if error < plain else (False, after)
+    del equations  # as large as the moments
+    both = Equations.of(train.plus(held), given)
+    scale = max(float(both.variance.sum()), 1e-30)
     if best is None:
         return Solution(prior, bias, None, plain / scale, plain / scale)
-    weight = fit(whole, prior, bias, best, centred=fit_bias) if best else prior
+    weight = both.fit(prior, best) if best else prior
     if widened:
-        wide = chosen * widening(train, chosen, centred=fit_bias)
-        error = held.error(wide, intercept(train, wide) if fit_bias else bias)
-        if error < plain:
-            weight, after = weight * widening(whole, weight, centred=fit_bias), error
-    return Solution(weight, intercept(whole, weight) if fit_bias else bias, best, plain / scale, after / scale)
-
-
-def widening(moments: Moments, weight: Float, *, centred: bool = True) -> Float:
-    """Factors (groups, o, 1) that give W X the spread of Y.
-
-    The best guess from inputs that say only a part R^2 of Y has R times its spread (regression dilution: W. Fuller,
-    "Measurement Error Models", 1987). What is rare is said least of and shrinks most, and of classes the common one
-    wins then: a recogniser of text leaves characters out.
-    """
-    xx, _, yy = moments.covariance(centred)
-    own = np.einsum("god,god->go", weight @ xx, weight)
-    found = np.divide(yy, own, out=np.ones_like(yy), where=(own > 0) & (yy > 0))
-    return np.asarray(np.clip(np.sqrt(found), 1 / MOST, MOST)[:, :, None], np.float64)
+        weight = weight * both.widening(weight)
+    return Solution(weight, both.intercept(weight), best, plain / scale, after / scale)
 
 
 def requantized(train: Moments, held: Moments, plain: tuple[Float, Float], found: Solution) -> Solution:
     """`found`, whose weight was rounded, with its bias to go with it; `plain` (weight and bias of the cut), where that
     is no worse on held-out columns."""
-    bias = intercept(train, found.weight)
+    bias = _intercept(train, found.weight)
     error, before = held.error(found.weight, bias), held.error(*plain)
     whole = train.plus(held)
     scale = max(float(whole.variance.sum()), 1e-30)
     if error >= before:
         return Solution(*plain, None, before / scale, before / scale)
-    return Solution(found.weight, intercept(whole, found.weight), found.ridge, before / scale, error / scale)
+    return Solution(found.weight, _intercept(whole, found.weight), found.ridge, before / scale, error / scale)
 
 
-def intercept(moments: Moments, weight: Float) -> Float:
+def _intercept(moments: Moments, weight: Float) -> Float:
     """The bias that makes the mean error zero."""
     mean: Float = (weight @ moments.mean_x[:, :, None])[:, :, 0]
     return moments.mean_y - mean
 
 
-def fit(moments: Moments, prior: Float, bias: Float, ridge: float, *, centred: bool = True) -> Float:
-    """W = (Y X^T + lambda W0) (X X^T + lambda I)^-1, lambda = ridge * mean diagonal, group by group."""
-    return _fit_all(_equations(moments, bias, centred), prior, ridge)
+@dataclass(frozen=True)
+class Equations:
+    """The normal equations of one set of columns: X X^T, Y X^T and the mean of y^2, about the means, or, where the bias
+    (groups, o) is given, of x and y - bias about zero; and the variance of y."""
 
+    xx: Float
+    yx: Float
+    yy: Float
+    variance: Float
+    mean_x: Float
+    mean_y: Float
+    bias: Float | None
 
-def _equations(moments: Moments, bias: Float, centred: bool) -> tuple[Float, Float]:
-    """X X^T and Y X^T, about the means or with the bias as it is."""
-    xx, yx, _ = moments.covariance(centred)
-    return xx, yx if centred else yx - bias[:, :, None] * moments.mean_x[:, None, :]
+    @classmethod
+    def of(cls, moments: Moments, bias: Float | None) -> Equations:
+        """`bias` None: it is fitted."""
+        xx, yx, yy = moments.covariance(bias is None)
+        if bias is not None:
+            yx = yx - bias[:, :, None] * moments.mean_x[:, None, :]
+            yy = yy - 2 * bias * moments.mean_y + bias * bias
+        return cls(xx, yx, yy, moments.variance, moments.mean_x, moments.mean_y, bias)
 
+    def fit(self, prior: Float, ridge: float) -> Float:
+        """W = (Y X^T + lambda W0) (X X^T + lambda I)^-1, lambda = ridge * mean diagonal, group by group."""
+        return np.stack([_fit(a, b, w, ridge) for a, b, w in zip(self.xx, self.yx, prior, strict=True)])
 
-def _fit_all(equations: tuple[Float, Float], prior: Float, ridge: float) -> Float:
-    return np.stack([_fit(a, b, w, ridge) for a, b, w in zip(*equations, prior, strict=True)])
+    def intercept(self, weight: Float) -> Float:
+        """The bias: as given, or that which makes the mean error zero."""
+        if self.bias is not None:
+            return self.bias
+        mean: Float = (weight @ self.mean_x[:, :, None])[:, :, 0]
+        return self.mean_y - mean
+
+    def widening(self, weight: Float) -> Float:
+        """Factors (groups, o, 1) that give W X the spread of Y.
+
+        The best guess from inputs that say only a part R^2 of Y has R times its spread (regression dilution: W. Fuller,
+        "Measurement Error Models", 1987). What is rare is said least of and shrinks most, and of classes the common one
+        wins then: a recogniser of text leaves characters out.
+        """
+        own = np.einsum("god,god->go", weight @ self.xx, weight)
+        found = np.divide(self.yy, own, out=np.ones_like(own), where=(own > 0) & (self.yy > 0))
+        return np.asarray(np.clip(np.sqrt(found), 1 / MOST, MOST)[:, :, None], np.float64)
 
 
 def _fit(xx: Float, yx: Float, prior: Float, ridge: float) -> Float:
     mean = float(np.trace(xx)) / len(xx)
     if mean <= 0:
         return prior
-    diagonal = ridge * mean
-    system = xx.copy()
-    system[np.diag_indices_from(system)] += diagonal
-    return np.asarray(np.linalg.solve(system, (yx + diagonal * prior).T).T, np.float64)
+    added, diagonal = ridge * mean, xx.diagonal().copy()
+    xx[np.diag_indices_from(xx)] += added  # in place: a copy may be hundreds of megabytes
+    weight = np.linalg.solve(xx, (yx + added * prior).T).T
+    xx[np.diag_indices_from(xx)] = diagonal
+    return np.asarray(weight, np.float64)
 
 
 class Refit:
-    """Solves for changing targets y over the same inputs: the system is inverted once. As `fit` otherwise."""
+    """Solves for changing targets y over the same inputs: the system is inverted once. As `Equations.fit` otherwise."""
 
     def __init__(self, moments: Moments, prior: Float, ridge: float) -> None:
         self.moments, self.prior = moments, prior
@@ -126,7 +146,9 @@ class Refit:
         self.diagonal = np.where(mean > 0, ridge * mean, 1.0)[:, None, None]
         index = np.arange(system.shape[1])
         system[:, index, index] += self.diagonal[:, 0]
-        self.inverse = np.linalg.inv(system)
+        for matrix in system:
+            invert(matrix)
+        self.inverse = system
 
     def solve(self, y: Float, yx: Float) -> tuple[Float, Float]:
         """Weight and bias for the sums `y` (groups, o) and `yx` (groups, o, d), about the shifts of the moments."""
@@ -136,3 +158,22 @@ class Refit:
         weight: Float = (mixed + self.diagonal * self.prior) @ self.inverse
         mean: Float = (weight @ m.mean_x[:, :, None])[:, :, 0]
         return weight, m.shift_y + y / n - mean
+
+
+def invert(matrix: Float) -> None:
+    """Replace a symmetric positive definite matrix (d, d) by its inverse, block by block (Schur complements): in little
+    more memory than its own."""
+    size = len(matrix)
+    if size <= LEAF:
+        matrix[...] = np.linalg.inv(matrix)
+        return
+    half = size // 2
+    first, across, last = matrix[:half, :half], matrix[:half, half:], matrix[half:, half:]
+    invert(first)
+    mixed = first @ across
+    last -= across.T @ mixed
+    invert(last)
+    across[...] = mixed @ last
+    first += across @ mixed.T
+    across *= -1
+    matrix[half:, :half] = across.T
