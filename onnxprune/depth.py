@@ -24,6 +24,7 @@ from onnxprune.bodies import captured_names
 from onnxprune.errors import ModelError, NothingToPruneError, UsageError
 from onnxprune.records import Block, Feed, RemovedBlock
 from onnxprune.shapes import Shapes
+from onnxprune.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -337,7 +338,9 @@ def _too_few(blocks: Sequence[Block], count: int, most: int) -> str:
     if not blocks:
         return f"--depth {count}: the model has no residual block that can be removed ({law})"
     names = ", ".join(block.name for block in blocks[:5]) + (", ..." if len(blocks) > 5 else "")
-    return f"--depth {count}: only {most} residual blocks of the model can be removed together ({law}): {names}"
+    return (
+        f"--depth {count}: only {plural(most, 'residual block')} of the model can be removed together ({law}): {names}"
+    )
 
 
 def named(blocks: Sequence[Block], names: Sequence[str]) -> list[RemovedBlock]:

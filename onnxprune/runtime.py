@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.records import NO_NAMES, Feed
+from onnxprune.wording import plural
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -149,7 +150,7 @@ def _require_honoured(runtime: Any, result: InferenceSession, provider: str, wan
         )
     placed = nodes_per_provider(result)
     if placed and wanted not in placed:
-        where = ", ".join(f"{name}: {count} nodes" for name, count in placed.items())
+        where = ", ".join(f"{name}: {plural(count, 'node')}" for name, count in placed.items())
         raise UsageError(
             f"provider '{provider}' was asked for ({wanted}), but it runs no node of the model ({where}): its "
             "operators or element types are not available there. Use --provider cpu"

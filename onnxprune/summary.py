@@ -210,7 +210,8 @@ def _macs_shapes(opened: Opened) -> dict[str, list[int]]:
 def _notes(opened: Opened, config: Config, plan: Plan, proof: Proof | None) -> Iterator[str]:
     for entry in opened.removed:
         damage = "" if entry.damage is None else f", damage {entry.damage:.2g} of the outputs"
-        size = f"{len(entry.block.nodes)} nodes and {entry.block.parameters} parameters"
+        parts = (len(entry.block.nodes), "node"), (entry.block.parameters, "parameter")
+        size = " and ".join(wording.plural(*part) for part in parts)
         yield f"removed the residual block {entry.block.name!r}: {size}{damage}"
     yield from (note for note in (plan.note, proof.note if proof else "") if note)
     if opened.model.inlined:

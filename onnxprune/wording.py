@@ -36,6 +36,11 @@ Readers = Mapping[str, Sequence[tuple[str, str]]]
 Path = list[str]
 
 
+def plural(count: int, noun: str) -> str:
+    """The noun with its number: "1 node", "3 nodes"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def readers(proto: onnx.ModelProto, found: Analysis) -> Readers:
     """For every weight, (name, operator) of the nodes that read it, or what is computed from it and constants alone."""
     origin: dict[str, frozenset[str]] = {name: frozenset([name]) for name in found.weights}

@@ -301,7 +301,7 @@ def test_damage_is_measured_again_after_each_removal() -> None:
 def test_overlapping_blocks_are_never_both_removed() -> None:
     m = model(NESTED)
     assert len(choose(m, 1)) == 1
-    with pytest.raises(NothingToPruneError, match=r"--depth 2: only 1 residual blocks .* can be removed together"):
+    with pytest.raises(NothingToPruneError, match=r"--depth 2: only 1 residual block of .* can be removed together"):
         choose(m, 2)
 
 

@@ -139,9 +139,10 @@ def test_cuda_that_does_not_start_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         runtime.session(_TINY, provider="cuda")
 
 
-def test_cuda_that_runs_no_node_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    _fake(monkeypatch, placed={_CPU: 7})
-    with pytest.raises(UsageError, match=r"it runs no node of the model \(CPUExecutionProvider: 7 nodes\)"):
+@pytest.mark.parametrize(("count", "words"), [(7, "7 nodes"), (1, "1 node")])
+def test_cuda_that_runs_no_node_is_refused(monkeypatch: pytest.MonkeyPatch, count: int, words: str) -> None:
+    _fake(monkeypatch, placed={_CPU: count})
+    with pytest.raises(UsageError, match=rf"it runs no node of the model \(CPUExecutionProvider: {words}\)"):
         runtime.session(_TINY, provider="cuda")
 
 

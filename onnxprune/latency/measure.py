@@ -22,6 +22,7 @@ from onnxprune import processor, runtime
 from onnxprune.errors import UsageError
 from onnxprune.latency import machine, statistics
 from onnxprune.records import FloatArray, Latency, LatencySide
+from onnxprune.wording import plural
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -179,9 +180,9 @@ def _placement_warnings(settings: _Settings, nodes: Mapping[str, int]) -> tuple[
     elsewhere = sum(count for name, count in nodes.items() if name != runtime.PROVIDERS[settings.provider])
     if not elsewhere:
         return ()
-    return (
-        f"{elsewhere} of {sum(nodes.values())} nodes do not run on {settings.provider}; see the nodes per provider",
-    )
+    does = "does" if elsewhere == 1 else "do"
+    whole = plural(sum(nodes.values()), "node")
+    return (f"{elsewhere} of {whole} {does} not run on {settings.provider}; see the nodes per provider",)
 
 
 def _side(seconds: FloatArray) -> LatencySide:

@@ -72,8 +72,8 @@ def inspect_text(report: Report, *, width: int = WIDTH, colour: bool = False, ev
     totals = report.before
     page.line(f"[bold]{escape(report.model)}[/bold]")
     page.line(
-        f"{totals.nodes} nodes, {numbers.count(totals.parameters)} parameters, {numbers.size(totals.bytes)}, "
-        f"{numbers.count(totals.macs)} MACs"
+        f"{totals.nodes} node{'s' * (totals.nodes != 1)}, {numbers.count(totals.parameters)} parameters, "
+        f"{numbers.size(totals.bytes)}, {numbers.count(totals.macs)} MACs"
     )
     _reach_lines(page, report)
     free = _by_share(entry for entry in report.groups if entry.status != "frozen")

@@ -125,8 +125,10 @@ def test_nodes_off_the_device_are_said() -> None:
     nodes = {"CUDAExecutionProvider": 9, "CPUExecutionProvider": 1}
     assert measure._placement_warnings(settings, {"CUDAExecutionProvider": 9}) == ()
     assert measure._placement_warnings(settings, nodes) == (
-        "1 of 10 nodes do not run on cuda; see the nodes per provider",
+        "1 of 10 nodes does not run on cuda; see the nodes per provider",
     )
+    assert measure._placement_warnings(settings, {"CPUExecutionProvider": 1})[0].startswith("1 of 1 node does not run")
+    assert measure._placement_warnings(settings, {"CPUExecutionProvider": 2})[0].startswith("2 of 2 nodes do not run")
 
 
 # ---- With ONNX Runtime -----------------------------------------------------------------------------------------------
