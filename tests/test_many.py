@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from onnx import numpy_helper
 import onnxprune
 from onnxprune import Config, cli, many
 from onnxprune.errors import OutputError, UsageError
+from onnxprune.trials.store import Store
 
 CUT = ("--round-to", "1", "--no-recover")
 NET = """
@@ -108,3 +110,18 @@ def test_the_folder_of_the_models_is_not_overwritten(models: list[Path], tmp_pat
     done = call(models[0], models[2], "-o", tmp_path, "--force", *CUT)
     assert done.exit_code == 2 and done.stderr.count("same file") == 2
     assert models[0].read_bytes() == before
+
+
+def test_a_folder_that_may_not_be_written_is_refused_at_once(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, able = tmp_path / "out", os.access
+    out.mkdir(mode=0o555)
+    # The superuser may write everywhere, so the answer of the system is given here.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != out and able(path, mode))
+    monkeypatch.setattr(many, "prune", lambda *given: pytest.fail("a model is pruned"))
+    done = call(models[0], models[2], "-o", out, *CUT)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == f"error: {out}: no permission to write to this folder; choose another\n"
+    with pytest.raises(OutputError, match="no permission to write to this folder"):
+        Store(out)
