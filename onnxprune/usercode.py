@@ -7,13 +7,16 @@ streams are a log, it goes to a file that `PRINTS` names, and the parent hands t
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TextIO
 
 PRINTS = "ONNXPRUNE_PRINTS"
 """The environment variable of a child process with the path of the file that takes what user code prints there."""
@@ -41,7 +44,7 @@ def running(source: str) -> Iterator[None]:
     folder = str(Path(source).parent.resolve()) if source.endswith(".py") else os.getcwd()
     sys.path.insert(0, folder)
     try:
-        with _aside():
+        with _aside.block():
             yield
     finally:
         with contextlib.suppress(ValueError):
@@ -51,41 +54,79 @@ def running(source: str) -> Iterator[None]:
 # ---- What is printed -------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def unheard() -> Iterator[None]:
+class _Aside:
+    """Where the streams of this process point while user code runs. They are the same for all threads: the first block
+    that is entered turns them aside, and when the last is left they are put back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocks = 0
+        self._silences = 0
+        self._restore = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def block(self) -> Iterator[None]:
+        """What the block prints goes to standard error, that of the processes it starts too; in a child to the file."""
+        with self._lock:
+            if not self._blocks:
+                self._restore = _turned_aside(is_silent=self._silences > 0)
+            self._blocks += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                if not self._blocks:
+                    self._restore.close()
+
+    @contextlib.contextmanager
+    def silence(self) -> Iterator[None]:
+        """What blocks that are entered meanwhile print is dropped."""
+        with self._lock:
+            self._silences += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._silences -= 1
+
+
+_aside = _Aside()
+
+
+def unheard() -> contextlib.AbstractContextManager[None]:
     """Meanwhile what user code prints is dropped: for code that is called a thousand times over."""
-    before = os.environ.get(PRINTS)
-    os.environ[PRINTS] = os.devnull
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[PRINTS]
-        else:
-            os.environ[PRINTS] = before
+    return _aside.silence()
 
 
-@contextlib.contextmanager
-def _aside() -> Iterator[None]:
-    """What the block prints goes to standard error, that of the processes it starts too; in a child to the file."""
+def _turned_aside(*, is_silent: bool) -> contextlib.ExitStack:
+    """The streams of this process, turned aside until the result is closed."""
     path = os.environ.get(PRINTS)
+    kept = None if path is None else _lasting(path)
+    sink = _lasting(os.devnull) if is_silent else kept
     with contextlib.ExitStack() as stack:
-        if path is None:
-            stack.enter_context(_descriptor(1, to=2))
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        else:
-            file = stack.enter_context(open(path, "a", buffering=1, encoding="utf-8", errors="backslashreplace"))
-            for number in (1, 2):
-                stack.enter_context(_descriptor(number, to=file.fileno()))
-            stack.enter_context(contextlib.redirect_stdout(file))
-            stack.enter_context(contextlib.redirect_stderr(file))
-        yield
+        _flush(kept, sink)
+        for number in (1,) if sink is None else (1, 2):
+            stack.enter_context(_descriptor(number, to=2 if sink is None else sink.fileno()))
+        if sink is not None and kept is not None and sink is not kept:
+            # Of code that kept the stream that it was given earlier.
+            stack.enter_context(_descriptor(kept.fileno(), to=sink.fileno()))
+        stack.enter_context(contextlib.redirect_stdout(sink or sys.stderr))
+        stack.enter_context(contextlib.redirect_stderr(sink or sys.stderr))
+        stack.callback(_flush, kept, sink)  # goes first when the stack is closed
+        return stack.pop_all()
+
+
+@functools.cache
+def _lasting(path: str) -> TextIO:
+    """A file to add to, opened once for the whole process: user code may keep the stream it is given, as a logging
+    handler does."""
+    return open(path, "a", buffering=1, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
 def _descriptor(number: int, *, to: int) -> Iterator[None]:
     """Meanwhile what is written to one file descriptor goes to another; nothing happens where one of them is closed."""
-    _flush()
     try:
         saved = os.dup(number)
     except OSError:
@@ -96,13 +137,12 @@ def _descriptor(number: int, *, to: int) -> Iterator[None]:
             os.dup2(to, number)
         yield
     finally:
-        _flush()
         os.dup2(saved, number)
         os.close(saved)
 
 
-def _flush() -> None:
+def _flush(*others: TextIO | None) -> None:
     """What was written before goes where it was meant to go."""
-    for stream in (sys.__stdout__, sys.__stderr__):
+    for stream in (sys.__stdout__, sys.__stderr__, *others):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()  # type: ignore[union-attr]

@@ -97,29 +97,45 @@ def ready(module: str, threads: int = 1) -> Iterator[None]:
     Starting Python and importing take longer than many a call.
     """
     child = _Child(threads, module)
-    _idle.append(child)
+    with _idle_lock:
+        _idle.append(child)
     try:
         yield
     finally:
-        if child in _idle:
-            _idle.remove(child)
+        with _idle_lock:
+            is_left = child in _idle
+            if is_left:
+                _idle.remove(child)
+        if is_left:
             child.end()
             shutil.rmtree(child.directory, ignore_errors=True)
 
 
 class _Child:
-    """A child process that waits for a request in its `directory`. `module`: what it imports meanwhile."""
+    """A child process that waits for a request in its `directory`. `module`: what it imports meanwhile.
+
+    Raises WorkerError where it cannot be started.
+    """
 
     def __init__(self, threads: int, module: str = "onnxprune.worker") -> None:
         self.threads = threads
         self.directory = Path(tempfile.mkdtemp(prefix="onnxprune-"))
+        try:
+            self.process = self._started(module)
+        except BaseException as error:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise WorkerError(f"a child process ({sys.executable}) cannot be started: {error}") from error
+            raise
+
+    def _started(self, module: str) -> subprocess.Popen[bytes]:
         # runpy warns when the package has imported this module already; under PYTHONWARNINGS=error that would be fatal.
         command = [sys.executable, "-W", "ignore::RuntimeWarning:runpy", "-m", "onnxprune.worker"]
         # Of a child of a child, the process at the top hands on what is printed.
-        environment = {usercode.PRINTS: str(self.directory / _PRINTS), **_environment(threads)}
+        environment = {usercode.PRINTS: str(self.directory / _PRINTS), **_environment(self.threads)}
         with (self.directory / _LOG).open("wb") as log:
             # A session of its own: Ctrl-C reaches only the parent, which ends the child.
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [*command, str(self.directory), module],
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -149,14 +165,16 @@ class _Child:
 
 _idle: list[_Child] = []
 """Children that wait for a request."""
+_idle_lock = threading.Lock()
 
 
 def _take(threads: int) -> _Child:
     """A child that waits already, or else a new one."""
-    for child in _idle:
-        if child.threads == threads and child.process.poll() is None:
-            _idle.remove(child)
-            return child
+    with _idle_lock:
+        for child in _idle:
+            if child.threads == threads and child.process.poll() is None:
+                _idle.remove(child)
+                return child
     return _Child(threads)
 
 
@@ -259,7 +277,9 @@ def main() -> None:
     any teardown."""
     directory = Path(sys.argv[1])
     _forbid_core_file()
-    importlib.import_module(sys.argv[2])
+    _keep_temporary_files_in(directory)
+    with contextlib.suppress(Exception):  # a call that needs the module says why it cannot be imported
+        importlib.import_module(sys.argv[2])
     if not os.read(0, 1):  # the parent is gone, or needs no child after all
         _leave(directory)
     threading.Thread(target=_watch_parent, args=(directory,), daemon=True).start()
@@ -280,6 +300,13 @@ def _forbid_core_file() -> None:
         import resource  # absent on Windows
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def _keep_temporary_files_in(directory: Path) -> None:
+    """Those of this process and of the ones it starts: they go with the directory, however it ends."""
+    tempfile.tempdir = str(directory)
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        os.environ[name] = str(directory)
 
 
 def _watch_parent(directory: Path) -> None:

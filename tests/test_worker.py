@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from onnxprune import worker
 from onnxprune.errors import ModelError, UsageError, WorkerError
 
 _TARGETS = '''
-import ctypes, os, sys, time, warnings
+import contextlib, ctypes, os, subprocess, sys, tempfile, time, warnings
 from onnxprune import usercode, worker
 from onnxprune.errors import ModelError
 
@@ -57,6 +58,19 @@ def user_crash():
     with usercode.running("user.py"):
         print("the last words of the user", flush=True)
         ctypes.string_at(0)
+def keeper(silent=False):
+    with usercode.running("kept_streams.py"):
+        module = usercode.load(os.path.join(os.path.dirname(__file__), "kept_streams.py"))
+    with usercode.unheard() if silent else contextlib.nullcontext():
+        with usercode.running("kept_streams.py"):
+            module.speak()
+    return 1
+def litter(path=None):
+    folder = tempfile.mkdtemp()
+    with open(os.path.join(folder, "spilled"), "w") as file: file.write("x" * 100000)
+    subprocess.run([sys.executable, "-c", "import tempfile; tempfile.mkdtemp()"], check=True)
+    if path is None: time.sleep(60)
+    write_pid(path)
 def vanish(): os._exit(0)
 def unpicklable(): return lambda: None
 def write_pid(path):
@@ -64,11 +78,26 @@ def write_pid(path):
     time.sleep(60)
 '''
 
+_KEPT = """
+import logging, sys
+
+out = sys.stdout
+log = logging.Logger("user")
+log.addHandler(logging.StreamHandler())
+print("at import")
+
+def speak():
+    print("by the stream kept", file=out)
+    log.warning("by the handler")
+    print("by print")
+"""
+
 
 @pytest.fixture(autouse=True)
 def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module of functions to call, importable here and in the child, and a private place for temporary files."""
     (tmp_path / "worker_targets.py").write_text(_TARGETS, encoding="utf-8")
+    (tmp_path / "kept_streams.py").write_text(_KEPT, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -107,13 +136,40 @@ def test_a_ready_child_that_nobody_needs_ends(targets: Path) -> None:
     assert list(targets.iterdir()) == []
 
 
-def test_a_ready_child_that_cannot_import_says_so(targets: Path) -> None:
+def test_a_ready_child_that_cannot_import_answers_all_the_same() -> None:
     with worker.ready("worker_targets_that_are_not_there"):
-        for _ in range(100):  # until it has ended, or it would still be taken
-            if worker._idle[0].process.poll() is not None:
-                break
-            time.sleep(0.1)
-        assert _call("add", a=1, b=2) == 3
+        waiting = worker._idle[0].process.pid
+        assert _call("own_pid") == waiting
+
+
+def test_only_one_of_many_threads_takes_a_child_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waiting:
+        threads, process = 1, SimpleNamespace(poll=lambda: time.sleep(0.01))
+
+    kinds: list[type] = []
+    monkeypatch.setattr(worker, "_Child", lambda threads: object())
+    monkeypatch.setattr(worker, "_idle", [Waiting() for _ in range(3)])
+    threads = [threading.Thread(target=lambda: kinds.append(type(worker._take(1)))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(kinds), kinds.count(Waiting)) == (8, 3)
+
+
+def test_a_child_that_cannot_be_started_is_an_error_and_leaves_no_file(
+    targets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(targets.parent / "no_python"))
+    with pytest.raises(WorkerError, match=r"a child process \(.*no_python\) cannot be started: .*No such file"):
+        _call("add", a=1, b=2)
+    assert list(targets.iterdir()) == []
+
+
+def test_temporary_files_of_a_child_that_is_killed_go_with_it(targets: Path) -> None:
+    with worker.calling("worker_targets:litter", {}, timeout_s=60):
+        _wait_for(lambda: len([p for p in targets.glob("*/*") if p.is_dir()]) == 2)
+    assert list(targets.iterdir()) == []
 
 
 def test_the_block_goes_on_while_the_child_works(targets: Path) -> None:
@@ -261,16 +317,18 @@ def test_ctrl_c_ends_the_child(tmp_path: Path, targets: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_the_child_of_a_killed_parent_ends_and_cleans_up(tmp_path: Path, targets: Path) -> None:
+@pytest.mark.parametrize("name", ["write_pid", "litter"])
+def test_the_child_of_a_killed_parent_ends_and_cleans_up(name: str, tmp_path: Path, targets: Path) -> None:
     note, script = tmp_path / "pid", tmp_path / "parent.py"
     text = f"""
         import tempfile
         from onnxprune import worker
         tempfile.tempdir = {str(targets)!r}
-        worker.call("worker_targets:write_pid", {{"path": {str(note)!r}}}, timeout_s=60)
+        worker.call("worker_targets:{name}", {{"path": {str(note)!r}}}, timeout_s=60)
     """
     script.write_text(textwrap.dedent(text), encoding="utf-8")
-    parent = subprocess.Popen([sys.executable, str(script)], env=worker._environment())
+    environment = {**worker._environment(), "TMPDIR": str(targets)}
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment)
     _wait_for(lambda: note.exists() and note.read_text(encoding="ascii"))
     parent.kill()
     parent.wait()
@@ -311,3 +369,13 @@ def test_what_user_code_prints_before_a_crash_is_not_lost(capfd: pytest.CaptureF
     with pytest.raises(WorkerError, match="SIGSEGV"):
         _call("user_crash")
     assert capfd.readouterr().err == "the last words of the user\n"
+
+
+def test_user_code_may_keep_the_streams_it_is_given(capfd: pytest.CaptureFixture[str]) -> None:
+    assert _call("keeper") == 1
+    assert capfd.readouterr() == ("", "at import\nby the stream kept\nby the handler\nby print\n")
+
+
+def test_kept_streams_are_dropped_where_nobody_listens(capfd: pytest.CaptureFixture[str]) -> None:
+    assert _call("keeper", silent=True) == 1
+    assert capfd.readouterr() == ("", "at import\n")

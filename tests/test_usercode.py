@@ -1,0 +1,51 @@
+"""User code in this process: where its prints go, also from several threads at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import pytest
+
+from onnxprune import usercode
+
+
+def test_prints_of_user_code_go_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with usercode.running("user.py"):
+        print("from Python")
+        os.write(1, b"of a library\n")
+    print("a result", flush=True)
+    assert capfd.readouterr() == ("a result\n", "from Python\nof a library\n")
+
+
+def test_prints_are_dropped_where_nobody_listens(capfd: pytest.CaptureFixture[str]) -> None:
+    with usercode.unheard(), usercode.running("user.py"):
+        print("from Python")
+        os.write(1, b"of a library\n")
+    with usercode.running("user.py"):
+        print("heard")
+    assert capfd.readouterr() == ("", "heard\n")
+
+
+def test_blocks_that_overlap_put_the_streams_back(capfd: pytest.CaptureFixture[str]) -> None:
+    before = sys.stdout, sys.stderr
+    inside, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with usercode.running("user.py"):
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert inside.wait(30)
+    with usercode.running("user.py"):
+        leave.set()
+        thread.join()
+        print("user code")
+        os.write(1, b"of a library\n")
+    assert (sys.stdout, sys.stderr) == before
+    print("a result", flush=True)
+    os.write(1, b"another\n")
+    assert capfd.readouterr() == ("a result\nanother\n", "user code\nof a library\n")
