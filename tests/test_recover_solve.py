@@ -8,7 +8,7 @@ import pytest
 from onnxprune.criteria import activation, obs
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.relax import Block, loss, relax
-from onnxprune.recover.solve import LEAF, Equations, invert, solve
+from onnxprune.recover.solve import LEAF, Equations, Solution, invert, solve
 
 RNG = np.random.default_rng
 
@@ -122,6 +122,22 @@ def test_equations_are_as_they_were_after_a_fit() -> None:
     np.testing.assert_array_equal(equations.xx, before)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_widened_outputs_are_better_than_the_cut_with_its_bias_refitted(seed: int) -> None:
+    """A mean that fell away makes any fit better than the cut as it is."""
+    random = RNG(seed)
+    x, y = random.normal(size=(6, 40)), random.normal(size=(3, 40))
+    sides = [Moments.about(np.zeros((1, 6)), np.zeros((1, 3))) for _ in range(2)]
+    for side, part in zip(sides, (slice(0, 20), slice(20, 40)), strict=True):
+        side.add(x[None, :, part].astype(np.float32), y[None, :, part].astype(np.float32))
+    train, held = sides
+    prior = random.normal(0, 0.1, (1, 3, 6))
+    found = solve(train, held, prior, np.full((1, 3), 3.0), widened=True)
+    best = Equations.of(train, None).intercept(prior)
+    scale = float(train.plus(held).variance.sum())
+    assert found.after <= held.error(prior, best) / scale + 1e-12
+
+
 def test_outputs_are_not_widened_where_that_is_worse_than_the_plain_cut() -> None:
     train, held, _ = _noisy(0.6)
     best = solve(train, held, np.zeros((1, 3, 5)), np.zeros((1, 3)))
@@ -147,8 +163,30 @@ def test_relax_lowers_the_loss_behind_a_relu() -> None:
     held.add(blocks[1].x, blocks[1].y)
     prior = np.zeros((1, 4, 6))
     start = solve(train, held, prior, np.zeros((1, 4)))
-    better = relax(blocks, train, held, prior, start)
+    better = relax(blocks, train, held, (prior, np.zeros((1, 4))), start)
     assert loss(blocks, better.weight, better.bias) < 0.95 * loss(blocks, start.weight, start.bias)
+    whole = float(held.variance.sum()) * held.count
+    assert better.before == pytest.approx(loss(blocks, prior, np.zeros((1, 4))) / whole)
+    # Reported is the loss of a fit without the held-out columns; what comes back has seen them too.
+    assert better.after == pytest.approx(loss(blocks, better.weight, better.bias) / whole, rel=0.1)
+    assert better.after < better.before
+
+
+def test_relax_leaves_what_is_no_better_than_the_cut() -> None:
+    """The cut is exact where the activation lets anything through."""
+    random = RNG(7)
+    x = random.normal(size=(1, 4, 400)).astype(np.float32)
+    weight, bias = random.normal(size=(1, 3, 4)), np.full((1, 3), -0.5)
+    y = (weight @ x + bias[:, :, None]).astype(np.float32)
+    noisy = (y[..., :100] + random.normal(0, 3, (1, 3, 100))).astype(np.float32)
+    low, high = np.float32(0), np.float32(np.inf)
+    blocks = [Block(x[..., :100], noisy, low, high, False), Block(x[..., 100:], y[..., 100:], low, high, True)]
+    shift = np.zeros((1, 4)), np.zeros((1, 3))
+    train, held = Moments.about(*shift), Moments.about(*shift)
+    train.add(blocks[0].x, blocks[0].y)
+    held.add(blocks[1].x, blocks[1].y)
+    start = Solution(weight, bias, 1e-3, 0.0, 0.0)
+    assert relax(blocks, train, held, (weight, bias), start) is start
 
 
 def test_apoz_removes_first_what_is_zero_most_often() -> None:

@@ -5,8 +5,9 @@ In graph order, with X the input in the pruned model so far and Y the original's
     min_{W, b}  || Y - W X - b ||^2 + lambda || W - W_cut ||^2
 
 Where the result only goes into an addition (a residual connection) whose other operand T is computed already, the
-target is (original sum) - T, so that the error of the other branch is made good too. Elsewhere every output is given
-the spread of its target back, which least squares shrinks (`solve.widening`).
+target is (original sum) - T, so that the error of the other branch is made good too. Elsewhere, but where an activation
+hides a part of it (`relax`), every output is given the spread of its target back, which least squares shrinks
+(`Equations.widening`).
 """
 
 from __future__ import annotations
@@ -272,12 +273,15 @@ class Task:
         train, held, blocks = self.gather(site, kernel, target, compensated)
         if train.count + held.count < FEW_COLUMNS * effective.shape[2]:
             effective = self.pooled_prior(site, effective, scale)
-        solution = solve(train, held, effective, bias, fit_bias=site.bias is not None, widened=not compensated)
-        if blocks is not None and solution.ridge:
-            solution = relax(blocks, train, held, effective, solution)
         weight = self.weights.constant(site.weight)
+        has_grid = self.weights.rounded(site, weight, effective, scale) is not None
+        solution = solve(
+            train, held, effective, bias, fit_bias=site.bias is not None, widened=not (compensated or has_grid)
+        )
+        if blocks is not None and solution.ridge:
+            solution = relax(blocks, train, held, (effective, bias), solution)
         rounded = self.weights.rounded(site, weight, solution.weight, scale)
-        if solution.ridge and rounded is not None:
+        if solution.ridge is not None and rounded is not None:
             return requantized(train, held, (effective, now[1]), replace(solution, weight=rounded))
         return solution
 

@@ -72,9 +72,12 @@ class Side:
             self.blocks.append(Block(x, y, self.flat[0] - shift, self.flat[1] - shift, self.held))
 
 
-def relax(blocks: Sequence[Block], train: Moments, held: Moments, prior: Float, start: Solution) -> Solution:
-    """Improve `start` for the loss above; its held-out loss decides after each step whether to go on."""
-    ridge = start.ridge or 0.0
+def relax(
+    blocks: Sequence[Block], train: Moments, held: Moments, plain: tuple[Float, Float], start: Solution
+) -> Solution:
+    """Improve `start` for the loss above; its held-out loss decides after each step whether to go on, and against
+    `plain`, weight and bias of the cut. What comes back has its errors by that loss."""
+    prior, ridge = plain[0], start.ridge or 0.0
     system = Refit(train, prior, ridge)
     weight, bias = system.solve(train.y, train.yx)
     best = loss(blocks, weight, bias)
@@ -85,14 +88,16 @@ def relax(blocks: Sequence[Block], train: Moments, held: Moments, prior: Float, 
         if not found < best * (1 - 1e-3):
             break
         weight, bias, best, steps = new, shifted, found, steps + 1
-    if not steps:
+    before = loss(blocks, *plain)
+    if not steps or not best < before:
         return start
     weight, bias = start.weight, start.bias
     del system
     system = Refit(train.plus(held), prior, ridge)
     for _ in range(steps):
         weight, bias = system.solve(*_moved(blocks, weight, bias, train, held_too=True))
-    return Solution(weight, bias, ridge, start.before, start.after)
+    whole = max(float(held.variance.sum()) * held.count, 1e-30)
+    return Solution(weight, bias, ridge, before / whole, best / whole)
 
 
 def loss(blocks: Sequence[Block], weight: Float, bias: Float) -> float:

@@ -21,7 +21,8 @@ LEAF = 1024
 
 @dataclass(frozen=True)
 class Solution:
-    """New weight (groups, o, d) and bias (groups, o). `ridge` is None where the plain cut (bias refitted) was no worse.
+    """New weight (groups, o, d) and bias (groups, o). `ridge` is None where the plain cut was no worse, 0 where its
+    weight was best with another bias.
 
     `before`, `after`: held-out error of the plain cut and of the solution, as shares of the target's variance.
     """
@@ -37,7 +38,7 @@ def solve(
     train: Moments, held: Moments, prior: Float, bias: Float, *, fit_bias: bool = True, widened: bool = False
 ) -> Solution:
     """Choose the ridge on `held` (fitted on `train`), then fit on both. `prior`, `bias`: the plain cut. `widened`: give
-    every output the spread of its target back, where that is no worse than the plain cut."""
+    every output the spread of its target back, where that is still better than the plain cut with its bias refitted."""
     given = None if fit_bias else bias
     plain = held.error(prior, bias)
     equations = Equations.of(train, given)
@@ -50,7 +51,8 @@ def solve(
     if best is not None and widened:
         wide = chosen * equations.widening(chosen)
         error = held.error(wide, equations.intercept(wide))
-        widened, after = (True, error) if error < plain else (False, after)
+        widened = error < min(plain, held.error(prior, equations.intercept(prior)), float(held.variance.sum()))
+        after = error if widened else after
     del equations  # as large as the moments
     both = Equations.of(train.plus(held), given)
     scale = max(float(both.variance.sum()), 1e-30)

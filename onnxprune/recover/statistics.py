@@ -23,6 +23,7 @@ import onnx
 
 from onnxprune.recover.execution import Walk
 from onnxprune.recover.layers import Weights
+from onnxprune.recover.moments import HELD_OUT
 from onnxprune.recover.sites import Site
 from onnxprune.recover.solve import Solution
 from onnxprune.shapes import node_attributes
@@ -85,11 +86,13 @@ def norms(proto: onnx.ModelProto, stored: set[str], taken: set[int]) -> Iterator
 def change(teacher: Walk, student: Walk, out: str, axis: int, rows: Kept, *, fit: bool, offset: bool = True) -> Change:
     """What brings the channels of the tensor `out` back. `rows`: kept channels; `offset`: whether there is one.
 
-    The original's tensor must be computed; the pruned model's is run here and not kept, as its weights are to change.
+    Its errors are those on every fifth batch of a fit to the others, where there are several batches. The original's
+    tensor must be computed; the pruned model's is run here and not kept, as its weights are to change.
     """
-    sums: Float | None = None
-    count = 0
+    sides: list[list[Float]] = [[], []]
+    counts = [0, 0]
     centre: tuple[Float, Float] | None = None
+    every = min(HELD_OUT, student.batches)
     for b, given in enumerate(student.results(out)):
         t = _channels(teacher.get(out, b), axis, rows)
         s = _channels(given, axis, None)
@@ -97,27 +100,52 @@ def change(teacher: Walk, student: Walk, out: str, axis: int, rows: Kept, *, fit
             centre = t.mean(1), s.mean(1)
         t, s = t - centre[0][:, None], s - centre[1][:, None]
         part = np.stack([t.sum(1), s.sum(1), (t * t).sum(1), (s * s).sum(1), (t * s).sum(1)])
-        sums = part if sums is None else sums + part
-        count += t.shape[1]
-    if sums is None or centre is None:
+        side = int(every > 1 and b % every == every - 1)
+        sides[side] = [part + sides[side][0]] if sides[side] else [part]
+        counts[side] += t.shape[1]
+    if centre is None:
         raise ValueError("no batches")
-    return _solve(sums / count, centre, fit, offset)
+    train = _central(sides[0][0] / counts[0], centre)
+    held = _central(sides[1][0] / counts[1], centre) if counts[1] else train
+    both = _central((sides[0][0] + sides[1][0]) / sum(counts), centre) if counts[1] else train
+    unchanged = np.ones(len(centre[0])), np.zeros(len(centre[0]))
+    total = max(float(held.tt.sum()), 1e-30)
+    before, after = (held.error(*found) / total for found in (unchanged, train.solved(fit, offset)))
+    return Change(*both.solved(fit, offset), before, after)
 
 
-def _solve(moments: Float, centre: tuple[Float, Float], fit: bool, offset: bool) -> Change:
-    t, s = moments[0] + centre[0], moments[1] + centre[1]
-    tt, ss, ts = (m - a * b for m, a, b in zip(moments[2:], moments[[0, 1, 0]], moments[[0, 1, 1]], strict=True))
-    total = max(float(tt.sum()), 1e-30)
-    before = float((tt - 2 * ts + ss + (t - s) ** 2).sum()) / total
-    if not offset:
-        tt, ss, ts = tt + t * t, ss + s * s, ts + t * s
-    usable = (ss > 1e-12 * max(float(ss.max()), 1e-30)) & (tt > 0)
-    safe = np.where(usable, ss, 1)
-    ratio = ts / safe if fit else np.sqrt(np.maximum(tt, 0) / safe)
-    scale = np.where(usable, np.clip(ratio, 0 if fit else 1 / LARGEST_SCALE, LARGEST_SCALE), 1)
-    shift = t - scale * s if offset else np.zeros_like(t)
-    after = float((tt - 2 * scale * ts + scale**2 * ss).sum()) / total
-    return Change(scale, shift, before, after)
+@dataclass(frozen=True)
+class _Central:
+    """Means of t and s, variances and covariance, by channel."""
+
+    t: Float
+    s: Float
+    tt: Float
+    ss: Float
+    ts: Float
+
+    def error(self, scale: Float, shift: Float) -> float:
+        """Mean of (t - scale s - shift)^2, summed over channels."""
+        spread = self.tt - 2 * scale * self.ts + scale**2 * self.ss
+        return float((spread + (self.t - scale * self.s - shift) ** 2).sum())
+
+    def solved(self, fit: bool, offset: bool) -> tuple[Float, Float]:
+        """Scale and offset, by least squares (`fit`) or such that the spreads are equal."""
+        tt, ss, ts = self.tt, self.ss, self.ts
+        if not offset:
+            tt, ss, ts = tt + self.t**2, ss + self.s**2, ts + self.t * self.s
+        usable = (ss > 1e-12 * max(float(ss.max()), 1e-30)) & (tt > 0)
+        safe = np.where(usable, ss, 1)
+        ratio = ts / safe if fit else np.sqrt(np.maximum(tt, 0) / safe)
+        scale = np.where(usable, np.clip(ratio, 0 if fit else 1 / LARGEST_SCALE, LARGEST_SCALE), 1)
+        return scale, self.t - scale * self.s if offset else np.zeros_like(self.t)
+
+
+def _central(moments: Float, centre: tuple[Float, Float]) -> _Central:
+    """From the means of t, s, t^2, s^2 and t s about `centre`."""
+    t, s = moments[0], moments[1]
+    tt, ss, ts = moments[2] - t * t, moments[3] - s * s, moments[4] - t * s
+    return _Central(t + centre[0], s + centre[1], tt, ss, ts)
 
 
 def _channels(array: Array, axis: int, rows: Kept) -> Float:
