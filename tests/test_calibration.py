@@ -154,6 +154,26 @@ def test_memory_bounds_the_rows_too(tmp_path: Path) -> None:
     assert [len(x) for x in _rows(tmp_path / "a.npy", memory_bytes=16 * 10)] == [10]
 
 
+def test_free_axes_count_in_memory_as_the_files_have_them(tmp_path: Path) -> None:
+    text = "(float[N,L] x) => (float[N,L] y) { y = Relu(x) }"
+    (tmp_path / "mixed").mkdir()
+    np.save(tmp_path / "a.npy", np.zeros((100, 50), np.float32))
+    np.savez(tmp_path / "mixed" / "a.npz", x=np.zeros((100, 50), np.float32))
+    np.savez(tmp_path / "mixed" / "b.npz", x=np.zeros((100, 10), np.float32))
+    for place in ("a.npy", "mixed/a.npz", "mixed"):
+        assert sum(len(x) for x in _rows(tmp_path / place, text, memory_bytes=200 * 10)) == 10
+    assert [len(x) for x in _rows(tmp_path / "a.npy", text, memory_bytes=100)] == [1]
+
+
+def test_free_axes_count_in_memory_as_pictures_are_made(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="extra 'images' is not installed")
+    for number in range(8):
+        pillow.new("RGB", (9, 7)).save(tmp_path / f"{number}.png")
+    text = "(float[N,3,H,W] image) => (float[N,3,H,W] y) { y = Relu(image) }"
+    options = {"preparation": Preparation(resize=(10, 20)), "memory_bytes": 3 * 10 * 20 * 4 * 5}
+    assert sum(len(x) for x in _rows(tmp_path, text, **options)) == 5
+
+
 def test_arrays_without_a_common_first_axis_stay_whole(tmp_path: Path) -> None:
     text = "(float[N,4] x, float[M,4] z) => (float[N,3] y) <float[4,3] w> { y = MatMul(x, w) }"
     np.savez(tmp_path / "a.npz", x=np.zeros((9, 4), np.float32), z=np.zeros((5, 4), np.float32))

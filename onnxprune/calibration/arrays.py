@@ -28,13 +28,14 @@ class _Head(NamedTuple):
 
 class Counted(NamedTuple):
     """A file: its rows, `size` where its arrays have a common first axis, else 1; `longest`: the largest first axis;
-    `first`: the rows of the files before it."""
+    `first`: the rows of the files before it; `row_bytes`: of all its arrays that are read."""
 
     file: Path
     size: int
     longest: int
     is_common: bool
     first: int
+    row_bytes: int
 
 
 class Chosen(NamedTuple):
@@ -57,7 +58,8 @@ def heads(files: Sequence[Path], names: Sequence[str], extra: str | None = None)
         own = _heads(file, names, extra)
         count = _common_rows(own)
         longest = max((h.shape[0] for h in own.values() if h.shape), default=1)
-        found.append(Counted(file, 1 if count is None else count, longest, count is not None, first))
+        row_bytes = -(-sum(math.prod(h.shape) * h.dtype.itemsize for h in own.values()) // max(longest, 1))
+        found.append(Counted(file, 1 if count is None else count, longest, count is not None, first, row_bytes))
         first += found[-1].size
     return found
 

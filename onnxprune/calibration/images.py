@@ -7,6 +7,7 @@ input of the model (bilinear, without keeping the proportions).
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class Form:
     size: tuple[int, int]
     color: str
     dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one picture as the model takes it."""
+        return self.channels * math.prod(self.size) * self.dtype.itemsize
 
 
 def form_of(entries: Sequence[Entry], wanted: Preparation) -> Form:

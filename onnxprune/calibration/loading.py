@@ -56,16 +56,17 @@ def load(
 ) -> Loaded:
     """Inputs of the model `proto` from `place`: a .npz or .npy file, a folder of them or of images, or a function.
 
-    No more is read or decoded than `limit` rows, nor more than fit into `memory_bytes`: of files with more, rows evenly
-    spaced over all of them, or with `spread` False the first. `given`: sizes of free axes. `extra`: the name of an
-    array that is read too, where it lies beside the inputs (labels).
+    No more is read or decoded than `limit` rows, nor more than fit into `memory_bytes` (free axes of a function's
+    arrays count as 1): of files with more, rows evenly spaced over all of them, or with `spread` False the first.
+    `given`: sizes of free axes. `extra`: the name of an array that is read too, where it lies beside the inputs
+    (labels).
     Raises UsageError for what cannot be read or does not fit the model, saying what and where.
     """
     inputs = entries(proto, given or {})
     fixed = fixed_rows(proto)
-    limit = min(limit, max(fixed or 1, memory_bytes // max(1, sum(map(_row_bytes, inputs)))))
+    limit = _fitting_rows(limit, fixed, memory_bytes, sum(map(_row_bytes, inputs)))
     beside = None if any(e.name == extra for e in inputs) else extra
-    asked = _Asked(inputs, limit, preparation or Preparation(), fixed, seed, beside, spread)
+    asked = _Asked(inputs, limit, memory_bytes, preparation or Preparation(), fixed, seed, beside, spread)
     found, words, sources = _open(place, asked)
     feeds, extras = [], []
     for number, feed in enumerate(found, 1):
@@ -89,6 +90,7 @@ class _Asked(NamedTuple):
 
     inputs: Sequence[Entry]
     limit: int
+    memory_bytes: int
     preparation: Preparation
     fixed: int | None
     seed: int
@@ -112,7 +114,13 @@ def _has_images(place: Path) -> bool:
     return any(file.suffix.lower() in places.IMAGES for file in files)
 
 
+def _fitting_rows(limit: int, fixed: int | None, memory_bytes: int, row_bytes: int) -> int:
+    """Rows up to `limit` that fit into the memory, at least one batch."""
+    return min(limit, max(fixed or 1, memory_bytes // max(1, row_bytes)))
+
+
 def _row_bytes(entry: Entry) -> int:
+    """Of an input as the model takes it, free axes counted as 1."""
     return math.prod(n or 1 for n in entry.axes[1:]) * entry.dtype.itemsize
 
 
@@ -136,7 +144,9 @@ def _open_arrays(
     _no_preparation(place, asked.preparation)
     unit = asked.fixed or 1
     every = arrays.heads(files, asked.names, asked.extra)
-    found = arrays.chosen(every, asked.limit, unit=unit, spread=asked.spread)
+    row_bytes = max(e.row_bytes for e in every)
+    limit = _fitting_rows(asked.limit, asked.fixed, asked.memory_bytes, row_bytes)
+    found = arrays.chosen(every, limit, unit=unit, spread=asked.spread)
     return arrays.read(found, asked.names, asked.extra), label, _Sources(found, sum(e.size for e in every))
 
 
@@ -158,7 +168,8 @@ def _open_folder(folder: Path, asked: _Asked) -> tuple[Iterable[Feed], str, _Sou
 def _open_images(files: Sequence[Path], label: str, asked: _Asked) -> tuple[Iterable[Feed], str]:
     wanted = asked.preparation
     form = images.form_of(asked.inputs, wanted)
-    chosen = images.chosen(files, asked.limit, asked.seed)
+    limit = _fitting_rows(asked.limit, asked.fixed, asked.memory_bytes, form.row_bytes)
+    chosen = images.chosen(files, limit, asked.seed)
     feeds = images.read(chosen, form, wanted, asked.fixed or BATCH)
     first = next(feeds, None)
     if first is None:
