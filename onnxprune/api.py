@@ -82,6 +82,7 @@ def inspect(model: str | Path, input_shapes: Mapping[str, tuple[int, ...]] | Non
 
 def _source(opened: Opened, config: Config, gathered: Gathered) -> recovery.Source:
     skeleton_bytes = opened.model.proto.SerializeToString() if opened.removed else None
+    is_held_out = gathered.inputs is not None and gathered.inputs.held_out > 0
     return recovery.Source(
         str(opened.model.path),
         config.input_shapes,
@@ -90,6 +91,6 @@ def _source(opened: Opened, config: Config, gathered: Gathered) -> recovery.Sour
         config.threads,
         config.memory_bytes,
         skeleton_bytes,
-        gathered.held,
+        gathered.held if is_held_out else (),
         bool(gathered.real),
     )

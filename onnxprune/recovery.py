@@ -67,7 +67,7 @@ class Source:
     skeleton: bytes | None = None
     """The model to start from where it is not the file's any more (residual blocks removed)."""
     held: Sequence[Feed] = ()
-    """Batches held out: distillation that is no better on them is not kept."""
+    """Batches held out: distillation that is no better on them is not kept, and without them there is none."""
     real: bool = True
     """Whether the inputs are calibration data; of made up ones there are as many as there is time for."""
 
@@ -405,12 +405,14 @@ def _affordable(source: Source, model: OpenedSource) -> int:
 def _distil(
     source: Source, model: OpenedSource, weights: Weights, kept: Mapping[str, IndexArray]
 ) -> tuple[tuple[float, float] | None, list[str]]:
+    if not source.held:
+        return None, ["no distillation: nothing is held out to judge it by"]
     counts = {g.dim: len(kept[g.id]) for g in model.analysis.groups if g.id in kept}
     share = cost.macs(model.analysis, counts) / max(1, cost.macs(model.analysis))
     per_item = macs_per_item(source, model) * share
     try:
         result = tune.distil(
-            model.original, str(model.file.base_dir), weights, source.feeds, source.held or source.feeds,
+            model.original, str(model.file.base_dir), weights, source.feeds, source.held,
             macs_per_item=per_item, seed=source.seed, threads=source.threads,
         )  # fmt: skip
     except UsageError:

@@ -181,7 +181,8 @@ def test_distillation_lowers_the_held_out_loss(tmp_path: Path, last: str) -> Non
         proto.graph.node.extend(parser.parse_graph(f"g () => () {{ {last} }}").node)
         proto.graph.output[0].name = "y2"
         onnx.save(proto, path)
-    start = dataclasses.replace(source(path), feeds=smooth())
+    every = smooth()
+    start = dataclasses.replace(source(path), feeds=every[:7], held=every[7:])
     found = recovery.recover(start, {"w1:0": np.arange(3), "w2:0": np.arange(6)}, tuned=True)
     assert found.distilled is not None, found.notes
     before, after = found.distilled
@@ -233,7 +234,7 @@ def test_distillation_is_kept_where_it_is_better_on_inputs_held_out(
     judged: list[Any] = []
 
     def held(trainer: gradients.Trainer, tests: gradients.Tests) -> float:
-        judged.append([feed["x"] for feed, _ in tests])
+        judged.append([feed["x"] for feed, *_ in tests])
         return float(len(judged))
 
     monkeypatch.setattr(gradients.Trainer, "held_loss", held)
@@ -280,6 +281,46 @@ def test_distillation_is_in_the_report(tmp_path: Path) -> None:
     report = api.prune(path, few)
     assert report.distillation is None
     assert any("no distillation: too few inputs" in note for note in report.notes)
+
+
+def test_without_inputs_held_out_there_is_no_distillation(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ad", reason="extra 'gradients' is not installed")
+    path, kept = save(tmp_path, copies=False), {"w1:0": np.arange(3)}
+    found, plain = (recovery.recover(source(path), kept, tuned=tuned) for tuned in (True, False))
+    assert found.distilled is None
+    assert list(found.notes) == ["no distillation: nothing is held out to judge it by"]
+    assert all(np.array_equal(found.values[n], a) for n, a in plain.values.items())
+    fixed = onnx.load(path)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 16
+    onnx.save(fixed, path)
+    np.savez(tmp_path / "rows.npz", x=np.concatenate([feed["x"] for feed in smooth(3)]))
+    options = Config(output=tmp_path / "o.onnx", calibration=tmp_path / "rows.npz", round_to=1, tune=True)
+    report = api.prune(path, options)
+    assert report.inputs is not None and (report.inputs.rows, report.inputs.held_out) == (48, 0)
+    assert report.distillation is None
+    assert any("no distillation: nothing is held out" in note for note in report.notes)
+
+
+def test_a_last_batch_that_is_filled_up_counts_by_its_own_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx_ad", reason="extra 'gradients' is not installed")
+    every, seen = smooth(), []
+    held = [{"x": every[7]["x"][:11]}]
+    right = gradients.Trainer.held_loss
+
+    def loss(trainer: gradients.Trainer, tests: gradients.Tests) -> float:
+        losses = [trainer.step(feed, wanted)[0] for feed, wanted, _ in tests]
+        seen.append(([len(feed["x"]) for feed, *_ in tests], losses))
+        return right(trainer, tests)
+
+    monkeypatch.setattr(gradients.Trainer, "held_loss", loss)
+    start = dataclasses.replace(source(save(tmp_path, copies=False)), feeds=every[:7], held=held)
+    found = recovery.recover(start, {"w1:0": np.arange(3)}, tuned=True)
+    assert found.distilled is not None, found.notes
+    for told, (sizes, losses) in zip(found.distilled, seen, strict=True):
+        assert sizes == [8, 8]
+        assert told == pytest.approx((8 * losses[0] + 3 * losses[1]) / 11)
 
 
 def test_tune_without_its_extra_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,8 @@ from onnxprune.recover.sites import Site
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
-Tests = Sequence[tuple[Feed, Sequence[Array]]]
-"""Held-out inputs and what the original gives for them."""
+Tests = Sequence[tuple[Feed, Sequence[Array], int]]
+"""Held-out inputs, what the original gives for them, and how many of their items are not repeated ones."""
 WARM_UP = 0.07
 """Share of the steps over which the rate of Adam rises."""
 LEAST_OPSET = 13
@@ -208,8 +208,9 @@ class Trainer:
         return float(found["loss"]), gradients
 
     def held_loss(self, tests: Tests) -> float:
-        """Mean loss of the weights as they are now."""
-        return float(np.mean([self.step(feed, wanted)[0] for feed, wanted in tests]))
+        """Mean loss of the weights as they are now, each batch with the weight of its items."""
+        losses = [self.step(feed, wanted)[0] for feed, wanted, _ in tests]
+        return float(np.average(losses, weights=[count for _, _, count in tests]))
 
     def apply(self, adam: Adam, gradients: Mapping[str, Array], units: Mapping[str, float]) -> None:
         """One step of all weights and biases. `units`: the size of each at the start."""

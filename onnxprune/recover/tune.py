@@ -72,7 +72,8 @@ def distil(
     wanted = [teacher(f) for f in test]
     features = [Feature.of(p, w) for p, w in zip(found, zip(*wanted, strict=True), strict=True)]
     trainer = Trainer(weights, test[0], features, threads, _frozen(features, count / batch))
-    return _train(trainer, weights, pool, list(zip(test, wanted, strict=True)), teacher, batch, steps, seed)
+    counts = [min(batch, others - i) for i in range(0, others, batch)]
+    return _train(trainer, weights, pool, list(zip(test, wanted, counts, strict=True)), teacher, batch, steps, seed)
 
 
 def _frozen(features: Sequence[Feature], batches: float) -> set[str]:
