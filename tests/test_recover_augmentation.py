@@ -7,6 +7,7 @@ import pytest
 
 from onnxprune.records import Feed
 from onnxprune.recover import augmentation
+from onnxprune.recover.holdout import Holdout
 
 
 def images(count: int = 4, height: int = 12, width: int = 40) -> Feed:
@@ -74,3 +75,14 @@ def test_what_is_no_image_is_not_copied() -> None:
     assert len(augmentation.enlarged([{"x": np.float32(1).reshape(())}], 100, seed=0)) == 1
     both = [{**images(), "size": np.ones((4, 2), np.float32)}]
     assert len(augmentation.enlarged(both, 100, seed=0)) == 1
+
+
+def test_what_is_held_out_has_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augmentation, "augment", lambda feed, random: feed)
+    numbers = np.arange(12, dtype=np.float32)[:, None, None, None] * np.ones((1, 1, 16, 16), np.float32)
+    feeds = [{"x": numbers[:7]}, {"x": numbers[7:]}]
+    copies = augmentation.enlarged(feeds, 36, seed=0)[2:]
+    assert [len(f["x"]) for f in copies] == [7, 5, 7, 5]
+    held = {number for b in range(2) for number in np.split(np.arange(12), [7])[b][Holdout.of(feeds).items(b)]}
+    assert held == {4, 9}
+    assert {int(v) for f in copies for v in f["x"][:, 0, 0, 0]} == set(range(12)) - held

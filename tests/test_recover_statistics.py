@@ -13,6 +13,7 @@ from onnxprune import recovery
 from onnxprune.records import Feed
 from onnxprune.recover import statistics
 from onnxprune.recover.execution import Walk, reader
+from onnxprune.recover.holdout import Holdout
 
 RNG = np.random.default_rng
 
@@ -81,6 +82,7 @@ class _Batches:
 
     def __init__(self, arrays: list[np.ndarray]) -> None:
         self.arrays, self.batches = arrays, len(arrays)
+        self.holdout = Holdout([len(a) for a in arrays])
 
     def get(self, name: str, batch: int) -> np.ndarray:
         return self.arrays[batch]

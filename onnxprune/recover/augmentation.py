@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.records import Feed
+from onnxprune.recover.holdout import Holdout
 
 Array = npt.NDArray[Any]
 
@@ -40,14 +41,21 @@ def augment(feed: Feed, random: np.random.Generator) -> Feed:
 
 
 def enlarged(feeds: Sequence[Feed], items: int, seed: int) -> list[Feed]:
-    """The feeds, and as many changed copies of all of them as `items` images have room for. Feeds with an input that is
-    no image come back as they are: copies would repeat what they hold."""
+    """The feeds, and as many changed copies of them as `items` images have room for, all of those that are fitted to
+    and not held out. Feeds with an input that is no image come back as they are: copies would repeat what they hold."""
     if not all(is_image(a) for f in feeds for a in f.values()):
         return list(feeds)
-    own = sum(len(next(iter(f.values()))) for f in feeds)
+    holdout = Holdout.of(feeds)
+    kept = [np.flatnonzero(~holdout.items(b)) for b in range(len(feeds))]
     random = np.random.default_rng(seed)
-    copies = max(0, items // max(own, 1) - 1)
-    return [*feeds, *(augment(feed, random) for _ in range(copies) for feed in feeds)]
+    copies = max(0, items // max(sum(holdout.rows), 1) - 1)
+    fitted = [
+        # As many as there were: the model may allow no other number.
+        {name: array[np.resize(rows, len(array))] for name, array in feed.items()}
+        for feed, rows in zip(feeds, kept, strict=True)
+        if len(rows)
+    ]
+    return [*feeds, *(augment(feed, random) for _ in range(copies) for feed in fitted)]
 
 
 def _augmented(images: Array, random: np.random.Generator) -> Array:

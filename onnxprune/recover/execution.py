@@ -23,6 +23,7 @@ from onnx import numpy_helper
 from onnxprune import runtime
 from onnxprune.errors import ModelError
 from onnxprune.records import Feed
+from onnxprune.recover.holdout import Holdout
 from onnxprune.shapes import constant_tensor
 
 Array = npt.NDArray[Any]
@@ -85,15 +86,24 @@ class Shelf:
 class Walk:
     """One pass over the skeleton `proto` with the given batches of inputs.
 
-    `read` returns a stored weight by name, as it is now.
+    `read` returns a stored weight by name, as it is now. `judged`: of the first so many batches a part is held out of
+    what is fitted (`holdout`), of all where it is None.
     """
 
     def __init__(
-        self, proto: onnx.ModelProto, read: Read, feeds: Sequence[Feed], *, threads: int = 1, shelf: Shelf | None = None
+        self,
+        proto: onnx.ModelProto,
+        read: Read,
+        feeds: Sequence[Feed],
+        *,
+        threads: int = 1,
+        shelf: Shelf | None = None,
+        judged: int | None = None,
     ) -> None:
         self.proto, self.read, self.threads = proto, read, threads
         self.shelf = shelf or Shelf(2 << 30)
         self.batches = len(feeds)
+        self.holdout = Holdout.of(feeds[:judged])
         self.nodes = proto.graph.node
         self.producer = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
         self.stored = set(stored_tensors(proto))

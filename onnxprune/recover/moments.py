@@ -136,17 +136,3 @@ class Stream:
             self.sink(*parts[0])
         elif parts:
             self.sink(*(np.concatenate(side, axis=2) for side in zip(*parts, strict=True)))
-
-
-HELD_OUT = 5
-"""Every fifth item is held out to choose the ridge."""
-
-
-def held_out(first: int, items: int, positions: int, batches: int) -> npt.NDArray[np.bool_]:
-    """Bool (items, positions): whole items where there are enough of them, else blocks of positions."""
-    if batches == 1 and items < HELD_OUT:
-        block = np.arange(positions) * 4 * HELD_OUT // max(positions, 1) % HELD_OUT == HELD_OUT - 1
-        return np.broadcast_to(block, (items, positions))
-    every = min(HELD_OUT, max(2, batches)) if items < HELD_OUT else HELD_OUT
-    chosen = (np.arange(first, first + items) % every) == every - 1
-    return np.broadcast_to(chosen[:, None], (items, positions))

@@ -30,7 +30,7 @@ from onnxprune.records import Analysis, Feed
 from onnxprune.recover import large, recurrent, sites, statistics
 from onnxprune.recover.execution import Shelf, Walk, operands, stored_tensors
 from onnxprune.recover.layers import Weights
-from onnxprune.recover.moments import Moments, held_out
+from onnxprune.recover.moments import Moments
 from onnxprune.recover.relax import Block, Side, flat_regions, relax
 from onnxprune.recover.sites import Site
 from onnxprune.recover.solve import Solution, requantized, solve
@@ -69,13 +69,15 @@ class LayerReport:
 @dataclass(frozen=True)
 class Options:
     """`memory_bytes`: activations held in memory. `relaxed`: look at the columns again for what the activation behind
-    hides (`relax`). `fits`: least squares; else statistics alone."""
+    hides (`relax`). `fits`: least squares; else statistics alone. `judged`: batches that a part is held out of, None
+    for all; those after are changed copies."""
 
     seed: int = 0
     threads: int = 1
     memory_bytes: int = 1 << 30
     relaxed: bool = True
     fits: bool = True
+    judged: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,9 @@ def reconstruct(
     found = list(find_sites(cutting.proto, cutting.analysis))
     kept = int(options.memory_bytes * BLOCK_SHARE)
     with contextlib.closing(Shelf(options.memory_bytes - kept)) as shelf:
-        teacher = Walk(original, read_original, feeds, threads=options.threads, shelf=shelf)
-        student = Walk(weights.proto, weights.get, feeds, threads=options.threads, shelf=shelf)
+        shared: dict[str, Any] = {"threads": options.threads, "shelf": shelf, "judged": options.judged}
+        teacher = Walk(original, read_original, feeds, **shared)
+        student = Walk(weights.proto, weights.get, feeds, **shared)
         random = np.random.default_rng(options.seed)
         task = Task(
             teacher,
@@ -429,7 +432,6 @@ class Task:
         items, positions), and which of (items, positions) are held out. `most`: columns in all, about."""
         rows = self.kept(target, site.axis)
         budget = self.budget(site, target, most)
-        item = 0
         for b in range(self.teacher.batches):
             y = self.teacher.get(target, b)
             positions = self.sample(site, y.shape, budget)
@@ -439,8 +441,7 @@ class Task:
             if compensated and site.other:
                 other = sites.targets(site, np.asarray(self.student.get(site.other, b)), positions)
                 y = y - other
-            yield x, y, other, held_out(item, x.shape[2], x.shape[3], self.teacher.batches)
-            item += x.shape[2]
+            yield x, y, other, self.teacher.holdout.mask(b, x.shape[2], x.shape[3])
 
     def budget(self, site: Site, target: str, most: int | None = None) -> float:
         """The share of the positions to look at: that of `most`, or what the number of inputs calls for."""

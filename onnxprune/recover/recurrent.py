@@ -23,7 +23,7 @@ from onnxprune import runtime
 from onnxprune.recover import sites
 from onnxprune.recover.execution import Walk, stored_tensors
 from onnxprune.recover.layers import Weights
-from onnxprune.recover.moments import Moments, held_out
+from onnxprune.recover.moments import Moments
 from onnxprune.recover.solve import Equations, Solution, solve
 from onnxprune.shapes import node_attributes
 
@@ -235,12 +235,11 @@ class _Look:
     def run(self, most: int, random: np.random.Generator) -> float:
         """Gather; the error of the states on held-out steps as a share of their variance."""
         totals = np.zeros((4, len(self.kept)))
-        item, batches = 0, self.teacher.walk.batches
+        batches, holdout = self.teacher.walk.batches, self.teacher.walk.holdout
         pairs = zip(self.teacher.steps(self.original), self.student.steps(self.now), strict=True)
-        for original, pruned in pairs:
+        for batch, (original, pruned) in enumerate(pairs):
             items, count = original.valid.shape
-            held = held_out(item, items, count, batches)
-            item += items
+            held = holdout.mask(batch, items, count)
             y = original.after[:, self.kept][:, :, held & original.valid].astype(np.float64)
             missed = y - pruned.after[:, :, held & original.valid]
             totals += [np.full(len(self.kept), y[:, 0].size), y.sum((0, 2)), (y * y).sum((0, 2)),

@@ -23,7 +23,6 @@ import onnx
 
 from onnxprune.recover.execution import Walk
 from onnxprune.recover.layers import Weights
-from onnxprune.recover.moments import HELD_OUT
 from onnxprune.recover.sites import Site
 from onnxprune.recover.solve import Solution
 from onnxprune.shapes import node_attributes
@@ -92,7 +91,7 @@ def change(teacher: Walk, student: Walk, out: str, axis: int, rows: Kept, *, fit
     sides: list[list[Float]] = [[], []]
     counts = [0, 0]
     centre: tuple[Float, Float] | None = None
-    every = min(HELD_OUT, student.batches)
+    holdout = student.holdout
     for b, given in enumerate(student.results(out)):
         t = _channels(teacher.get(out, b), axis, rows)
         s = _channels(given, axis, None)
@@ -100,7 +99,7 @@ def change(teacher: Walk, student: Walk, out: str, axis: int, rows: Kept, *, fit
             centre = t.mean(1), s.mean(1)
         t, s = t - centre[0][:, None], s - centre[1][:, None]
         part = np.stack([t.sum(1), s.sum(1), (t * t).sum(1), (s * s).sum(1), (t * s).sum(1)])
-        side = int(every > 1 and b % every == every - 1)
+        side = int(student.batches > 1 and b < len(holdout.rows) and holdout.is_held(b))
         sides[side] = [part + sides[side][0]] if sides[side] else [part]
         counts[side] += t.shape[1]
     if centre is None:

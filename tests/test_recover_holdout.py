@@ -1,0 +1,44 @@
+"""What is held out of a fit: whole items, on one side only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxprune.recover.holdout import HELD_OUT, Holdout
+
+
+def test_every_fifth_item_across_batches() -> None:
+    holdout = Holdout([4, 4, 4])
+    held = np.concatenate([holdout.mask(b, 4, 3) for b in range(3)])
+    assert held.shape == (12, 3)
+    assert np.flatnonzero(held.all(1)).tolist() == [4, 9]
+    assert (held.all(1) == held.any(1)).all()
+
+
+@pytest.mark.parametrize("items", [8, 6, 2])
+def test_a_tensor_whose_first_axis_is_no_items_is_held_out_by_the_batch(items: int) -> None:
+    """Two sequences of four steps joined, windows, time first: what belongs together stays on one side."""
+    holdout = Holdout([4] * 6)
+    masks = [holdout.mask(b, items, 5) for b in range(6)]
+    assert [bool(m.all()) for m in masks] == [b == HELD_OUT - 1 for b in range(6)]
+    assert [bool(m.any()) for m in masks] == [b == HELD_OUT - 1 for b in range(6)]
+
+
+def test_batches_after_those_that_are_counted_are_for_fitting_only() -> None:
+    holdout = Holdout([10])
+    assert holdout.mask(0, 10, 1).any()
+    assert not holdout.mask(1, 10, 1).any()
+
+
+@pytest.mark.parametrize(("rows", "items", "positions"), [([2], 2, 100), ([1], 1, 40), ([3], 60, 1)])
+def test_of_a_single_small_batch_parts_are_held_out(rows: list[int], items: int, positions: int) -> None:
+    held = Holdout(rows).mask(0, items, positions)
+    assert held.shape == (items, positions)
+    assert 0.1 < held.mean() < 0.3
+
+
+def test_of_two_items_one_is_held_out() -> None:
+    holdout = Holdout([1, 1])
+    assert [bool(holdout.mask(b, 1, 7).all()) for b in range(2)] == [False, True]
+    assert [holdout.items(b).tolist() for b in range(2)] == [[False], [True]]
