@@ -408,7 +408,8 @@ class Quality:
 
 @dataclass(frozen=True)
 class LayerQuality:
-    """Error of one refitted layer on held-out inputs, as a share of its variance: as it was cut, and refitted."""
+    """Error of one refitted layer as a share of its variance: as it was cut, and refitted. On inputs that its own fit
+    left out; the choice of channels and the layers before have seen them, so it flatters."""
 
     node: str
     before: float
