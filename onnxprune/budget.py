@@ -100,7 +100,7 @@ def search(
     prepared = recovery.prepare(source, wanted)
     lowest = least if least <= 1 else least / prepared.model.file.bytes
     whole = prepared.model
-    original = list(_outputs(whole.original, whole.read, measured.feeds, source.threads))
+    original = list(_outputs(whole.original, whole.read, measured.feeds, source))
     known: dict[tuple[tuple[str, int], ...], Trial] = {}
 
     def trial(share: float) -> Trial | None:
@@ -116,7 +116,7 @@ def search(
 
     def judged(plan: Trial) -> Trial:
         weights, recovered = _made(source, prepared.model, plan.kept, recover, tuned)
-        outputs = _outputs(weights.proto, weights.get, measured.feeds, source.threads)
+        outputs = _outputs(weights.proto, weights.get, measured.feeds, source)
         metric, (before, after) = evaluation.tables(measured, original, outputs)
         start, value = metric.value(before), metric.value(after)
         drop = start - value
@@ -138,10 +138,12 @@ def _made(
     return recovery.cut_weights(model, kept), None
 
 
-def _outputs(proto: onnx.ModelProto, read: Read, feeds: Sequence[Feed], threads: int) -> Iterator[Outputs]:
+def _outputs(proto: onnx.ModelProto, read: Read, feeds: Sequence[Feed], source: Source) -> Iterator[Outputs]:
     names = [o.name for o in proto.graph.output]
     for first in range(0, len(feeds), BATCHES):
-        for found in damage.tensors_of(proto, read, names, feeds[first : first + BATCHES], threads):
+        chosen = feeds[first : first + BATCHES]
+        limits = {"threads": source.threads, "memory_bytes": source.memory_bytes}
+        for found in damage.tensors_of(proto, read, names, chosen, **limits):
             yield dict(zip(names, found, strict=True))
 
 

@@ -139,10 +139,9 @@ def _axis(analysis: Analysis, proto: onnx.ModelProto, site: Site) -> dims.Dim:
 def _moments(task: Task, site: Site, kernel: tuple[int, ...]) -> tuple[Moments, Float]:
     stream: Stream | None = None
     sums: Moments | None = None
-    share = task.budget(site, site.out)
-    for b in range(task.student.batches):
-        positions = task.sample(site, task.teacher.shape(site.out, b), share)
-        x = sites.columns(site, task.student.get(site.x, b), kernel, positions)
+    for b, _, items, positions in task.looked_at(site, site.out):
+        x = task.student.get(site.x, b)
+        x = sites.columns(site, x if items is None else x[items], kernel, positions)
         if sums is None or stream is None:
             sums = Moments.about(x.mean((2, 3), dtype=np.float64), np.zeros((1, 1)))
             stream = Stream(sums.add)
@@ -203,10 +202,11 @@ class Curve:
 
 
 def probed(
-    proto: onnx.ModelProto, read: Callable[[str], Array], feeds: Sequence[Feed], threads: int
+    proto: onnx.ModelProto, read: Callable[[str], Array], feeds: Sequence[Feed], *, threads: int, memory_bytes: int
 ) -> list[list[Array]]:
     """The probes of a model for every batch, with its weights as `read` gives them."""
-    return tensors_of(proto, read, [p.name for p in divergence.probes(proto)], feeds, threads)
+    names = [p.name for p in divergence.probes(proto)]
+    return tensors_of(proto, read, names, feeds, threads=threads, memory_bytes=memory_bytes)
 
 
 def tensors_of(
@@ -214,10 +214,13 @@ def tensors_of(
     read: Callable[[str], Array],
     names: Sequence[str],
     feeds: Sequence[Feed],
+    *,
     threads: int,
+    memory_bytes: int,
 ) -> list[list[Array]]:
-    """The named tensors of a model for every batch, with its weights as `read` gives them."""
-    with contextlib.closing(Shelf(2 << 30)) as shelf:
+    """The named tensors of a model for every batch, with its weights as `read` gives them. `memory_bytes`: activations
+    held in memory on the way."""
+    with contextlib.closing(Shelf(memory_bytes)) as shelf:
         walk = Walk(proto, read, feeds, threads=threads, shelf=shelf)
         walk.compute(names)
         return [[np.array(walk.get(n, b)) for n in names] for b in range(walk.batches)]
@@ -225,6 +228,8 @@ def tensors_of(
 
 LEVELS = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
 FEW_LEVELS = (0.25, 0.5, 0.75)
+WORST = 1e6
+"""Damage of outputs that are no numbers any more, and the most that any has; 1 is as wrong as the mean."""
 
 
 def curves(
@@ -236,11 +241,15 @@ def curves(
     order: Mapping[str, obs.Path],
     feeds: Sequence[Feed],
     *,
+    memory_bytes: int,
     threads: int = 1,
     levels: Sequence[float] = LEVELS,
 ) -> dict[str, Curve]:
     """Cut one group at a time, refit its consumers, and measure the error at the outputs."""
-    probes, reference = divergence.probes(proto), probed(proto, read, feeds, threads)
+    probes, reference = (
+        divergence.probes(proto),
+        probed(proto, read, feeds, threads=threads, memory_bytes=memory_bytes),
+    )
     result = {}
     for group in groups:
         if group.id not in order:
@@ -252,10 +261,10 @@ def curves(
             if removed <= curve.removed[-1] or removed >= group.size:
                 continue
             without = _without(proto, read, own, order[group.id].order[:removed])
-            result_of = probed(without.proto, without.get, feeds, threads)
+            result_of = probed(without.proto, without.get, feeds, threads=threads, memory_bytes=memory_bytes)
             damage = divergence.divergence(probes, reference, result_of)
             curve.removed.append(removed)
-            curve.damage.append(max(damage, curve.damage[-1]))
+            curve.damage.append(max(damage if damage < WORST else WORST, curve.damage[-1]))
         result[group.id] = curve
         log.info("damage of %s: %s", group.id, [round(d, 4) for d in curve.damage])
     return result

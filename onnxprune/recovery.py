@@ -175,7 +175,7 @@ def prepare(source: Source, wanted: Wanted, levels: Sequence[float] | None = Non
             few, affordable = _effort(source, model, len(order))
             measured = damage.curves(
                 model.file.proto, model.read, model.analysis, groups, found, order, few,
-                threads=source.threads, levels=levels or affordable,
+                memory_bytes=source.memory_bytes, threads=source.threads, levels=levels or affordable,
             )  # fmt: skip
     return Prepared(source, model, groups, order, measured)
 
@@ -321,7 +321,8 @@ def best(
     if len(different) == 1:
         return 0
     probes = divergence.probes(model.file.proto)
-    reference = damage.probed(model.file.proto, model.read, feeds[-held:], source.threads)
+    limits = {"threads": source.threads, "memory_bytes": source.memory_bytes}
+    reference = damage.probed(model.file.proto, model.read, feeds[-held:], **limits)
     errors = []
     for number in different:
         kept = {
@@ -331,7 +332,7 @@ def best(
         }
         weights = cut_weights(model, kept)
         _reconstruct(source, model, weights, kept, feeds[:-held], relaxed=False)
-        result = damage.probed(weights.proto, weights.get, feeds[-held:], source.threads)
+        result = damage.probed(weights.proto, weights.get, feeds[-held:], **limits)
         errors.append(divergence.divergence(probes, reference, result))
         log.info("allocation %d: held-out error %.5f", len(errors), errors[-1])
     return different[_most_even(errors, calibration.rows_of(feeds[-held:]))]
@@ -414,7 +415,7 @@ def _distil(
     try:
         result = tune.distil(
             model.original, str(model.file.base_dir), weights, source.feeds, source.held,
-            macs_per_item=per_item, seed=source.seed, threads=source.threads,
+            macs_per_item=per_item, memory_bytes=source.memory_bytes, seed=source.seed, threads=source.threads,
         )  # fmt: skip
     except UsageError:
         raise

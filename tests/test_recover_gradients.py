@@ -44,7 +44,7 @@ def trainer(last: str, frozen: Set[str] = frozenset()) -> tuple[Trainer, dict[st
     feed = {"x": random.normal(size=(3, 4, 6, 6)).astype(np.float32)}
     target = random.normal(0, 3, (3, 5)).astype(np.float32)
     features = [Feature.of(p, [target]) for p in probes(proto)]
-    return Trainer(weights, feed, features, threads=1, frozen=frozen), feed, [target]
+    return Trainer(weights, feed, features, threads=1, frozen=frozen, memory_bytes=1 << 30), feed, [target]
 
 
 @pytest.mark.parametrize("last", ["Softmax", "Sigmoid", "Neg"])

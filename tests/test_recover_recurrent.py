@@ -16,7 +16,7 @@ from onnxprune import api, recovery
 from onnxprune.config import Config
 from onnxprune.records import Feed
 from onnxprune.recover import recurrent
-from onnxprune.recover.execution import Walk, reader
+from onnxprune.recover.execution import Shelf, Walk, reader
 
 Array = npt.NDArray[Any]
 STEPS, UNITS, INPUTS = 12, 12, 10
@@ -62,7 +62,7 @@ def feeds(count: int = 8, seed: int = 1) -> list[Feed]:
 
 
 def output(proto: onnx.ModelProto, read: Any, given: list[Feed]) -> Array:
-    walk = Walk(proto, read, given)
+    walk = Walk(proto, read, given, shelf=Shelf(1 << 30))
     walk.compute(["y"])
     return np.stack([np.asarray(walk.get("y", b)) for b in range(len(given))])
 
@@ -150,6 +150,7 @@ def test_the_gates_are_linear_in_the_input_and_the_state_before(direction: str) 
         proto,
         reader(proto, lambda _: None, {}),
         [{n: random.normal(size=s).astype(np.float32) for n, s in feed.items()}],
+        shelf=Shelf(1 << 30),
     )
     side = recurrent.Side(walk, proto.graph.node[0], walk.read)
     (part,) = recurrent.parts(side.node)

@@ -74,11 +74,23 @@ def outputs(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     return np.asarray(runtime.session(proto.SerializeToString(), threads=1).run(None, {"x": x})[0])
 
 
+def found(proto: onnx.ModelProto) -> list[sites.Site]:
+    """The sites of a model whose shapes can be inferred."""
+    stored = stored_tensors(proto)
+    values = {v.name: v.type.tensor_type.shape.dim for v in onnx.shape_inference.infer_shapes(proto).graph.value_info}
+    values.update((o.name, o.type.tensor_type.shape.dim) for o in proto.graph.output)
+
+    def shape(name: str) -> tuple[int, ...]:
+        return tuple(stored[name].dims) if name in stored else tuple(d.dim_value for d in values[name])
+
+    return list(sites.find(proto, set(stored), lambda _: True, shape))
+
+
 def opened(name: str) -> tuple[onnx.ModelProto, Weights, sites.Site, np.ndarray]:
     text, shapes = CASES[name]
     proto = model_of(text, **shapes)
     weights = Weights(proto, reader(proto, lambda _: None, {}))
-    (site,) = sites.find(proto, set(stored_tensors(proto)), lambda _: True)
+    (site,) = found(proto)
     shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
     return proto, weights, site, np.random.default_rng(1).normal(size=shape).astype(np.float32)
 
@@ -95,6 +107,8 @@ def test_matrix_times_columns_is_what_the_runtime_computes(name: str) -> None:
     expected = sites.targets(site, outputs(proto, x), None)
     np.testing.assert_allclose(result.reshape(expected.shape), expected, atol=2e-5)
     assert sites.position_count(site, outputs(proto, x).shape) == count
+    assert sites.input_count(site, weight.shape) == d
+    assert sites.result_shape(site, x.shape, weight.shape[2:], bias.size) == outputs(proto, x).shape
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -112,6 +126,48 @@ def test_what_is_written_is_what_was_solved(name: str) -> None:
     result = new_matrix @ columns.reshape(*columns.shape[:2], -1) + new_bias[:, :, None]
     expected = sites.targets(site, outputs(proto, x), None)
     np.testing.assert_allclose(result.reshape(expected.shape), expected, atol=5e-5)
+
+
+PRODUCT = "g (float[2,5,4] x) => (float[2,5,6] y) { p = MatMul(x, w)  y = Add(p, b) }"
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 6), (5, 1), (5, 6), (2, 1, 1), (1, 1, 5, 6)])
+def test_a_constant_that_differs_between_rows_is_no_bias(shape: tuple[int, ...]) -> None:
+    (site,) = found(model_of(PRODUCT, w=(4, 6), b=shape))
+    assert (site.out, site.bias, site.bias_node, site.total) == ("p", None, None, None)
+
+
+def test_a_table_of_as_many_rows_as_outputs_is_no_bias() -> None:
+    (site,) = found(model_of(PRODUCT.replace("5", "6"), w=(4, 6), b=(6, 1)))
+    assert (site.out, site.bias) == ("p", None)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1), (6,), (1, 6), (1, 1, 6)])
+def test_a_number_per_output_or_one_for_all_is_a_bias(shape: tuple[int, ...]) -> None:
+    (site,) = found(model_of(PRODUCT, w=(4, 6), b=shape))
+    assert (site.out, site.bias, site.bias_node) == ("y", 1, 1)
+
+
+def test_a_constant_that_adds_an_axis_is_no_bias() -> None:
+    text = "g (float[5,4] x) => (float[1,5,6] y) { p = MatMul(x, w)  y = Add(p, b) }"
+    (site,) = found(model_of(text, w=(4, 6), b=(1, 1, 6)))
+    assert (site.out, site.bias) == ("p", None)
+
+
+@pytest.mark.parametrize(("shape", "count"), [((5, 6), 0), ((5, 1), 0), ((6,), 1), ((1, 6), 1), ((1,), 1), ((), 1)])
+def test_a_gemm_that_adds_a_matrix_is_not_solved(shape: tuple[int, ...], count: int) -> None:
+    text = "g (float[5,4] x) => (float[5,6] y) { y = Gemm(x, w, b) }"
+    assert len(found(model_of(text, w=(4, 6), b=shape))) == count
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4, 6)])
+def test_a_product_with_a_vector_or_several_matrices_is_not_solved(shape: tuple[int, ...]) -> None:
+    assert not found(model_of("g (float[2,5,4] x) => (float[n,m,k] y) { y = MatMul(x, w) }", w=shape))
+
+
+def test_a_gemm_whose_addend_is_computed_is_not_solved() -> None:
+    text = "g (float[5,4] x, float[6] b) => (float[5,6] y) { y = Gemm(x, w, b) }"
+    assert not found(model_of(text, w=(4, 6)))
 
 
 def test_a_weight_that_two_nodes_read_is_copied_and_not_changed() -> None:
@@ -135,7 +191,7 @@ def test_a_walk_runs_each_part_once_with_the_weights_of_the_moment() -> None:
     proto = model_of(text, w=(4, 4), v=(4, 4), b=(4,))
     weights = Weights(proto, reader(proto, lambda _: None, {}))
     feeds: list[Feed] = [{"x": np.random.default_rng(k).normal(size=(3, 4)).astype(np.float32)} for k in range(2)]
-    walk = Walk(proto, weights.get, feeds)
+    walk = Walk(proto, weights.get, feeds, shelf=Shelf(1 << 30))
     walk.compute(["r"])
     before = walk.get("r", 1).copy()
     weights.put(proto.graph.node[2], 1, np.eye(4, dtype=np.float32))
@@ -147,7 +203,8 @@ def test_a_walk_runs_each_part_once_with_the_weights_of_the_moment() -> None:
 
 def test_inputs_of_a_size_the_model_does_not_take_are_told() -> None:
     proto = model_of("g (float[n,t] x) => (float[n,t] y) { y = Add(x, w) }", w=(1, 16))
-    walk = Walk(proto, reader(proto, lambda _: None, {}), [{"x": np.zeros((2, 30), np.float32)}])
+    read, feed = reader(proto, lambda _: None, {}), {"x": np.zeros((2, 30), np.float32)}
+    walk = Walk(proto, read, [feed], shelf=Shelf(1 << 30))
     with pytest.raises(
         ModelError, match=r"does not run on the inputs it is to be fitted to, 'x' of \(2, 30\): .*16 by"
     ):

@@ -12,7 +12,7 @@ from onnx import numpy_helper, parser
 from onnxprune import recovery
 from onnxprune.records import Feed
 from onnxprune.recover import statistics
-from onnxprune.recover.execution import Walk, reader
+from onnxprune.recover.execution import Shelf, Walk, reader
 from onnxprune.recover.holdout import Holdout
 
 RNG = np.random.default_rng
@@ -49,7 +49,7 @@ def saved(folder: Path, text: str) -> tuple[recovery.Source, list[Feed]]:
 
 def tensors(source: recovery.Source, values: dict[str, np.ndarray], feeds: list[Feed], name: str) -> np.ndarray:
     proto = onnx.load(source.model)
-    walk = Walk(proto, reader(proto, lambda _: None, values), feeds)
+    walk = Walk(proto, reader(proto, lambda _: None, values), feeds, shelf=Shelf(1 << 30))
     walk.compute([name])
     return np.concatenate([walk.get(name, b) for b in range(walk.batches)])
 

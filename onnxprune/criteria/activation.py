@@ -1,8 +1,8 @@
 """Cheaper criteria from the second moments of what consumers read.
 
-variance   sum over inputs of the channel of Var(x)
+variance   sum over inputs of the channel of Var(x); E x^2 where the consumer has no bias
 wanda      sum of |w| * sqrt(E x^2)  (Sun et al., "A Simple and Effective Pruning Approach for
-               Large Language Models", 2023)
+               Large Language Models", 2023); x about its mean where the consumer has a bias, which takes the mean up
 pca        share of the channel in the leading components: its leverage diag((H + lambda I)^-1 H),
                as in column subset selection
 apoz       share of the inputs that are not zero: one less the average percentage of zeros
@@ -22,14 +22,14 @@ Float = npt.NDArray[np.float64]
 
 
 def variance(consumer: Consumer) -> Float:
-    """Variance of the inputs, float64 (n,)."""
+    """Second moment of the inputs, float64 (n,)."""
     return np.asarray(np.diagonal(consumer.gram)[consumer.positions].sum(1))
 
 
 def wanda(consumer: Consumer) -> Float:
-    """Weight magnitude times input deviation, float64 (n,)."""
-    deviation = np.sqrt(np.maximum(np.diagonal(consumer.gram), 0))
-    return np.asarray((np.abs(consumer.weight).sum(0) * deviation)[consumer.positions].sum(1))
+    """Weight magnitude times the root of the inputs' second moment, float64 (n,)."""
+    size = np.sqrt(np.maximum(np.diagonal(consumer.gram), 0))
+    return np.asarray((np.abs(consumer.weight).sum(0) * size)[consumer.positions].sum(1))
 
 
 def pca(consumer: Consumer) -> Float:

@@ -4,7 +4,7 @@ A `Walk` keeps the tensors that later nodes still need, for every batch. `comput
 and the tensors asked for, with the weights as they are at that moment: a layer that is solved between two calls
 is run with its new weights. One pass over the model therefore costs one forward run, however many layers are solved.
 
-Memory: the tensors on the frontier, for all batches; what exceeds `memory_bytes` goes to a temporary folder.
+Memory: the tensors on the frontier, for all batches; what exceeds the limit of the shelf goes to a temporary folder.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Shelf:
 class Walk:
     """One pass over the skeleton `proto` with the given batches of inputs.
 
-    `read` returns a stored weight by name, as it is now. `judged`: of the first so many batches a part is held out of
-    what is fitted (`holdout`), of all where it is None.
+    `read` returns a stored weight by name, as it is now; computed tensors lie on `shelf`. `judged`: of the first so
+    many batches a part is held out of what is fitted (`holdout`), of all where it is None.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class Walk:
         read: Read,
         feeds: Sequence[Feed],
         *,
+        shelf: Shelf,
         threads: int = 1,
-        shelf: Shelf | None = None,
         judged: int | None = None,
     ) -> None:
         self.proto, self.read, self.threads = proto, read, threads
-        self.shelf = shelf or Shelf(2 << 30)
+        self.shelf = shelf
         self.batches = len(feeds)
         self.holdout = Holdout.of(feeds[:judged])
         self.nodes = proto.graph.node

@@ -6,6 +6,7 @@ trained; they become inputs of the model. The gradients of grouped convolutions 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
 from onnxprune.recover.divergence import Probe, spread
-from onnxprune.recover.execution import Walk, operands, stored_tensors
+from onnxprune.recover.execution import Shelf, Walk, operands, stored_tensors
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.sites import Site
 
@@ -81,15 +82,20 @@ class Trainer:
         features: Sequence[Feature],
         threads: int,
         frozen: Set[str] = frozenset(),
+        *,
+        memory_bytes: int,
     ) -> None:
-        """`frozen`: the operators that make these tensors keep their weights."""
+        """`frozen`: the operators that make these tensors keep their weights. `memory_bytes`: activations held in
+        memory while their shapes are found."""
         self.threads = threads
         self.layers: list[Layer] = []
         self.features = features
-        model = self._training_model(weights, feed, frozen)
+        model = self._training_model(weights, _values(weights, feed, memory_bytes), feed, frozen)
         self.session = self._gradients(model)
 
-    def _training_model(self, weights: Weights, feed: Feed, frozen: Set[str]) -> onnx.ModelProto:
+    def _training_model(
+        self, weights: Weights, values: Mapping[str, onnx.ValueInfoProto], feed: Feed, frozen: Set[str]
+    ) -> onnx.ModelProto:
         """The model with the trained weights, the gates and the targets as inputs and the loss as its one output."""
         proto = weights.proto
         model = onnx.ModelProto()
@@ -97,7 +103,13 @@ class Trainer:
         graph = model.graph
         tensors = stored_tensors(proto)
         known = {n for n, t in tensors.items() if t.data_type == onnx.TensorProto.FLOAT}
-        found = list(sites.find(proto, known, lambda n: True))
+
+        def shape(name: str) -> tuple[int, ...]:
+            if name in tensors:
+                return weights.get(name).shape
+            return tuple(d.dim_value for d in values[name].type.tensor_type.shape.dim)
+
+        found = list(sites.find(proto, known, lambda n: True, shape))
         drop: set[int] = set()
         del graph.value_info[:]
         inputs = [
@@ -106,7 +118,7 @@ class Trainer:
         for k, site in enumerate(found):
             node = graph.node[site.node]
             weight = np.asarray(weights.constant(node.input[1]))
-            if weight.ndim < 2 or site.op == "ConvTranspose" or site.out in frozen:
+            if site.op == "ConvTranspose" or site.out in frozen:
                 continue
             layer = _layer(weights, site, weight, k)
             node.input[1] = layer.names[0]
@@ -126,7 +138,6 @@ class Trainer:
             graph.initializer.append(numpy_helper.from_array(np.asarray(weights.constant(name), order="C"), name))
         constants = {i for i, n in enumerate(graph.node) if n.op_type == "Constant" and n.output[0] in tensors}
         _drop_nodes(graph, drop | constants)
-        values = _values(proto, weights, feed)
         self._add_gates(graph, values)
         return self._with_loss(_modern(model), values)
 
@@ -280,18 +291,19 @@ def _without_choices(model: onnx.ModelProto) -> None:
     graph.node.extend(nodes)
 
 
-def _values(proto: onnx.ModelProto, weights: Weights, feed: Feed) -> dict[str, onnx.ValueInfoProto]:
+def _values(weights: Weights, feed: Feed, memory_bytes: int) -> dict[str, onnx.ValueInfoProto]:
     """Type and shape of every tensor that nodes make of `feed`, as one run gives them: inference of the rank fails
     where sizes are computed."""
-    walk = Walk(proto, weights.get, [feed])
-    names = [o for node in proto.graph.node for o in node.output if o]
-    walk.compute(names)
-    arrays = {n: walk.get(n, 0) for n in names}
-    return {
-        n: helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-        for n, a in arrays.items()
-        if isinstance(a, np.ndarray)
-    }
+    names = [o for node in weights.proto.graph.node for o in node.output if o]
+    with contextlib.closing(Shelf(memory_bytes)) as shelf:
+        walk = Walk(weights.proto, weights.get, [feed], shelf=shelf)
+        walk.compute(names)
+        arrays = ((n, walk.get(n, 0)) for n in names)
+        return {
+            n: helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+            for n, a in arrays
+            if isinstance(a, np.ndarray)
+        }
 
 
 def _move_bias(graph: onnx.GraphProto, site: Site, node: onnx.NodeProto, name: str) -> None:

@@ -4,10 +4,10 @@ In graph order, with X the input in the pruned model so far and Y the original's
 
     min_{W, b}  || Y - W X - b ||^2 + lambda || W - W_cut ||^2
 
-Where the result only goes into an addition (a residual connection) whose other operand T is computed already, the
-target is (original sum) - T, so that the error of the other branch is made good too. Elsewhere, but where an activation
-hides a part of it (`relax`), every output is given the spread of its target back, which least squares shrinks
-(`Equations.widening`).
+Where the result only goes into an addition (a residual connection) whose other operand T is of the same shape and
+computed already, the target is (original sum) - T, so that the error of the other branch is made good too. Elsewhere,
+but where an activation hides a part of it (`relax`), every output is given the spread of its target back, which least
+squares shrinks (`Equations.widening`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Feed
 from onnxprune.recover import large, recurrent, sites, statistics
 from onnxprune.recover.execution import Shelf, Walk, operands, stored_tensors
+from onnxprune.recover.holdout import HELD_OUT
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.relax import Block, Side, flat_regions, relax
@@ -152,9 +153,13 @@ def find_sites(proto: onnx.ModelProto, analysis: Analysis) -> Iterable[Site]:
     types = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
     known = {n for n, t in tensors.items() if t.data_type in types}
     integers = {n for n, t in tensors.items() if t.data_type in sites.GRIDS}
+
+    def shape(name: str) -> tuple[int, ...]:
+        return tuple(tensors[name].dims) if name in tensors else tuple(d.size for d in analysis.tensors.get(name, ()))
+
     return (
         s
-        for s in sites.find(proto, known | integers, lambda n: n not in integers)
+        for s in sites.find(proto, known | integers, lambda n: n not in integers, shape)
         if s.weight in analysis.tensors and s.out in analysis.tensors
     )
 
@@ -206,21 +211,21 @@ class Task:
     def __post_init__(self) -> None:
         self.flat = flat_regions(self.teacher.proto)
 
-    def solve(self, site: Site, compensated: bool) -> Solution | None:
-        """Solve one operator and store its weights; None where that cannot be done.
+    def solve(self, site: Site, compensated: bool) -> Solution:
+        """Solve one operator and store its weights.
 
-        `compensated`: its target is what the addition behind it gave, less the other operand as it is now.
+        `compensated`: its target is what the addition behind it gave, less the other operand as it is now, where both
+        operands are of one shape.
         """
         node = self.weights.nodes[self.proto.graph.node[site.node].output[0]]
         site = replace(site, attributes=node_attributes(node))
         weight = self.weights.constant(node.input[1])
-        if weight.ndim < 2 or (site.axis == -1 and weight.ndim != 2):
-            return None
         effective, bias, scale = self.weights.effective(site, node, weight)
+        self.student.compute([site.x, *([site.other] if compensated and site.other else [])])
+        compensated = compensated and self.is_plain_sum(site, weight.shape[2:], bias.size)
         target = site.total if compensated and site.total else site.out
         is_large = effective.shape[2] > LARGEST
         self.teacher.compute([target, *([self.original_x(site)] if is_large else [])])
-        self.student.compute([site.x, *([site.other] if compensated and site.other else [])])
         if is_large:
             solution = self.solve_large(site, weight.shape[2:], target, compensated, (effective, bias, scale))
         else:
@@ -229,12 +234,18 @@ class Task:
             self.weights.write(site, node, weight, solution.weight, solution.bias, scale)
         return solution
 
-    def match(self, site: Site) -> Solution | None:
+    def is_plain_sum(self, site: Site, kernel: tuple[int, ...], outputs: int) -> bool:
+        """Whether the addition behind an operator has operands of one shape, for every batch: none is repeated."""
+        if site.other is None:
+            return False
+        shapes = (
+            (self.student.shape(site.x, b), self.student.shape(site.other, b)) for b in range(self.student.batches)
+        )
+        return all(sites.result_shape(site, x, kernel, outputs) == other for x, other in shapes)
+
+    def match(self, site: Site) -> Solution:
         """Bring the mean and deviation of every channel of an operator back (`statistics`)."""
         node = self.weights.nodes[self.proto.graph.node[site.node].output[0]]
-        weight = self.weights.constant(node.input[1])
-        if weight.ndim < 2 or (site.axis == -1 and weight.ndim != 2):
-            return None
         self.teacher.compute([site.out])
         rows, offset = self.kept(site.out, site.axis), site.bias is not None
         found = statistics.change(self.teacher, self.student, site.out, site.axis, rows, fit=False, offset=offset)
@@ -293,7 +304,8 @@ class Task:
     ) -> Solution:
         """Least squares over the columns themselves (`large`), as many as there is memory for."""
         effective, bias, scale = now
-        most = min(large.COLUMNS, self.block_bytes // (8 * effective.shape[2] * site.groups))
+        room = self.block_bytes // (8 * effective.shape[2] * site.groups)
+        most = max(HELD_OUT, min(large.COLUMNS, room))
         parts: tuple[list[tuple[Array, Array]], list[tuple[Array, Array]]] = ([], [])
         for x, y, _, held in self.columns(site, kernel, target, compensated, most):
             for side, chosen in zip(parts, (~held, held), strict=True):
@@ -431,27 +443,59 @@ class Task:
         """By batch: inputs (groups, d, items, positions), targets and the other operand of the sum behind (groups, o,
         items, positions), and which of (items, positions) are held out. `most`: columns in all, about."""
         rows = self.kept(target, site.axis)
-        budget = self.budget(site, target, most)
-        for b in range(self.teacher.batches):
-            y = self.teacher.get(target, b)
-            positions = self.sample(site, y.shape, budget)
-            x = sites.columns(site, self.student.get(site.x, b), kernel, positions)
+        for b, held, items, positions in self.looked_at(site, target, most):
+            x = sites.columns(site, _items(self.student.get(site.x, b), items), kernel, positions)
+            y = _items(self.teacher.get(target, b), items)
             y = sites.targets(site, y if rows is None else np.take(y, rows, site.axis), positions)
             other = None
             if compensated and site.other:
-                other = sites.targets(site, np.asarray(self.student.get(site.other, b)), positions)
+                other = sites.targets(site, _items(self.student.get(site.other, b), items), positions)
                 y = y - other
-            yield x, y, other, self.teacher.holdout.mask(b, x.shape[2], x.shape[3])
+            yield x, y, other, held
+
+    def looked_at(
+        self, site: Site, target: str, most: int | None = None
+    ) -> Iterator[tuple[int, npt.NDArray[np.bool_], Index | None, Index | None]]:
+        """The columns to look at: the number of a batch, which of its (items, positions) looked at are held out, and
+        the items and positions themselves, None for all. `most`: columns in all, about."""
+        shapes = [self.teacher.shape(target, b) for b in range(self.teacher.batches)]
+        share = self.budget(site, target, most)
+        chosen = self.sample_items(site, shapes, share)
+        for b, shape in enumerate(shapes):
+            items = None if chosen is None else np.flatnonzero(chosen[b])
+            if items is None or len(items):
+                positions = self.sample(site, shape, share)
+                width = sites.position_count(site, shape) if positions is None else len(positions)
+                held = self.teacher.holdout.mask(b, _item_count(shape), width)
+                yield b, _items(held, items), items, positions
 
     def budget(self, site: Site, target: str, most: int | None = None) -> float:
         """The share of the positions to look at: that of `most`, or what the number of inputs calls for."""
         shapes = [self.teacher.shape(target, b) for b in range(self.teacher.batches)]
-        total = sum(sites.position_count(site, s) * (s[0] if len(s) > 1 else 1) for s in shapes)
+        total = sum(sites.position_count(site, s) * _item_count(s) for s in shapes)
         if most is not None:
             return most / max(total, 1)
         node = self.weights.nodes[self.proto.graph.node[site.node].output[0]]
-        inputs = int(np.prod(self.weights.constant(node.input[1]).shape[1:]))
+        inputs = sites.input_count(site, self.weights.constant(node.input[1]).shape)
         return max(LEAST_COLUMNS, COLUMNS_PER_INPUT * inputs) / max(total, 1)
+
+    def sample_items(
+        self, site: Site, shapes: Sequence[tuple[int, ...]], share: float
+    ) -> list[npt.NDArray[np.bool_]] | None:
+        """Which items of each batch to look at, where that `share` of the columns is less than one of each; None for
+        all. Of those held out and of the others alike, one at least."""
+        counts = [_item_count(s) for s in shapes]
+        wanted = np.repeat([share * sites.position_count(site, s) for s in shapes], counts)
+        if (wanted >= 1).all() or len(wanted) < HELD_OUT:
+            return None
+        held = np.concatenate([self.teacher.holdout.mask(b, n, 1)[:, 0] for b, n in enumerate(counts)])
+        chosen = np.zeros(len(wanted), np.bool_)
+        for side in (np.flatnonzero(held), np.flatnonzero(~held)):
+            if len(side):
+                weight = np.clip(wanted[side], 1e-12, 1)
+                count = max(1, round(float(weight.sum())))
+                chosen[self.random.choice(side, count, replace=False, p=weight / weight.sum())] = True
+        return np.split(chosen, np.cumsum(counts)[:-1])
 
     def sample(self, site: Site, shape: tuple[int, ...], share: float) -> npt.NDArray[np.int64] | None:
         """A random `share` of the output positions, sorted; None for all."""
@@ -474,6 +518,16 @@ def pooled_source(proto: onnx.ModelProto, name: str) -> str | None:
         node.op_type == "ReduceMean" and sorted(axes or []) in ([2, 3], [-2, -1])
     )
     return node.input[0] if mean else None
+
+
+def _item_count(shape: tuple[int, ...]) -> int:
+    """Items of a batch of a tensor."""
+    return shape[0] if len(shape) > 1 else 1
+
+
+def _items(array: Array, chosen: Index | None) -> Array:
+    """The `chosen` items of a batch, None for all."""
+    return np.asarray(array) if chosen is None else np.asarray(array)[chosen]
 
 
 def _pick(columns: Array, chosen: npt.NDArray[np.bool_]) -> Array:

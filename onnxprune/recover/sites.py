@@ -2,7 +2,7 @@
 
     Conv            x: patches (im2col), one column per output position, (group, in/group * taps)
     ConvTranspose   the same on the input with zeros between its elements and the kernel turned round
-    Gemm, MatMul    x: rows of the operand
+    Gemm, MatMul    x: rows of the operand; the weight is a matrix
 
 A BatchNormalization that alone reads the result is taken into W and b: what is solved is what it gives out, and the
 stored scale is divided out again when the new weight is written. So a folded and an unfolded export are solved alike.
@@ -105,16 +105,19 @@ def value(proto: onnx.ModelProto, read: Callable[[str], Array], name: str) -> Ar
     return array
 
 
-def find(proto: onnx.ModelProto, stored: set[str], floats: Callable[[str], bool]) -> Iterator[Site]:
+def find(
+    proto: onnx.ModelProto, stored: set[str], floats: Callable[[str], bool], shape: Callable[[str], tuple[int, ...]]
+) -> Iterator[Site]:
     """The linear operators of the main graph in graph order. `stored`: names of the weights; `floats`: whether a
-    tensor holds floating point numbers."""
+    tensor holds floating point numbers; `shape`: of a weight, and of what a node gives."""
     known = constants(proto, stored)
     users: dict[str, list[int]] = {}
     for index, node in enumerate(proto.graph.node):
         for name in node.input:
             users.setdefault(name, []).append(index)
     outputs = {o.name for o in proto.graph.output}
-    finder = _Finder(proto, known, users, outputs)
+    made = {n.output[0]: n for n in proto.graph.node if n.output[:1] and n.output[0] in known - stored}
+    finder = _Finder(proto, known, users, outputs, made, shape)
     for index, node in enumerate(proto.graph.node):
         if node.domain in ("", "ai.onnx") and finder.is_site(node) and floats(node.input[1]):
             yield finder.site(index, node)
@@ -126,16 +129,46 @@ class _Finder:
     known: set[str]
     users: Mapping[str, list[int]]
     outputs: set[str]
+    made: Mapping[str, onnx.NodeProto]
+    shape: Callable[[str], tuple[int, ...]]
 
     def is_site(self, node: onnx.NodeProto) -> bool:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.input[1] not in self.known:
             return False
         if node.input[0] in self.known:
             return False
+        if node.op_type in ("Gemm", "MatMul") and len(self._constant_shape(node.input[1])) != 2:
+            return False
+        if len(node.input) > 2 and node.input[2] and not self._is_bias(node.input[2], node):
+            return False
         attributes = node_attributes(node)
         if node.op_type == "Gemm":
             return not attributes.get("transA", 0) and attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1
         return True
+
+    def _is_bias(self, name: str, node: onnx.NodeProto) -> bool:
+        """Whether `name` adds one stored number per output of a linear operator (or one to all), and no axis."""
+        if name not in self.known:
+            return False
+        found, outputs = self._constant_shape(name), self._outputs(node)
+        alike = math.prod(found) == 1 or (found[-1] == outputs == math.prod(found))
+        return alike and len(found) <= len(self.shape(node.output[0]))
+
+    def _outputs(self, node: onnx.NodeProto) -> int:
+        shape, attributes = self._constant_shape(node.input[1]), node_attributes(node)
+        if node.op_type == "ConvTranspose":
+            return shape[1] * int(attributes.get("group", 1))
+        return shape[0] if node.op_type == "Conv" or attributes.get("transB", 0) else shape[-1]
+
+    def _constant_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor in `known`."""
+        node = self.made.get(name)
+        if node is None:
+            return self.shape(name)
+        source = self._constant_shape(node.input[0])
+        if node.op_type != "Transpose":
+            return source
+        return tuple(source[k] for k in node_attributes(node).get("perm", reversed(range(len(source)))))
 
     def site(self, index: int, node: onnx.NodeProto) -> Site:
         out, norm = node.output[0], None
@@ -146,7 +179,7 @@ class _Finder:
             norm, out = follower, self.proto.graph.node[follower].output[0]
             bias_node, bias = follower, 2
         if follower is not None and node.op_type == "MatMul":
-            operand = self._bias_operand(self.proto.graph.node[follower], out)
+            operand = self._bias_operand(self.proto.graph.node[follower], node)
             if operand is not None:
                 bias_node, bias, out = follower, operand, self.proto.graph.node[follower].output[0]
         total, other = self._sum(out)
@@ -176,11 +209,11 @@ class _Finder:
             and not node_attributes(node).get("training_mode", 0)
         )
 
-    def _bias_operand(self, node: onnx.NodeProto, name: str) -> int | None:
+    def _bias_operand(self, node: onnx.NodeProto, product: onnx.NodeProto) -> int | None:
         if node.op_type != "Add":
             return None
-        operand = 1 - list(node.input).index(name)
-        return operand if node.input[operand] in self.known else None
+        operand = 1 - list(node.input).index(product.output[0])
+        return operand if self._is_bias(node.input[operand], product) else None
 
     def _sum(self, out: str) -> tuple[str | None, str | None]:
         follower = self._only_user(out)
@@ -229,12 +262,7 @@ def columns(site: Site, x: Array, kernel: tuple[int, ...], positions: npt.NDArra
     x = np.asarray(x, np.float32)
     if site.axis == -1:
         return _rows(x, positions)[None]
-    if site.op == "ConvTranspose":
-        x, strides, dilations = _spread(site, x, kernel), [1] * len(kernel), spatial(site, "dilations", len(kernel))
-    else:
-        strides, dilations = spatial(site, "strides", len(kernel)), spatial(site, "dilations", len(kernel))
-        x = np.pad(x, [(0, 0), (0, 0), *padding(site, x.shape[2:], kernel, strides, dilations)])
-    patches = _patches(x, kernel, strides, dilations)
+    patches = _windows(site, x, kernel)
     rank = len(kernel)
     space = patches.shape[2 : 2 + rank]
     flat = np.arange(math.prod(space)) if positions is None else positions
@@ -272,6 +300,23 @@ def by_channel(site: Site, x: Array, inputs: npt.NDArray[np.int64]) -> Array:
     return np.moveaxis(rows, 1, 0).reshape(1, len(inputs), -1)
 
 
+def result_shape(site: Site, x_shape: tuple[int, ...], kernel: tuple[int, ...], outputs: int) -> tuple[int, ...]:
+    """The shape of what an operator with so many `outputs` gives for inputs of `x_shape`."""
+    if site.axis == -1:
+        return (*x_shape[:-1], outputs)
+    empty = np.broadcast_to(np.float32(0), (1, 1, *x_shape[2:]))
+    return (x_shape[0], outputs, *_windows(site, empty, kernel).shape[2 : 2 + len(kernel)])
+
+
+def input_count(site: Site, shape: tuple[int, ...]) -> int:
+    """Inputs of each output, of a weight of `shape`: in per group * taps."""
+    if site.op == "ConvTranspose":
+        return shape[0] // site.groups * math.prod(shape[2:])
+    if site.op == "Conv" or site.attributes.get("transB", 0):
+        return math.prod(shape[1:])
+    return shape[0]
+
+
 def position_count(site: Site, y_shape: tuple[int, ...]) -> int:
     """Output positions of one item."""
     return math.prod(y_shape[2:]) if site.axis == 1 else math.prod(y_shape[1:-1])
@@ -280,6 +325,16 @@ def position_count(site: Site, y_shape: tuple[int, ...]) -> int:
 def spatial(site: Site, name: str, rank: int) -> list[int]:
     """An attribute with one number per spatial axis (strides, dilations), 1 where it is absent."""
     return list(site.attributes.get(name, [1] * rank))
+
+
+def _windows(site: Site, x: Array, kernel: tuple[int, ...]) -> Array:
+    """What each output position of a convolution reads of x: (items, channels, *positions, *kernel)."""
+    dilations = spatial(site, "dilations", len(kernel))
+    if site.op == "ConvTranspose":
+        return _patches(_spread(site, x, kernel), kernel, [1] * len(kernel), dilations)
+    strides = spatial(site, "strides", len(kernel))
+    x = np.pad(x, [(0, 0), (0, 0), *padding(site, x.shape[2:], kernel, strides, dilations)])
+    return _patches(x, kernel, strides, dilations)
 
 
 def _patches(x: Array, kernel: tuple[int, ...], strides: list[int], dilations: list[int]) -> Array:

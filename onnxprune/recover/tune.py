@@ -52,6 +52,7 @@ def distil(
     judged: Sequence[Feed],
     *,
     macs_per_item: float,
+    memory_bytes: int,
     seed: int = 0,
     threads: int = 1,
 ) -> tuple[float, float] | None:
@@ -71,7 +72,7 @@ def distil(
     test = [_filled({n: a[i : i + batch] for n, a in tests.items()}, batch) for i in range(0, others, batch)]
     wanted = [teacher(f) for f in test]
     features = [Feature.of(p, w) for p, w in zip(found, zip(*wanted, strict=True), strict=True)]
-    trainer = Trainer(weights, test[0], features, threads, _frozen(features, count / batch))
+    trainer = Trainer(weights, test[0], features, threads, _frozen(features, count / batch), memory_bytes=memory_bytes)
     counts = [min(batch, others - i) for i in range(0, others, batch)]
     return _train(trainer, weights, pool, list(zip(test, wanted, counts, strict=True)), teacher, batch, steps, seed)
 

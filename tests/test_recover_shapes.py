@@ -1,0 +1,156 @@
+"""Recovery where operands differ in shape, where columns are many, and where outputs are no numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper, parser
+
+from onnxprune import damage, recovery
+from onnxprune.records import Feed
+from onnxprune.recover import execution, reconstruct
+from onnxprune.recover.layers import Weights
+
+HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
+
+
+def source(folder: Path, text: str, shapes: Mapping[str, Sequence[int]], sizes: Sequence[int]) -> recovery.Source:
+    """A model of random weights, with four batches of inputs of the given sizes."""
+    random = np.random.default_rng(0)
+    proto = parser.parse_model(HEAD + text)
+    for name, shape in shapes.items():
+        array = random.normal(size=shape).astype(np.float32) / math.sqrt(math.prod(shape[1:]) or 1)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(proto, folder / "model.onnx")
+    feeds: list[Feed] = [{"x": random.normal(size=sizes).astype(np.float32)} for _ in range(4)]
+    return recovery.Source(str(folder / "model.onnx"), {}, feeds, 0, 1, 1 << 30)
+
+
+POOLED = """
+g (float[n,3,8,8] x) => (float[n,4,8,8] y) {
+    d = Conv(x, w3)  a = Conv<pads=[1,1,1,1]>(x, w1, b1)  r = Relu(a)  m = GlobalAveragePool(r)
+    c = Conv(m, w2, b2)  y = Add(d, c)
+}
+"""
+POOLED_SHAPES = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (4, 8, 1, 1), "b2": (4,), "w3": (4, 3, 1, 1)}
+FORMS = {
+    "addend per image": (POOLED, POOLED_SHAPES, (8, 3, 8, 8)),
+    "addend per row": (
+        "g (float[n,5,4] x) => (float[n,5,6] y) { a = MatMul(x, w1)  r = Relu(a)  p = MatMul(r, w2)  y = Add(p, t) }",
+        {"w1": (4, 8), "w2": (8, 6), "t": (1, 5, 6)},
+        (8, 5, 4),
+    ),
+    "column of as many rows as outputs": (
+        "g (float[n,6,4] x) => (float[n,6,6] y) { a = MatMul(x, w1)  r = Relu(a)  p = MatMul(r, w2)  y = Add(p, t) }",
+        {"w1": (4, 8), "w2": (8, 6), "t": (6, 1)},
+        (8, 6, 4),
+    ),
+    "matrix in a Gemm": (
+        (
+            "g (float[5,4] x) => (float[5,3] y) "
+            "{ a = Gemm(x, w1)  r = Relu(a)  p = Gemm(r, w2, t)  s = Relu(p)  y = Gemm(s, w3) }"
+        ),
+        {"w1": (4, 8), "w2": (8, 6), "t": (5, 6), "w3": (6, 3)},
+        (5, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_broadcast_addend_is_neither_a_bias_nor_a_residual(tmp_path: Path, name: str) -> None:
+    opened = source(tmp_path, *FORMS[name])
+    found = recovery.recover(opened, {"w1:0" if "Conv" in FORMS[name][0] else "w1:1": np.arange(5)}, tuned=False)
+    assert found.layers
+    assert all(layer.after <= layer.before + 1e-9 for layer in found.layers)
+    assert "t" not in found.values
+    assert not [operand for operand in found.rewired if "t" in operand]
+
+
+def test_an_addend_of_one_shape_is_a_residual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain: list[bool] = []
+    check = reconstruct.Task.is_plain_sum
+    monkeypatch.setattr(reconstruct.Task, "is_plain_sum", lambda *given: plain.append(check(*given)) or plain[-1])
+    recovery.recover(source(tmp_path, POOLED, POOLED_SHAPES, (8, 3, 8, 8)), {"w1:0": np.arange(5)}, tuned=False)
+    text = POOLED.replace("m = GlobalAveragePool(r)", "m = Relu(r)")
+    recovery.recover(source(tmp_path, text, POOLED_SHAPES, (8, 3, 8, 8)), {"w1:0": np.arange(5)}, tuned=False)
+    assert plain == [False, True]
+
+
+# ---- How many columns ------------------------------------------------------------------------------------------------
+
+FLAT = """
+g (float[n,3,8,8] x) => (float[n,5] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w1, b1)  r = Relu(a)  f = Flatten(r)  y = Gemm(f, w2, b2)
+}
+"""
+FLAT_SHAPES = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (512, 5), "b2": (5,)}
+
+
+def task_of(opened: recovery.Source) -> tuple[reconstruct.Task, reconstruct.Site]:
+    """The model as it is on both sides, and its last operator."""
+    model = recovery.open_source(opened)
+    proto = model.file.proto
+    walk = execution.Walk(proto, model.read, opened.feeds, shelf=execution.Shelf(1 << 30))
+    weights = Weights(proto, model.read)
+    task = reconstruct.Task(walk, walk, proto, weights, model.analysis, {}, np.random.default_rng(0))
+    site = list(reconstruct.find_sites(proto, model.analysis))[-1]
+    walk.compute([site.x, site.out])
+    return task, site
+
+
+def test_items_are_drawn_where_each_is_one_column(tmp_path: Path) -> None:
+    task, site = task_of(source(tmp_path, FLAT, FLAT_SHAPES, (50, 3, 8, 8)))
+    parts = list(task.columns(site, (), site.out, False, most=20))
+    assert sum(x.shape[2] * x.shape[3] for x, *_ in parts) == 20
+    assert sum(int(held.sum()) for *_, held in parts) == 4
+    for x, y, _, held in parts:
+        assert held.shape == x.shape[2:] == y.shape[2:]
+    whole = {r.tobytes() for b in range(4) for r in task.teacher.get(site.x, b)}
+    assert all(row.tobytes() in whole for x, *_ in parts for row in x[0, :, :, 0].T)
+
+
+def test_every_item_is_looked_at_where_there_are_no_more_than_wanted(tmp_path: Path) -> None:
+    task, site = task_of(source(tmp_path, FLAT, FLAT_SHAPES, (5, 3, 8, 8)))
+    parts = list(task.columns(site, (), site.out, False, most=20))
+    assert [x.shape[2:] for x, *_ in parts] == [(5, 1)] * 4
+
+
+def test_the_columns_looked_at_go_by_the_number_of_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "LEAST_COLUMNS", 1)
+    monkeypatch.setattr(reconstruct, "COLUMNS_PER_INPUT", 1)
+    task, site = task_of(source(tmp_path, FLAT, FLAT_SHAPES, (200, 3, 8, 8)))
+    assert task.budget(site, site.out) == 512 / 800
+
+
+# ---- Measured damage -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_outputs_that_are_no_numbers_count_as_the_worst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    measured = iter([0.1, bad, 0.2])
+    monkeypatch.setattr(damage.divergence, "divergence", lambda *_: next(measured))
+    opened = source(tmp_path, FLAT, FLAT_SHAPES, (8, 3, 8, 8))
+    wanted = recovery.Wanted(["w1:0"], "sensitivity", ("macs", 0.6), 0.5, {"w1:0": 1}, "obs")
+    curve = recovery.prepare(opened, wanted, levels=(0.25, 0.5, 0.75)).measured["w1:0"]
+    assert curve.damage == [0, 0.1, damage.WORST, damage.WORST]
+    assert [math.isfinite(curve.at(k)) for k in range(8)] == [True] * 8
+    assert curve.at(3) > curve.at(2)
+
+
+def test_measuring_damage_keeps_to_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+    start = execution.Shelf.__init__
+    monkeypatch.setattr(execution.Shelf, "__init__", lambda self, limit: (limits.append(limit), start(self, limit))[1])
+    opened = source(tmp_path, FLAT, FLAT_SHAPES, (8, 3, 8, 8))
+    opened = recovery.Source(opened.model, {}, opened.feeds, 0, 1, 12345678)
+    wanted = recovery.Wanted(["w1:0"], "sensitivity", ("macs", 0.6), 0.5, {"w1:0": 1}, "obs")
+    recovery.choose(opened, wanted)
+    assert len(limits) > 3
+    assert max(limits) <= 12345678
