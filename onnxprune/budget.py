@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import onnx
 
 from onnxprune import damage, evaluation, recovery
+from onnxprune.config import check_max_drop
 from onnxprune.errors import NothingToPruneError
 from onnxprune.evaluation import Evaluation
-from onnxprune.metric import Outputs
+from onnxprune.metric import Outputs, fitting
 from onnxprune.records import Feed, IndexArray, Round
 from onnxprune.recover.execution import Read
 from onnxprune.recover.layers import Weights
@@ -101,6 +102,8 @@ def search(
     lowest = least if least <= 1 else least / prepared.model.file.bytes
     whole = prepared.model
     original = list(_outputs(whole.original, whole.read, measured.feeds, source))
+    if measured.metric is None and original:
+        check_max_drop(max_drop, fitting(original[0]))
     known: dict[tuple[tuple[str, int], ...], Trial] = {}
 
     def trial(share: float) -> Trial | None:

@@ -20,6 +20,8 @@ ALLOCATIONS = ("uniform", "global", "isomorphic", "sensitivity")
 LATENCY_KINDS = ("latency", "milliseconds")
 METRICS = ("accuracy", "precision", "recall", "f1", "agreement", "cosine")
 """Metrics that have a name; the last two measure closeness to the original and need no labels."""
+FALLS = dict.fromkeys(METRICS, 1.0) | {"cosine": 2.0}
+"""What a metric of the original can fall by, at most."""
 MEASURED_CRITERIA = ("obs", "variance", "wanda", "pca", "apoz")
 
 
@@ -181,6 +183,7 @@ class Config:
     def _check_budget(self, max_drop: float) -> None:
         if not 0 <= max_drop < math.inf:
             raise UsageError(f"--max-drop must be a number of at least 0, got {max_drop}")
+        check_max_drop(max_drop, self.metric or "cosine")
         if self.plan is not None:
             raise UsageError("--plan says what is removed: leave --max-drop out")
         if self.ratio == 0:
@@ -289,6 +292,15 @@ def check_metric(name: str) -> None:
     module, _, function = name.rpartition(":")
     if name not in METRICS and not (module and function.isidentifier()):
         raise UsageError(f"--metric {name!r}: write {', '.join(METRICS)}, module:function or file.py:function")
+
+
+def check_max_drop(max_drop: float, metric: str) -> None:
+    """Raise UsageError for a budget that no model can go beyond; the range of a user's function is not known."""
+    most = FALLS.get(metric, math.inf)
+    if max_drop > most:
+        raise UsageError(
+            f"--max-drop {max_drop:g}: {metric} can fall by {most:g} at most; give a share such as 0.01, not per cent"
+        )
 
 
 def check_timing(batch: int | None, threads: int, budget_s: float) -> None:

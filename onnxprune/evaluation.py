@@ -112,6 +112,41 @@ def class_numbers(labels: Array) -> Array:
     return flat.astype(np.int64)
 
 
+def check_labels(proto: onnx.ModelProto, config: Config, feeds: Sequence[Feed]) -> None:
+    """Raise UsageError where class numbers that feeds carry cannot be right: none counts, or there are more classes
+    than any output that may fit them tells apart, as far as the shapes in the file say."""
+    carried: list[Array] = [feed[CARRIED] for feed in feeds if CARRIED in feed]
+    if config.metric not in LABELLED or not carried:
+        return
+    total = sum(own.size for own in carried)
+    if not any((own >= 0).any() for own in carried):
+        raise UsageError(
+            f"--metric {config.metric}: no label counts: all {total} are below 0; give class numbers from 0 on"
+        )
+    for own in carried:
+        known = {o.name: _classes(o.type.tensor_type, own.shape) for o in proto.graph.output}
+        most = max((n for n in known.values() if n is not None), default=0)
+        if None not in known.values() and most:
+            every = np.concatenate([c.reshape(-1) for c in carried if c.ndim == own.ndim])
+            metric.check_range(every, most, next(name for name, n in known.items() if n == most))
+
+
+def _classes(kind: onnx.TypeProto.Tensor, labels: Sequence[int]) -> int | None:
+    """The classes of an output for labels of this shape, by the shape in the file; see `metric.class_count`."""
+    if not kind.HasField("shape"):
+        return None
+    sizes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim]
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    return metric.class_count([None, *sizes[1:]], dtype, labels)
+
+
+def counted_labels(wanted: Evaluation) -> int | None:
+    """How many labels count, that is are not below 0; None where the metric is not of class numbers."""
+    if wanted.metric not in LABELLED or wanted.labels is None:
+        return None
+    return sum(int((own >= 0).sum()) for own in wanted.labels)
+
+
 def enough(batches: Sequence[Feed], fixed: int | None) -> list[Feed]:
     """The same rows in batches enough that some can be held out. Raises UsageError where there are too few rows."""
     if len(batches) >= FEWEST_BATCHES:
@@ -148,7 +183,8 @@ def bare(feeds: Sequence[Feed]) -> list[Feed]:
 def of_feeds(
     proto: onnx.ModelProto, config: Config, data: Literal["calibration", "evaluation"], feeds: Sequence[Feed]
 ) -> Evaluation:
-    """The evaluation on these feeds, which carry their labels."""
+    """The evaluation on these feeds, which carry their labels. Raises UsageError for labels that cannot be right."""
+    check_labels(proto, config, feeds)
     labels = [feed[CARRIED] for feed in feeds] if all(CARRIED in feed for feed in feeds) else None
     return Evaluation(config.metric, data, bare(feeds), labels, thresholds(proto), config.seed)
 
@@ -197,4 +233,5 @@ def measure(original: str, cut: str | None, final: str, wanted: Evaluation) -> M
     values = [metric.measured(chosen, table, wanted.seed) for table in found]
     drop = metric.dropped(chosen, found[0], found[-1], wanted.seed)
     between = values[1] if cut is not None else None
-    return MetricResult(chosen.name, wanted.data, rows_of(wanted), values[0], between, values[-1], drop)
+    rows, labels = rows_of(wanted), counted_labels(wanted)
+    return MetricResult(chosen.name, wanted.data, rows, values[0], between, values[-1], drop, labels)

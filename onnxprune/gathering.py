@@ -113,6 +113,7 @@ def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
     found = _load(opened, config, place, config.calibration_size, config.memory_bytes)
     measured = config.evaluation is None and (config.metric is not None or config.max_drop is not None)
     feeds = evaluation.labelled(found, config) if measured else found.feeds
+    evaluation.check_labels(proto, config, feeds)
     if not steps_first(opened):
         feeds = calibration.mixed(feeds, fixed, config.seed)
     batches = calibration.batches(feeds, fixed, config.calibration_size)

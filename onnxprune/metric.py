@@ -240,6 +240,9 @@ def _truth_and_prediction(batch: Batch) -> tuple[Array, Array]:
     for name, output in batch.outputs.items():
         found = prediction(output, batch.labels.shape, batch.thresholds.get(name, 0.0))
         if found is not None:
+            classes = class_count(output.shape, output.dtype, batch.labels.shape)
+            if classes is not None:
+                check_range(batch.labels, classes, name)
             return batch.labels, found
     listed = ", ".join(f"{name} {a.dtype} {a.shape}" for name, a in batch.outputs.items())
     raise UsageError(
@@ -265,6 +268,30 @@ def prediction(output: Array, shape: Sequence[int], threshold: float) -> Array |
             found = scores[..., 0] > threshold if scores.shape[-1] == 1 else scores.argmax(-1)
             return np.asarray(found).astype(np.int64)
     return None
+
+
+def class_count(output: Sequence[int | None], dtype: np.dtype[Any], labels: Sequence[int]) -> int | None:
+    """How many classes an output of this shape (None: not known) and type tells apart for labels of this shape, at
+    most: None where it is not known or has no end, 0 where the output cannot fit such labels. See `prediction`."""
+
+    def fits(sizes: Sequence[int | None]) -> bool:
+        return len(sizes) == len(labels) and all(a in (None, b) for a, b in zip(sizes, labels, strict=True))
+
+    if fits(output):
+        return 2 if dtype.kind == "f" else None
+    axes = {1, len(output) - 1} if dtype.kind == "f" and len(output) == len(labels) + 1 else set()
+    found = [output[axis] for axis in axes if axis < len(output) and fits([*output[:axis], *output[axis + 1 :]])]
+    return None if None in found else max((max(n, 2) for n in found if n is not None), default=0)
+
+
+def check_range(labels: Array, classes: int, name: str) -> None:
+    """Raise UsageError for labels at or above the number of classes that the output `name` tells apart."""
+    counted = labels[labels >= 0]
+    if counted.size and int(counted.max()) >= classes:
+        raise UsageError(
+            f"labels {int(counted.min())} to {int(counted.max())}, the output {name!r} has {classes} classes: labels "
+            f"must be 0 to {classes - 1}, or below 0 where they do not count; are these the labels of this model?"
+        )
 
 
 def _hits(same: Array, counted: Array) -> Table:

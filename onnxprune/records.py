@@ -444,6 +444,7 @@ class MetricResult:
 
     `drop`: original less result, with the interval of that difference on the same rows. `rows`: how many were measured
     on; `data`: whether those are held out of the calibration data or from a file of their own. No row was fitted to.
+    `labels`: how many labels count, None where the metric is not of class numbers.
     """
 
     name: str
@@ -453,6 +454,7 @@ class MetricResult:
     cut: Measured | None
     final: Measured
     drop: Measured
+    labels: int | None = None
 
 
 @dataclass(frozen=True)

@@ -249,12 +249,10 @@ def _input_notes(
 def _result_notes(config: Config, proof: Proof) -> Iterator[str]:
     """What must be said where the result is poor, or not as sure as its figures look."""
     found = proof.metric
+    if _is_poor(proof.quality):
+        advice = "measure the accuracy before use" if found is None else f"see whether {found.name} says all you need"
+        yield f"the outputs are far from the original's (see quality): {advice}; a lower --ratio keeps more of it"
     if found is None:
-        if _is_poor(proof.quality):
-            yield (
-                "the outputs are far from the original's (see quality): measure the accuracy before use; "
-                "a lower --ratio keeps more of it"
-            )
         return
     if config.max_drop is None and found.drop.value > POOR_DROP * abs(found.original.value):
         yield (

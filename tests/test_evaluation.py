@@ -19,6 +19,7 @@ from onnxprune import calibration, evaluation, gathering, opening
 from onnxprune.clock import Clock
 from onnxprune.config import Config
 from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.report import console
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -180,6 +181,39 @@ def test_labels_that_do_not_serve_are_refused(tmp_path: Path, rows: int, arrays:
         gather(model, calibration=data, metric="accuracy")
 
 
+@pytest.mark.parametrize("name", ["accuracy", "f1"])
+@pytest.mark.parametrize("place", ["calibration", "evaluation"])
+def test_labels_beyond_the_classes_and_labels_that_do_not_count_are_refused(
+    tmp_path: Path, name: str, place: str
+) -> None:
+    model, labels = save(tmp_path), task(320, 3)[1]
+    data = {"calibration": inputs(tmp_path, 320)}
+    for wrong, message in (
+        (labels + 100, "labels 100 to 102, the output 'y' has 3 classes: labels must be 0 to 2"),
+        (labels - 3, f"--metric {name}: no label counts: all 320 are below 0"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            gather(model, **{**data, place: inputs(tmp_path, 320, 3, labels=wrong)}, metric=name)
+
+
+def test_rows_held_out_without_a_label_that_counts_are_refused() -> None:
+    proto = parser.parse_model(TEXT.replace("BATCH", "n"))
+    feeds = [{"x": np.zeros((8, 6), np.float32), evaluation.CARRIED: np.full(8, -1)}]
+    with pytest.raises(UsageError, match="no label counts: all 8 are below 0"):
+        evaluation.of_feeds(proto, Config(metric="accuracy"), "calibration", feeds)
+
+
+def test_the_report_says_how_many_labels_count(tmp_path: Path) -> None:
+    labels = task(100, 3)[1]
+    labels[:30] = -1
+    test = inputs(tmp_path, 100, 3, labels=labels)
+    options = Config(output=tmp_path / "o.onnx", round_to=1, recover=False, evaluation=test, metric="accuracy")
+    report = onnxprune.prune(save(tmp_path), options)
+    assert report.metric is not None
+    assert (report.metric.rows, report.metric.labels) == (100, 70)
+    assert "on 100 rows of the evaluation data (70 labels count)" in console.prune_text(report)
+
+
 def test_too_few_labels_are_refused(tmp_path: Path) -> None:
     model, data = save(tmp_path), inputs(tmp_path, 320)
     np.save(tmp_path / "l.npy", np.zeros(319, int))
@@ -197,6 +231,9 @@ def test_too_few_labels_are_refused(tmp_path: Path) -> None:
         ({"labels": Path(__file__)}, "--labels needs --metric"),
         ({"max_drop": 0.1}, "--max-drop needs --calibration"),
         ({"max_drop": -0.1, "calibration": Path(__file__)}, "at least 0, got -0.1"),
+        ({"max_drop": 2, "calibration": Path(__file__), "metric": "f1"}, "--max-drop 2: f1 can fall by 1 at most"),
+        ({"max_drop": 2.5, "calibration": Path(__file__), "metric": "cosine"}, "cosine can fall by 2 at most"),
+        ({"max_drop": 2.5, "calibration": Path(__file__)}, "cosine can fall by 2 at most"),
         ({"max_drop": 0.1, "plan": Path(__file__)}, "leave --max-drop out"),
         ({"max_drop": 0.1, "criterion": "l1", "calibration": Path(__file__)}, "--max-drop needs one of obs"),
         ({"metric": "cosine", "calibration": Path(__file__), "dry_run": True}, "--dry-run writes none"),
@@ -211,13 +248,13 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
 def test_a_function_may_yield_labels_and_images_have_no_order(tmp_path: Path) -> None:
     text = (
         "import numpy as np\ndef rows():\n  for k in range(40):\n"
-        "    yield {'x': np.full((1, 6), k, 'f'), 'labels': [k]}"
+        "    yield {'x': np.full((1, 6), k, 'f'), 'labels': [k % 3]}"
     )
     (tmp_path / "data.py").write_text(text)
     found = gather(save(tmp_path), calibration=Path(f"{tmp_path}/data.py:rows"), metric="accuracy").evaluation
     assert found is not None
     assert found.labels is not None
-    assert [int(feed["x"][0, 0]) for feed in found.feeds] == [int(own[0]) for own in found.labels]
+    assert [int(feed["x"][0, 0]) % 3 for feed in found.feeds] == [int(own[0]) for own in found.labels]
     loaded = calibration.Loaded([{"x": np.zeros((2, 6))}], "", [None], None, 2)
     np.save(tmp_path / "l.npy", np.zeros(2))
     with pytest.raises(UsageError, match="a folder of images has no order of rows"):
@@ -306,6 +343,21 @@ def test_without_labels_the_budget_is_of_the_agreement(tmp_path: Path) -> None:
     assert (report.metric.name, report.metric.data) == ("agreement", "calibration")
     assert report.metric.original.value == 1.0
     assert report.metric.drop.value <= 0.1
+
+
+def test_a_budget_beyond_what_the_agreement_can_fall_by_is_refused(tmp_path: Path) -> None:
+    options = Config(output=tmp_path / "o.onnx", calibration=inputs(tmp_path, 640, 2, z=1), max_drop=1.5)
+    with pytest.raises(UsageError, match=r"--max-drop 1.5: agreement can fall by 1 at most"):
+        onnxprune.prune(save(tmp_path), options)
+
+
+def test_poor_closeness_is_noted_with_a_metric_too(tmp_path: Path) -> None:
+    for metric in (None, "accuracy"):
+        options = Config(
+            output=tmp_path / "o.onnx", ratio=0.9, round_to=1, recover=False, metric=metric, force=True,
+            calibration=inputs(tmp_path, 640),
+        )  # fmt: skip
+        assert any("the outputs are far from" in note for note in onnxprune.prune(save(tmp_path), options).notes)
 
 
 def test_a_target_bounds_what_the_budget_removes(tmp_path: Path) -> None:

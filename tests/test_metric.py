@@ -225,6 +225,31 @@ def test_labels_that_fit_no_output_are_refused() -> None:
         value("accuracy", batch(np.zeros((3, 4), np.float32), np.array([0, 1])))
 
 
+@pytest.mark.parametrize(
+    ("output", "kind", "labels", "classes"),
+    [
+        ((8, 5), "f", (8,), 5),
+        ((8, 1), "f", (8,), 2),
+        ((8,), "f", (8,), 2),
+        ((None, None), "f", (8,), None),
+        ((8, 3, 4, 6), "f", (8, 4, 6), 3),
+        ((8, 4, 6, 3), "f", (8, 4, 6), 3),
+        ((8,), "i", (8,), None),
+        ((8, 5), "i", (8,), 0),
+        ((8, 5), "f", (8, 2), 0),
+    ],
+)
+def test_classes_that_an_output_tells_apart(
+    output: tuple[int | None, ...], kind: str, labels: tuple[int, ...], classes: int | None
+) -> None:
+    assert metric.class_count(output, np.dtype(f"{kind}4"), labels) == classes
+
+
+def test_labels_beyond_the_classes_of_the_output_are_refused() -> None:
+    with pytest.raises(UsageError, match="labels 1 to 4, the output 'y' has 4 classes: labels must be 0 to 3"):
+        value("accuracy", batch(np.zeros((3, 4), np.float32), np.array([-1, 1, 4])))
+
+
 def test_agreement_needs_classes() -> None:
     with pytest.raises(UsageError, match="use --metric cosine"):
         value("agreement", batch(np.zeros((3, 4, 5), np.float32)))

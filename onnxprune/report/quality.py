@@ -32,7 +32,8 @@ def _metric_title(report: Report) -> str:
     if found is None:
         return ""
     rows = {"calibration": "rows held out of the calibration data", "evaluation": "rows of the evaluation data"}
-    return f"{escape(found.name)} on {found.rows} {rows[found.data]}, to which nothing was fitted"
+    labels = "" if found.labels in (None, found.rows) else f" ({found.labels} labels count)"
+    return f"{escape(found.name)} on {found.rows} {rows[found.data]}{labels}, to which nothing was fitted"
 
 
 def _metric_table(report: Report) -> Table:
