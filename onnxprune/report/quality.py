@@ -90,7 +90,10 @@ def _layers(page: Page, report: Report, every: bool) -> None:
     which = (
         "" if len(entries) == len(report.layers) else f", the worst {len(entries)} of {len(report.layers)} (-v: all)"
     )
-    page.table(f"Error of the refitted layers on inputs that their own fit left out, as a share of their variance{which}", shown)
+    page.table(
+        f"Error of the refitted layers on inputs that their own fit left out, as a share of their variance{which}",
+        shown,
+    )
 
 
 def _distillation_line(found: Distillation) -> str:
