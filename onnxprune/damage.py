@@ -19,8 +19,9 @@ from onnxprune.recover import divergence, large, sites
 from onnxprune.recover.execution import Shelf, Walk
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments, Stream
-from onnxprune.recover.reconstruct import FEW_COLUMNS, LARGEST, POSITIONS, Task, find_sites, pooled_source
+from onnxprune.recover.reconstruct import find_sites
 from onnxprune.recover.sites import Site
+from onnxprune.recover.task import FEW_COLUMNS, LARGEST, POSITIONS, Task, pooled_source
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]

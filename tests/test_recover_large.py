@@ -11,7 +11,7 @@ from onnx import numpy_helper, parser
 
 from onnxprune import damage, recovery
 from onnxprune.records import Feed
-from onnxprune.recover import large, reconstruct
+from onnxprune.recover import large
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.solve import Equations
 
@@ -84,7 +84,7 @@ def opened(folder: Path, text: str) -> recovery.Source:
 def test_channels_that_others_follow_from_cost_nothing_with_few_inputs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(reconstruct, "LARGEST", 30)
+    monkeypatch.setattr("onnxprune.recover.task.LARGEST", 30)
     found = recovery.recover(opened(tmp_path, text), {"w1:0": np.arange(5)}, tuned=False)
     (layer,) = found.layers
     assert layer.before > 0.1

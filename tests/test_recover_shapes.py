@@ -15,6 +15,7 @@ from onnxprune import damage, recovery
 from onnxprune.records import Feed
 from onnxprune.recover import execution, reconstruct
 from onnxprune.recover.layers import Weights
+from onnxprune.recover.task import Task
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
 
@@ -73,8 +74,8 @@ def test_a_broadcast_addend_is_neither_a_bias_nor_a_residual(tmp_path: Path, nam
 
 def test_an_addend_of_one_shape_is_a_residual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain: list[bool] = []
-    check = reconstruct.Task.is_plain_sum
-    monkeypatch.setattr(reconstruct.Task, "is_plain_sum", lambda *given: plain.append(check(*given)) or plain[-1])
+    check = Task.is_plain_sum
+    monkeypatch.setattr(Task, "is_plain_sum", lambda *given: plain.append(check(*given)) or plain[-1])
     recovery.recover(source(tmp_path, POOLED, POOLED_SHAPES, (8, 3, 8, 8)), {"w1:0": np.arange(5)}, tuned=False)
     text = POOLED.replace("m = GlobalAveragePool(r)", "m = Relu(r)")
     recovery.recover(source(tmp_path, text, POOLED_SHAPES, (8, 3, 8, 8)), {"w1:0": np.arange(5)}, tuned=False)
@@ -91,13 +92,13 @@ g (float[n,3,8,8] x) => (float[n,5] y) {
 FLAT_SHAPES = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (512, 5), "b2": (5,)}
 
 
-def task_of(opened: recovery.Source) -> tuple[reconstruct.Task, reconstruct.Site]:
+def task_of(opened: recovery.Source) -> tuple[Task, reconstruct.Site]:
     """The model as it is on both sides, and its last operator."""
     model = recovery.open_source(opened)
     proto = model.file.proto
     walk = execution.Walk(proto, model.read, opened.feeds, shelf=execution.Shelf(1 << 30))
     weights = Weights(proto, model.read)
-    task = reconstruct.Task(walk, walk, proto, weights, model.analysis, {}, np.random.default_rng(0))
+    task = Task(walk, walk, proto, weights, model.analysis, {}, np.random.default_rng(0))
     site = list(reconstruct.find_sites(proto, model.analysis))[-1]
     walk.compute([site.x, site.out])
     return task, site
@@ -121,8 +122,8 @@ def test_every_item_is_looked_at_where_there_are_no_more_than_wanted(tmp_path: P
 
 
 def test_the_columns_looked_at_go_by_the_number_of_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstruct, "LEAST_COLUMNS", 1)
-    monkeypatch.setattr(reconstruct, "COLUMNS_PER_INPUT", 1)
+    monkeypatch.setattr("onnxprune.recover.task.LEAST_COLUMNS", 1)
+    monkeypatch.setattr("onnxprune.recover.task.COLUMNS_PER_INPUT", 1)
     task, site = task_of(source(tmp_path, FLAT, FLAT_SHAPES, (200, 3, 8, 8)))
     assert task.budget(site, site.out) == 512 / 800
 

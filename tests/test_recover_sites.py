@@ -15,8 +15,8 @@ from onnxprune.records import Feed
 from onnxprune.recover import sites
 from onnxprune.recover.execution import Shelf, Walk, reader, stored_tensors
 from onnxprune.recover.layers import Weights
-from onnxprune.recover.reconstruct import pooled_source
 from onnxprune.recover.relax import flat_regions
+from onnxprune.recover.task import pooled_source
 
 
 def model_of(text: str, **weights: tuple[int, ...]) -> onnx.ModelProto:
