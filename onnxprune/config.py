@@ -22,6 +22,10 @@ METRICS = ("accuracy", "precision", "recall", "f1", "agreement", "cosine")
 """Metrics that have a name; the last two measure closeness to the original and need no labels."""
 FALLS = dict.fromkeys(METRICS, 1.0) | {"cosine": 2.0}
 """What a metric of the original can fall by, at most."""
+NOTHING_TO_SPLIT = (
+    "--allocation says how a target is split, and there is none: give --target or --max-drop, or leave --allocation "
+    "out (--ratio removes the same share of every group)"
+)
 MEASURED_CRITERIA = ("obs", "variance", "wanda", "pca", "apoz")
 
 
@@ -34,7 +38,7 @@ class Config:
     `round_to`: "auto" for widths the runtime is fast at, or a multiple kept counts are rounded up to.
     `calibration`: a .npz or .npy file, a folder of them or of images, or a function (`module:function` or
     `path/file.py:function`). `calibration_size`: rows of it used, at most. `mean` to `color`: of `Preparation`.
-    `target`: "macs=0.5", "params=0.5", "size=10MB", "latency=0.6" or "latency=5ms" (a number below 1 is the share kept)
+    `target`: "macs=0.5", "params=0.5", "size=10MB", "latency=0.6" or "latency=5ms" (a number up to 1 is the share kept)
     in place of `ratio`. `batch`, `run_threads` (0: all cores) and `budget_s`: what latency is measured with.
     `allocation`: how it is split over the groups, of recovery.ALLOCATIONS. `tune`: distil after the reconstruction
     (extra `gradients`). `threads` and `memory_bytes`: of recovery.
@@ -134,6 +138,7 @@ class Config:
         """Raise UsageError for the first option that makes no sense, alone or with the input file `model`."""
         self._check_amount()
         self._check_target()
+        self._check_idle()
         self._check_metric()
         self._check_numbers()
         self._check_choices()
@@ -167,6 +172,13 @@ class Config:
                 f"--target needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {self.measure}; "
                 "or give --allocation uniform, which needs no measure"
             )
+
+    def _check_idle(self) -> None:
+        """Options that what others say leaves without effect."""
+        if self.tune and not self.recover:
+            raise UsageError("--tune distils what was recovered, and --no-recover says not to: leave one of them out")
+        if self.allocation != Config.allocation and self.target is None and self.max_drop is None:
+            raise UsageError(NOTHING_TO_SPLIT)
 
     def _check_metric(self) -> None:
         if self.metric is not None:
@@ -246,22 +258,27 @@ def parse_target(text: str) -> tuple[str, float]:
     share, or bytes above 1), or ("milliseconds", latency).
     """
     kind, _, amount = text.partition("=")
-    match = re.fullmatch(r"([0-9.]+)\s*([KMG]?B|[mu]?s)?", amount.strip())
-    number = _number(match[1]) if match else 0.0
-    unit = match[2] if match else None
-    if unit is None and kind in ("macs", "params", "size", "latency") and 0 < number < 1:
-        return ("bytes" if kind == "size" else kind), number
-    if kind == "size" and unit not in _SECONDS and number * _BYTES[unit] > 1:
-        return "bytes", number * _BYTES[unit]
+    match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", amount.strip())
+    number, unit = (_number(match[1]), match[2]) if match else (0.0, "?")
+    if not unit and (0 < number < 1 or (number == 1 and kind != "latency")) and kind in _SHARED:
+        return _SHARED[kind], number
+    size = number * _BYTES.get(unit.lower(), 0)
+    if kind == "size" and size > 1:
+        return "bytes", size
     if kind == "latency" and unit in _SECONDS and number > 0:
         return "milliseconds", number * _SECONDS[unit]
     raise UsageError(
-        f"--target {text!r}: write macs=0.5, params=0.5, size=10MB, latency=0.6 or latency=5ms; a share kept lies "
-        "between 0 and 1"
+        f"--target {text!r}: write macs=0.5, params=0.5 or size=0.5 (the share kept, up to 1), size=10MB (bytes: a "
+        "bare number or with B, kB, MB, GB of 1000, or KiB, MiB, GiB of 1024), latency=0.6 (the share kept, below 1) "
+        "or latency=5ms (s, ms, us)"
     )
 
 
-_BYTES = {None: 1, "B": 1, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30}
+_SHARED = {"macs": "macs", "params": "params", "size": "bytes", "latency": "latency"}
+_BYTES = {
+    "": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30,
+}  # fmt: skip
+"""Bytes by unit, in small letters."""
 _SECONDS = {"s": 1e3, "ms": 1.0, "us": 1e-3}
 
 

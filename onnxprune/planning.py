@@ -99,13 +99,14 @@ def _allowed(opened: Opened, config: Config, prunable: Sequence[Group]) -> list[
     if config.ratio == 0:
         return []
     chosen = _chosen(opened, config, prunable)
-    if config.target and not config.aims_at_latency and config.max_drop is None:
+    if config.target and not config.aims_at_latency:
         _require_reachable(opened, config, config.target, chosen)
     return chosen
 
 
 def _require_reachable(opened: Opened, config: Config, target: str, chosen: Sequence[Group]) -> None:
-    """Raise NothingToPruneError where the target is below the least there is; splits by damage may end above that."""
+    """Raise NothingToPruneError where the target is met already, or, unless a budget may end above it, below the least
+    there is; splits by damage may end above that."""
     kind, amount = parse_target(target)
     terms, rest = recovery.terms_of(opened.model, opened.analysis, kind)
     whole = cost.total(terms, {}) + rest
@@ -115,7 +116,9 @@ def _require_reachable(opened: Opened, config: Config, target: str, chosen: Sequ
         return cost.total(terms, {g.dim: counts[g.id] for g in chosen}) + rest
 
     found, wanted = least(config), amount * whole if amount <= 1 else amount
-    if found <= wanted:
+    if wanted >= whole:
+        raise NothingToPruneError(_met_already(kind, amount, whole))
+    if found <= wanted or config.max_drop is not None:
         return
     advice = ["give a larger --target"]
     if config.round_to != 1 and least(dataclasses.replace(config, round_to=1)) < found:
@@ -131,6 +134,12 @@ def _require_reachable(opened: Opened, config: Config, target: str, chosen: Sequ
         f"the target is {sides[0]}, and at least {sides[1]} stay where every group that may shrink is as narrow as it "
         f"gets: {' or '.join(advice)}; `onnxprune inspect` says what cannot be pruned"
     )
+
+
+def _met_already(kind: str, amount: float, whole: float) -> str:
+    """The message for a target that is no smaller than the whole."""
+    sides = (f"{amount:g} of the {WHOLES[kind]}", "1") if amount <= 1 else (f"{amount:,.0f} bytes", f"{whole:,.0f}")
+    return f"the target is met already: it is {sides[0]}, and the model has {sides[1]}; give a smaller --target"
 
 
 def _fewest(opened: Opened, config: Config, chosen: Sequence[Group]) -> Mapping[str, int]:

@@ -24,7 +24,7 @@ from onnxprune.cli.options import (
     seed_option,
 )
 from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width
-from onnxprune.config import ALLOCATIONS, Config, RoundTo, check_paths, check_report_path
+from onnxprune.config import ALLOCATIONS, NOTHING_TO_SPLIT, Config, RoundTo, check_paths, check_report_path
 from onnxprune.errors import UsageError
 
 
@@ -51,8 +51,8 @@ from onnxprune.errors import UsageError
 @click.option(
     "--target",
     metavar="WHAT=X",
-    help="In place of --ratio: macs=0.5 or params=0.5 (the share kept), size=10MB, latency=0.6 (the share kept) or "
-    "latency=5ms.",
+    help="In place of --ratio: macs=0.5 or params=0.5 (the share kept), size=10MB (or kB, MiB ...), latency=0.6 "
+    "(the share kept) or latency=5ms.",
 )
 @click.option(
     "--metric",
@@ -209,6 +209,7 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     voice = Voice(quiet, verbose, debug)
     with failures(voice):
         _check_ratio({"--target": target, "--max-drop": max_drop})
+        _check_allocation(target is not None or max_drop is not None)
         config = Config(
             output=output,
             ratio=ratio,
@@ -261,6 +262,12 @@ def _check_ratio(others: Mapping[str, object]) -> None:
     given = next((name for name, value in others.items() if value is not None), None)
     if given and source is not ParameterSource.DEFAULT:
         raise UsageError(f"{given} takes the place of --ratio: leave one of them out")
+
+
+def _check_allocation(is_split: bool) -> None:
+    """Raise UsageError where --allocation is given, be it the default, and there is no target to split."""
+    if not is_split and click.get_current_context().get_parameter_source("allocation") is not ParameterSource.DEFAULT:
+        raise UsageError(NOTHING_TO_SPLIT)
 
 
 def _prune(model: Path, config: Config, json_path: Path | None, voice: Voice) -> None:

@@ -127,7 +127,8 @@ def _timed(model: Path, config: Config, result: TrialResult, store: Store) -> Tr
 def _replay(config: Config, plan: Path, output: Path) -> Config:
     """The options that cut a model by a plan, and do no more."""
     none = Config()
-    plain = {name: getattr(none, name) for name in ("metric", "labels", "evaluation", "depth", "keep", "only", "tune")}
+    unused = ("metric", "labels", "evaluation", "depth", "keep", "only", "tune", "allocation")
+    plain = {name: getattr(none, name) for name in unused}
     return dataclasses.replace(config, **plain, plan=plan, output=output, recover=False, criterion="l2")
 
 

@@ -48,7 +48,9 @@ def check(config: Config, wanted: Sequence[Trial], model: Path) -> None:
 def of(config: Config, trial: Trial) -> Config:
     """The options of one trial."""
     if trial.amount.startswith(RATIO):
-        return dataclasses.replace(config, ratio=float(trial.amount[len(RATIO) :]), criterion=trial.criterion)
+        ratio = float(trial.amount[len(RATIO) :])
+        # There is no target whose split it would say.
+        return dataclasses.replace(config, ratio=ratio, allocation=Config.allocation, criterion=trial.criterion)
     return dataclasses.replace(config, target=trial.amount, criterion=trial.criterion)
 
 
