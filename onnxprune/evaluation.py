@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune import calibration, metric, verify
+from onnxprune.calibration.arrays import why
 from onnxprune.config import Config
 from onnxprune.errors import UsageError
 from onnxprune.metric import LABELLED, Batch, Metric, Outputs, Table
@@ -97,7 +98,7 @@ def read_labels(path: Path) -> Array:
                     raise UsageError(f"--labels {path}: give one array, or one called {LABELS!r}; has {found.files}")
                 found = found[name]
     except (OSError, ValueError, EOFError) as error:
-        raise UsageError(f"--labels {path}: not a .npy or .npz file of arrays ({error})") from error
+        raise UsageError(f"--labels {path}: not a .npy or .npz file of arrays ({why(error)})") from error
     array = np.asarray(found)
     if array.ndim == 0:
         raise UsageError(f"--labels {path}: a single number; an array with one entry (or one array) per row is needed")

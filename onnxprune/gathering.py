@@ -16,7 +16,7 @@ from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.evaluation import Evaluation
 from onnxprune.opened import Opened
 from onnxprune.records import Feed, Inputs
-from onnxprune.shapes import node_attributes
+from onnxprune.shapes import graph_inputs, node_attributes
 from onnxprune.synthetic import Made
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def gather(opened: Opened, config: Config) -> Gathered:
     if config.evaluation is None:
         return found
     proto = opened.model.proto
-    loaded = _load(opened, config, config.evaluation, MOST_ROWS, config.memory_bytes)
+    loaded = _load(opened, config, config.evaluation, MOST_ROWS, config.memory_bytes, "--evaluation")
     rows = calibration.batches(evaluation.labelled(loaded, config), calibration.fixed_rows(proto), MOST_ROWS)
     if not loaded.whole:
         log.warning("--evaluation: only %d rows fit into --memory; the rest is left out", calibration.rows_of(rows))
@@ -145,7 +145,9 @@ def steps_first(opened: Opened) -> bool:
     return any(a in firsts for name in stepped for d in tensors.get(name, ())[:1] for a in dims.atoms(d))
 
 
-def _load(opened: Opened, config: Config, place: Path, limit: int, memory_bytes: int) -> calibration.Loaded:
+def _load(
+    opened: Opened, config: Config, place: Path, limit: int, memory_bytes: int, option: str = "--calibration"
+) -> calibration.Loaded:
     found = calibration.load(
         place,
         opened.model.proto,
@@ -156,9 +158,18 @@ def _load(opened: Opened, config: Config, place: Path, limit: int, memory_bytes:
         seed=config.seed,
         extra=evaluation.LABELS,
         spread=not steps_first(opened),
+        option=option,
     )
-    calibration.check_indices(found.feeds, calibration.index_bounds(opened.model.graph, opened.shapes.shape))
+    calibration.check_rows(found.feeds, _first_axes(opened), f"{option} {place}")
+    calibration.check_indices(found.feeds, calibration.index_bounds(opened.model.graph, opened.shapes.shape), option)
     return found
+
+
+def _first_axes(opened: Opened) -> dict[str, dims.Dim]:
+    """The first axis of every input whose size is free; those that the model makes equal are one."""
+    tensors, free = opened.analysis.tensors, opened.shapes.dynamic_axes
+    names = [value.name for value in graph_inputs(opened.model.proto)]
+    return {n: dims.resolve(tensors[n][0]) for n in names if tensors.get(n) and any(free.get(n, ())[:1])}
 
 
 def _inputs(

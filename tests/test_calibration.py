@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from oracle import model
 
-from onnxprune import UsageError, calibration
+from onnxprune import UsageError, calibration, evaluation
 from onnxprune.calibration import functions, images
 from onnxprune.preparation import Preparation, parse_numbers, parse_size
 
@@ -45,8 +46,10 @@ def test_arrays_of_other_names_are_left_out() -> None:
         ({"x": np.ones(4, np.float32)}, r"has the axes \(\?, 4\), and the array \(4,\)"),
         ({"x": np.ones((0, 4), np.float32)}, "without a single element"),
         ({"x": np.full((3, 4), np.nan, np.float32)}, "NaN or infinite"),
+        ({"x": np.full((3, 4), "cat")}, "takes float32, and the array is <U3: numbers are needed; given"),
+        ({"i": np.zeros((2, 2), np.int64)}, "x has 3 rows, i 2, and the model takes the same number of all"),
     ],
-    ids=["missing", "type", "size", "rank", "empty", "nan"],
+    ids=["missing", "type", "size", "rank", "empty", "nan", "text", "rows"],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, np.ndarray | None], message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -54,8 +57,8 @@ def test_what_does_not_fit_is_named(changes: dict[str, np.ndarray | None], messa
 
 
 def test_the_feed_is_named_where_there_are_several() -> None:
-    with pytest.raises(UsageError, match=r"\(feed 2\): input 'x' has no array"):
-        calibration.fitting(_feed(x=None), model(MODEL), 2)
+    with pytest.raises(UsageError, match=r"--calibration b.npz: input 'x' has no array"):
+        calibration.fitting(_feed(x=None), model(MODEL), "b.npz")
 
 
 @pytest.mark.parametrize("index", [10, -11])
@@ -203,6 +206,37 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, message: str)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:4000])
     with pytest.raises(UsageError, match=message):
         _rows(tmp_path / name)
+
+
+@pytest.mark.parametrize("option", ["--calibration", "--evaluation"])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.ones((2, 5), np.float32), r"input 'x' has the axes \(\?, 4\), and the array \(2, 5\)"),
+        (np.ones((2, 4)), "input 'x' takes float32"),
+        (np.full((2, 4), np.nan, np.float32), "NaN or infinite"),
+    ],
+)
+def test_the_option_and_the_file_are_named(tmp_path: Path, option: str, bad: np.ndarray, message: str) -> None:
+    for name in ("a", "c"):
+        np.savez(tmp_path / f"{name}.npz", x=np.ones((2, 4), np.float32))
+    np.savez(tmp_path / "bad.npz", x=bad)
+    for place in (tmp_path, tmp_path / "bad.npz"):
+        with pytest.raises(UsageError, match=f"^{option} {tmp_path}/bad.npz: .*{message}"):
+            _rows(place, option=option)
+
+
+@pytest.mark.parametrize("kind", ["text", "pickle", "objects"])
+def test_advice_of_numpy_is_not_passed_on(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.npy"
+    if kind == "objects":
+        np.save(path, np.array([{}], dtype=object))
+    else:
+        path.write_bytes(b"hello" if kind == "text" else pickle.dumps({}))
+    for read in (lambda: _rows(path), lambda: evaluation.read_labels(path)):
+        with pytest.raises(UsageError, match=r"a\.npy: not a \.npy") as caught:
+            read()
+        assert "pickle" not in str(caught.value)
 
 
 def test_a_single_array_needs_a_model_with_one_input(tmp_path: Path) -> None:

@@ -196,6 +196,29 @@ def test_labels_beyond_the_classes_and_labels_that_do_not_count_are_refused(
             gather(model, **{**data, place: inputs(tmp_path, 320, 3, labels=wrong)}, metric=name)
 
 
+def test_an_error_of_the_evaluation_data_names_its_option(tmp_path: Path) -> None:
+    model, data = save(tmp_path), inputs(tmp_path, 320)
+    np.savez(tmp_path / "bad.npz", x=np.zeros((8, 5), np.float32))
+    with pytest.raises(UsageError, match=rf"^--evaluation {tmp_path}/bad.npz: input 'x' has the axes"):
+        gather(model, calibration=data, evaluation=tmp_path / "bad.npz", metric="agreement")
+
+
+@pytest.mark.parametrize("axis", ["n", "m"])
+def test_inputs_of_different_rows_are_refused_by_what_the_model_does_with_them(tmp_path: Path, axis: str) -> None:
+    """Whether the axes have one name, or are joined by an operator alone; one row for all is no error."""
+    proto = parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n,6] x, float[{axis},1] mask) => (float[n,3] y) {{ a = MatMul(x, w)
+        r = Relu(a) s = Mul(r, mask) y = MatMul(s, v) }}""")
+    for name, size in {"w": (6, 16), "v": (16, 3)}.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.ones(size, np.float32), name))
+    onnx.save(proto, tmp_path / "two.onnx")
+    for rows in (100, 1):
+        np.savez(tmp_path / f"{rows}.npz", x=task(128, 2)[0], mask=np.ones((rows, 1), np.float32))
+    with pytest.raises(UsageError, match=r"--calibration .*100\.npz: x has 128 rows, mask 100"):
+        gather(tmp_path / "two.onnx", calibration=tmp_path / "100.npz")
+    assert gather(tmp_path / "two.onnx", calibration=tmp_path / "1.npz").inputs is not None
+
+
 def test_rows_held_out_without_a_label_that_counts_are_refused() -> None:
     proto = parser.parse_model(TEXT.replace("BATCH", "n"))
     feeds = [{"x": np.zeros((8, 6), np.float32), evaluation.CARRIED: np.full(8, -1)}]

@@ -8,7 +8,7 @@ batching   batches of equal rows
 """
 
 from onnxprune.calibration.batching import BATCH, batches, fixed_rows, mixed
-from onnxprune.calibration.checks import check_indices, fitting, index_bounds, ranges, remarks, rows_of
+from onnxprune.calibration.checks import check_indices, check_rows, fitting, index_bounds, ranges, remarks, rows_of
 from onnxprune.calibration.loading import Loaded, load
 from onnxprune.calibration.places import exists
 
@@ -17,6 +17,7 @@ __all__ = [
     "Loaded",
     "batches",
     "check_indices",
+    "check_rows",
     "exists",
     "fitting",
     "fixed_rows",

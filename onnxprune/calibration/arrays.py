@@ -95,6 +95,12 @@ def read(sources: Sequence[Chosen], names: Sequence[str], extra: str | None = No
         yield _single(source, names) if single else _named(source, names, extra)
 
 
+def why(error: Exception) -> str:
+    """What is wrong with a file, in words; numpy's advice is for programs that may run what the file holds."""
+    text = str(error)
+    return "it is damaged, no file of numpy.save, or holds Python objects" if "pickle" in text else text
+
+
 def _mapped(file: Path, names: Sequence[str]) -> Array:
     if len(names) != 1:
         raise UsageError(
@@ -104,7 +110,7 @@ def _mapped(file: Path, names: Sequence[str]) -> Array:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except _FAULTS as error:
-        raise UsageError(f"{file}: not a .npy file that can be read ({error})") from error
+        raise UsageError(f"{file}: not a .npy file that can be read ({why(error)})") from error
     if not isinstance(array, np.ndarray):
         raise UsageError(f"{file}: not a single array; a .npz file must be named .npz")
     return array
@@ -138,7 +144,7 @@ def _members(file: Path, names: Sequence[str], extra: str | None, use: Callable[
     except (zipfile.BadZipFile, OSError) as error:
         raise UsageError(f"{file}: not a .npz file with one array per input name ({error})") from error
     except _FAULTS as error:
-        raise UsageError(f"{file}: its arrays cannot be read ({error})") from error
+        raise UsageError(f"{file}: its arrays cannot be read ({why(error)})") from error
 
 
 def _open(archive: zipfile.ZipFile, member: str, use: Callable[[IO[bytes]], Any]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,18 +40,35 @@ def entries(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> list[Entry]:
     return found
 
 
-def fitting(feed: Feed, proto: onnx.ModelProto, number: int = 1) -> Feed:
-    """The arrays of feed number `number` that the model takes, checked: names, types, axes, finite values.
+def fitting(feed: Feed, proto: onnx.ModelProto, where: str = "") -> Feed:
+    """The arrays of a feed that the model takes, checked: names, types, axes, rows, finite values.
 
-    Raises UsageError naming the input and what does not fit.
+    Raises UsageError naming `where` they come from (a file, an item), the input and what does not fit.
     """
     inputs = {value.name: value.type.tensor_type for value in graph_inputs(proto)}
+    label = f"--calibration {where}".rstrip()
     for name, kind in inputs.items():
         fault = _fault(feed.get(name), kind)
         if fault is not None:
-            where = f" (feed {number})" if number > 1 else ""
-            raise UsageError(f"--calibration{where}: input {name!r} {fault}; given are {sorted(feed)}")
-    return {name: feed[name] for name in inputs}
+            raise UsageError(f"{label}: input {name!r} {fault}; given are {sorted(feed)}")
+    found = {name: feed[name] for name in inputs}
+    named = {name: kind.shape.dim[0].dim_param for name, kind in inputs.items() if kind.shape.dim}
+    check_rows([found], {name: axis for name, axis in named.items() if axis not in ("", "?")}, label)
+    return found
+
+
+def check_rows(feeds: Sequence[Feed], firsts: Mapping[str, Hashable], label: str) -> None:
+    """Raise UsageError where inputs with the same first axis have different numbers of rows; one row may stand for all.
+
+    `firsts`: what the first axis of an input is, by its name; `label`: what the message begins with.
+    """
+    for feed in feeds:
+        for axis in dict.fromkeys(firsts.values()):
+            rows = {name: len(feed[name]) for name, own in firsts.items() if own == axis}
+            if len(set(rows.values()) - {1}) > 1:
+                listed = ", ".join(f"{name} {count}" for name, count in rows.items())
+                listed = listed.replace(" ", " has ", 1).replace(",", " rows,", 1)
+                raise UsageError(f"{label}: {listed}, and the model takes the same number of all of them")
 
 
 def _fault(array: npt.NDArray[np.generic] | None, kind: onnx.TypeProto.Tensor) -> str | None:
@@ -60,7 +77,10 @@ def _fault(array: npt.NDArray[np.generic] | None, kind: onnx.TypeProto.Tensor) -
         return "has no array"
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
     if array.dtype != dtype:
-        return f"takes {dtype}, and the array is {array.dtype}: convert it with .astype({str(dtype)!r})"
+        advice = f"convert it with .astype({str(dtype)!r})" if {array.dtype.kind, dtype.kind} <= set("biuf") else (
+            "numbers are needed" if dtype.kind in "biufV" else "strings are needed"
+        )  # fmt: skip
+        return f"takes {dtype}, and the array is {array.dtype}: {advice}"
     wanted = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
     fits = len(wanted) == array.ndim and all(w in (0, n) for w, n in zip(wanted[1:], array.shape[1:], strict=True))
     if kind.HasField("shape") and not fits:
@@ -73,7 +93,7 @@ def _fault(array: npt.NDArray[np.generic] | None, kind: onnx.TypeProto.Tensor) -
     return None
 
 
-def check_indices(feeds: Sequence[Feed], bounds: Mapping[str, int]) -> None:
+def check_indices(feeds: Sequence[Feed], bounds: Mapping[str, int], option: str = "--calibration") -> None:
     """Raise UsageError where an input that is looked up in a table has indices outside of it.
 
     `bounds`: rows of the table by input name. ONNX counts negative indices from the end.
@@ -83,7 +103,7 @@ def check_indices(feeds: Sequence[Feed], bounds: Mapping[str, int]) -> None:
             low, high = int(feed[name].min()), int(feed[name].max())
             if low < -rows or high >= rows:
                 raise UsageError(
-                    f"--calibration: input {name!r} has indices from {low} to {high}, and the model looks them up in "
+                    f"{option}: input {name!r} has indices from {low} to {high}, and the model looks them up in "
                     f"a table of {rows} rows: 0 to {rows - 1} are allowed; is this the tokenizer of this model?"
                 )
 

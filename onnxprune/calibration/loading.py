@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,9 @@ from onnxprune.errors import UsageError
 from onnxprune.preparation import Preparation
 from onnxprune.records import Feed, IndexArray
 from onnxprune.shapes import Shape
+
+OPTION = "--calibration"
+"""What errors name, where no other option is given."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,14 @@ def load(
     seed: int = 0,
     extra: str | None = None,
     spread: bool = True,
+    option: str = OPTION,
 ) -> Loaded:
     """Inputs of the model `proto` from `place`: a .npz or .npy file, a folder of them or of images, or a function.
 
     No more is read or decoded than `limit` rows, nor more than fit into `memory_bytes` (free axes of a function's
     arrays count as 1): of files with more, rows evenly spaced over all of them, or with `spread` False the first.
     `given`: sizes of free axes. `extra`: the name of an array that is read too, where it lies beside the inputs
-    (labels).
+    (labels). `option`: the one that `place` was given with.
     Raises UsageError for what cannot be read or does not fit the model, saying what and where.
     """
     inputs = entries(proto, given or {})
@@ -67,17 +72,31 @@ def load(
     limit = _fitting_rows(limit, fixed, memory_bytes, sum(map(_row_bytes, inputs)))
     beside = None if any(e.name == extra for e in inputs) else extra
     asked = _Asked(inputs, limit, memory_bytes, preparation or Preparation(), fixed, seed, beside, spread)
-    found, words, sources = _open(place, asked)
     feeds, extras = [], []
-    for number, feed in enumerate(found, 1):
-        feeds.append(fitting(feed, proto, number))
-        extras.append(feed.get(beside) if beside else None)
-    if not feeds:
-        raise UsageError(f"--calibration {place}: there are no inputs in it")
+    with _named(option):
+        found, words, sources = _open(place, asked)
+        for number, feed in enumerate(found):
+            where = str(sources.chosen[number].source.file) if sources is not None else f"{place} (feed {number + 1})"
+            feeds.append(fitting(feed, proto, where))
+            extras.append(feed.get(beside) if beside else None)
+        if not feeds:
+            raise UsageError(f"--calibration {place}: there are no inputs in it")
     if sources is not None:
         return Loaded(feeds, words, extras, [s.numbers for s in sources.chosen], sources.total)
     total = None if rows_of(feeds) >= limit else sum(map(common_rows, feeds))
     return Loaded(feeds, words, extras, None if _has_images(place) else _counted(feeds), total)
+
+
+@contextlib.contextmanager
+def _named(option: str) -> Iterator[None]:
+    """Errors that begin with the usual option name this one."""
+    try:
+        yield
+    except UsageError as error:
+        text = str(error)
+        if option == OPTION or not text.startswith(OPTION):
+            raise
+        raise UsageError(option + text.removeprefix(OPTION)) from error
 
 
 def _counted(feeds: Sequence[Feed]) -> list[IndexArray]:
