@@ -250,7 +250,7 @@ def test_distillation_is_kept_where_it_is_better_on_inputs_held_out(
     [
         ("macs=0.5", ("macs", 0.5)),
         ("size=0.5", ("bytes", 0.5)),
-        ("size=10MB", ("bytes", 10 * 2**20)),
+        ("size=10MB", ("bytes", 10_000_000)),
         ("latency=0.6", ("latency", 0.6)),
         ("latency=5ms", ("milliseconds", 5.0)),
         ("latency=250us", ("milliseconds", 0.25)),
@@ -345,13 +345,13 @@ def test_tune_without_its_extra_is_refused_at_once(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_target_that_makes_no_sense_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="write macs=0.5, params=0.5, size=10MB, latency=0.6 or latency=5ms"):
+    with pytest.raises(UsageError, match="write macs=0.5, params=0.5 or size=0.5 .* size=10MB .* latency=5ms"):
         config.parse_target(text)
 
 
 def test_targets_are_read() -> None:
     assert config.parse_target("macs=0.5") == ("macs", 0.5)
-    assert config.parse_target("size=2MB") == ("bytes", 2 << 20)
+    assert config.parse_target("size=2MB") == ("bytes", 2_000_000)
 
 
 def test_measured_criteria_and_targets_make_their_inputs_where_none_are_given() -> None:
