@@ -386,8 +386,8 @@ def _reconstruct(
     relaxed: bool,
     fits: bool = True,
 ) -> list[LayerReport]:
-    judged = len(source.feeds) if len(feeds) > len(source.feeds) else None
-    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, fits, judged)
+    own = len(source.feeds) if len(feeds) > len(source.feeds) else None
+    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, fits, own)
     cutting = Cutting(model.file.proto, model.analysis, masks(model.analysis, kept))
     return reconstruct(model.original, model.read, cutting, weights, feeds, options)
 

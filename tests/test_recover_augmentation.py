@@ -77,12 +77,18 @@ def test_what_is_no_image_is_not_copied() -> None:
     assert len(augmentation.enlarged(both, 100, seed=0)) == 1
 
 
-def test_what_is_held_out_has_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(augmentation, "augment", lambda feed, random: feed)
-    numbers = np.arange(12, dtype=np.float32)[:, None, None, None] * np.ones((1, 1, 16, 16), np.float32)
-    feeds = [{"x": numbers[:7]}, {"x": numbers[7:]}]
-    copies = augmentation.enlarged(feeds, 36, seed=0)[2:]
-    assert [len(f["x"]) for f in copies] == [7, 5, 7, 5]
-    held = {number for b in range(2) for number in np.split(np.arange(12), [7])[b][Holdout.of(feeds).items(b)]}
-    assert held == {4, 9}
-    assert {int(v) for f in copies for v in f["x"][:, 0, 0, 0]} == set(range(12)) - held
+def test_copies_of_what_is_held_out_hold_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pieces_of_any(feed: Feed, random: np.random.Generator) -> Feed:
+        return {"x": feed["x"][random.integers(len(feed["x"]), size=len(feed["x"]))]}
+
+    monkeypatch.setattr(augmentation, "augment", pieces_of_any)
+    numbers = np.arange(24, dtype=np.float32)[:, None, None, None] * np.ones((1, 1, 16, 16), np.float32)
+    feeds = [{"x": numbers[:13]}, {"x": numbers[13:]}]
+    holdout = Holdout.of(feeds)
+    held = {int(v) for b in range(2) for v in feeds[b]["x"][holdout.items(b), 0, 0, 0]}
+    assert held == {4, 9, 14, 19}
+    copies = augmentation.enlarged(feeds, 240, seed=0)[2:]
+    assert len(copies) == 18
+    for number, copy in enumerate(copies):
+        sides = holdout.items(number % 2)
+        assert [int(v) in held for v in copy["x"][:, 0, 0, 0]] == sides.tolist()

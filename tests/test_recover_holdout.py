@@ -25,10 +25,11 @@ def test_a_tensor_whose_first_axis_is_no_items_is_held_out_by_the_batch(items: i
     assert [bool(m.any()) for m in masks] == [b == HELD_OUT - 1 for b in range(6)]
 
 
-def test_batches_after_those_that_are_counted_are_for_fitting_only() -> None:
-    holdout = Holdout([10])
-    assert holdout.mask(0, 10, 1).any()
-    assert not holdout.mask(1, 10, 1).any()
+def test_copies_are_on_the_side_of_their_originals() -> None:
+    holdout = Holdout([7, 6, 7])
+    for batch, items in enumerate((7, 6, 7)):
+        np.testing.assert_array_equal(holdout.mask(batch, items, 2), holdout.mask(batch + 3, items, 2))
+        assert holdout.is_held(batch) == holdout.is_held(batch + 3)
 
 
 @pytest.mark.parametrize(("rows", "items", "positions"), [([2], 2, 100), ([1], 1, 40), ([3], 60, 1)])

@@ -41,21 +41,27 @@ def augment(feed: Feed, random: np.random.Generator) -> Feed:
 
 
 def enlarged(feeds: Sequence[Feed], items: int, seed: int) -> list[Feed]:
-    """The feeds, and as many changed copies of them as `items` images have room for, all of those that are fitted to
-    and not held out. Feeds with an input that is no image come back as they are: copies would repeat what they hold."""
+    """The feeds, and as many changed copies of all of them as `items` images have room for, in the same order. Copies
+    of items that are held out are put together of such items alone, and the others of the others. Feeds with an input
+    that is no image come back as they are: copies would repeat what they hold."""
     if not all(is_image(a) for f in feeds for a in f.values()):
         return list(feeds)
     holdout = Holdout.of(feeds)
-    kept = [np.flatnonzero(~holdout.items(b)) for b in range(len(feeds))]
     random = np.random.default_rng(seed)
     copies = max(0, items // max(sum(holdout.rows), 1) - 1)
-    fitted = [
-        # As many as there were: the model may allow no other number.
-        {name: array[np.resize(rows, len(array))] for name, array in feed.items()}
-        for feed, rows in zip(feeds, kept, strict=True)
-        if len(rows)
-    ]
-    return [*feeds, *(augment(feed, random) for _ in range(copies) for feed in fitted)]
+    return [
+        *feeds, *(_copy(feed, holdout.items(b), random) for _ in range(copies) for b, feed in enumerate(feeds))
+    ]  # fmt: skip
+
+
+def _copy(feed: Feed, held: npt.NDArray[np.bool_], random: np.random.Generator) -> Feed:
+    result = {name: array.copy() for name, array in feed.items()}
+    for side in (~held, held):
+        if side.any():
+            changed = augment({name: array[side] for name, array in feed.items()}, random)
+            for name, array in changed.items():
+                result[name][side] = array
+    return result
 
 
 def _augmented(images: Array, random: np.random.Generator) -> Array:

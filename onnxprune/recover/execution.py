@@ -86,8 +86,8 @@ class Shelf:
 class Walk:
     """One pass over the skeleton `proto` with the given batches of inputs.
 
-    `read` returns a stored weight by name, as it is now; computed tensors lie on `shelf`. `judged`: of the first so
-    many batches a part is held out of what is fitted (`holdout`), of all where it is None.
+    `read` returns a stored weight by name, as it is now; computed tensors lie on `shelf`. `own`: the
+    batches after so many are changed copies of them (`holdout`), none where it is None.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Walk:
         *,
         shelf: Shelf,
         threads: int = 1,
-        judged: int | None = None,
+        own: int | None = None,
     ) -> None:
         self.proto, self.read, self.threads = proto, read, threads
         self.shelf = shelf
         self.batches = len(feeds)
-        self.holdout = Holdout.of(feeds[:judged])
+        self.holdout = Holdout.of(feeds[:own])
         self.nodes = proto.graph.node
         self.producer = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
         self.stored = set(stored_tensors(proto))

@@ -16,8 +16,8 @@ HELD_OUT = 5
 
 @dataclass(frozen=True)
 class Holdout:
-    """Every fifth item of the first batches is held out, of which `rows` has the numbers of items; whatever comes after
-    them is for fitting only.
+    """Every fifth item of the first batches is held out, of which `rows` has the numbers of items; those after them are
+    changed copies of them, in the same order, and on the same side.
 
     A tensor has the items of its batch along its first axis, or nobody knows where they are (sequences that were
     joined, windows, time first): then whole batches are held out, as no item may be on both sides.
@@ -32,8 +32,7 @@ class Holdout:
 
     def mask(self, batch: int, items: int, positions: int) -> npt.NDArray[np.bool_]:
         """Bool (items, positions) of a tensor of a batch, with so many items along its first axis."""
-        if batch >= len(self.rows):
-            return np.zeros((items, positions), bool)
+        batch %= len(self.rows)
         if len(self.rows) == 1 and (items != self.rows[0] or items < HELD_OUT):
             return self._blocks(items, positions)
         chosen = self.items(batch) if items == self.rows[batch] else np.full(items, self.is_held(batch))
@@ -48,7 +47,7 @@ class Holdout:
     def is_held(self, batch: int) -> bool:
         """Whether a batch is held out as a whole."""
         every = min(HELD_OUT, max(2, len(self.rows)))
-        return batch % every == every - 1
+        return batch % len(self.rows) % every == every - 1
 
     @staticmethod
     def _blocks(items: int, positions: int) -> npt.NDArray[np.bool_]:

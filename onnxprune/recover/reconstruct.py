@@ -53,15 +53,15 @@ class LayerReport:
 @dataclass(frozen=True)
 class Options:
     """`memory_bytes`: activations held in memory. `relaxed`: look at the columns again for what the activation behind
-    hides (`relax`). `fits`: least squares; else statistics alone. `judged`: batches that a part is held out of, None
-    for all; those after are changed copies."""
+    hides (`relax`). `fits`: least squares; else statistics alone. `own`: batches that are no
+    changed copies, None for all."""
 
     seed: int = 0
     threads: int = 1
     memory_bytes: int = 1 << 30
     relaxed: bool = True
     fits: bool = True
-    judged: int | None = None
+    own: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def reconstruct(
     found = list(find_sites(cutting.proto, cutting.analysis))
     kept = int(options.memory_bytes * BLOCK_SHARE)
     with contextlib.closing(Shelf(options.memory_bytes - kept)) as shelf:
-        shared: dict[str, Any] = {"threads": options.threads, "shelf": shelf, "judged": options.judged}
+        shared: dict[str, Any] = {"threads": options.threads, "shelf": shelf, "own": options.own}
         teacher = Walk(original, read_original, feeds, **shared)
         student = Walk(weights.proto, weights.get, feeds, **shared)
         random = np.random.default_rng(options.seed)

@@ -99,7 +99,7 @@ def change(teacher: Walk, student: Walk, out: str, axis: int, rows: Kept, *, fit
             centre = t.mean(1), s.mean(1)
         t, s = t - centre[0][:, None], s - centre[1][:, None]
         part = np.stack([t.sum(1), s.sum(1), (t * t).sum(1), (s * s).sum(1), (t * s).sum(1)])
-        side = int(student.batches > 1 and b < len(holdout.rows) and holdout.is_held(b))
+        side = int(len(holdout.rows) > 1 and holdout.is_held(b))
         sides[side] = [part + sides[side][0]] if sides[side] else [part]
         counts[side] += t.shape[1]
     if centre is None:
