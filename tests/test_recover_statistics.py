@@ -30,7 +30,15 @@ g (float[n,5,6] x) => (float[n,5,4] y) {
     s = Softmax<axis=1>(l)  y = MatMul(s, w2)
 }
 """
+DEPTHWISE = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[n,3,8,8] x) => (float[n,12,8,8] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w1, b1)  r = Relu(a)  d = Conv<pads=[1,1,1,1], group=8>(r, w3, b3)
+    y = Conv<pads=[1,1,1,1]>(d, w2, b2)
+}
+"""
 SHAPES = {
+    DEPTHWISE: {"w1": (8, 3, 3, 3), "b1": (8,), "w3": (8, 1, 3, 3), "b3": (8,), "w2": (12, 8, 3, 3), "b2": (12,)},
     CHAIN: {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (12, 8, 3, 3), "b2": (12,)},
     NORMED: {"w1": (6, 16), "b1": (16,), "scale": (16,), "beta": (16,), "w2": (16, 4)},
 }
@@ -42,7 +50,7 @@ def saved(folder: Path, text: str) -> tuple[recovery.Source, list[Feed]]:
     for name, shape in SHAPES[text].items():
         proto.graph.initializer.append(numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name))
     onnx.save(proto, folder / "m.onnx")
-    shape = [3, 8, 8] if text == CHAIN else [5, 6]
+    shape = [3, 8, 8] if text != NORMED else [5, 6]
     feeds: list[Feed] = [{"x": random.normal(1, 2, (16, *shape)).astype(np.float32)} for _ in range(4)]
     return recovery.Source(str(folder / "m.onnx"), {}, feeds, 0, 1, 1 << 30), feeds
 
@@ -75,6 +83,19 @@ def test_moments_are_those_of_the_original(tmp_path: Path) -> None:
     spread = original.var(axes).sum()
     # Reported is the error on batches that the fit left out.
     assert layer.after == pytest.approx(np.square(result - original).mean(axes).sum() / spread, rel=0.2)
+
+
+def test_moments_behind_a_depthwise_convolution(tmp_path: Path) -> None:
+    source, feeds = saved(tmp_path, DEPTHWISE)
+    kept = {"w1:0": np.arange(5)}
+    found = recovery.recover(source, kept, tuned=False, fits=False)
+    original = tensors(source, {}, feeds, "y")
+    model = recovery.open_source(source)
+    weights = recovery.cut_weights(model, kept)
+    walk = Walk(weights.proto, lambda n: found.values.get(n, weights.get(n)), feeds, shelf=Shelf(1 << 30))
+    walk.compute(["y"])
+    result = np.concatenate([walk.get("y", b) for b in range(walk.batches)])
+    np.testing.assert_allclose(result.mean((0, 2, 3)), original.mean((0, 2, 3)), atol=1e-3)
 
 
 class _Batches:

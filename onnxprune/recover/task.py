@@ -98,6 +98,7 @@ class Task:
     def match(self, site: Site) -> Solution:
         """Bring the mean and deviation of every channel of an operator back (`statistics`)."""
         node = self.weights.nodes[self.proto.graph.node[site.node].output[0]]
+        site = replace(site, attributes=node_attributes(node))
         self.teacher.compute([site.out])
         rows, offset = self.kept(site.out, site.axis), site.bias is not None
         found = statistics.change(self.teacher, self.student, site.out, site.axis, rows, fit=False, offset=offset)
