@@ -21,7 +21,7 @@ from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments, Stream
 from onnxprune.recover.reconstruct import find_sites
 from onnxprune.recover.sites import Site
-from onnxprune.recover.task import FEW_COLUMNS, LARGEST, POSITIONS, Task, pooled_source
+from onnxprune.recover.task import FEW_COLUMNS, LARGEST, POSITIONS, Task, of_items, pooled_source
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -141,8 +141,7 @@ def _moments(task: Task, site: Site, kernel: tuple[int, ...]) -> tuple[Moments, 
     stream: Stream | None = None
     sums: Moments | None = None
     for b, _, items, positions in task.looked_at(site, site.out):
-        x = task.student.get(site.x, b)
-        x = sites.columns(site, x if items is None else x[items], kernel, positions)
+        x = sites.columns(site, of_items(task.student.get(site.x, b), items), kernel, positions)
         if sums is None or stream is None:
             sums = Moments.about(x.mean((2, 3), dtype=np.float64), np.zeros((1, 1)))
             stream = Stream(sums.add)

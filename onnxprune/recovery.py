@@ -386,8 +386,7 @@ def _reconstruct(
     relaxed: bool,
     fits: bool = True,
 ) -> list[LayerReport]:
-    own = len(source.feeds) if len(feeds) > len(source.feeds) else None
-    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, fits, own)
+    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, fits, own=len(source.feeds))
     cutting = Cutting(model.file.proto, model.analysis, masks(model.analysis, kept))
     return reconstruct(model.original, model.read, cutting, weights, feeds, options)
 

@@ -95,6 +95,13 @@ json_option = click.option(
 )
 
 
+def _with(options: Sequence[Callable[[Function], Function]], function: Function) -> Function:
+    """A command with these options, in this order."""
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def cluster_options(function: Function) -> Function:
     """The options that say where work is done, beside this machine."""
     options = (
@@ -106,9 +113,7 @@ def cluster_options(function: Function) -> Function:
             "--shared-paths", is_flag=True, help="The cluster sees the same files: the model need not be sent."
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return _with(options, function)
 
 
 def image_options(function: Function) -> Function:
@@ -130,9 +135,7 @@ def image_options(function: Function) -> Function:
         ),
         click.option("--color", type=click.Choice(COLORS), default="auto", help="Images: order of the channels."),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return _with(options, function)
 
 
 def recovery_options(function: Function) -> Function:
@@ -163,9 +166,7 @@ def recovery_options(function: Function) -> Function:
             help="Activations the recovery holds in memory, at most; beyond that in temporary files.",
         ),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return _with(options, function)
 
 
 def messages(function: Function) -> Function:
@@ -175,6 +176,4 @@ def messages(function: Function) -> Function:
         click.option("-v", "--verbose", is_flag=True, help="Log every step, and shorten no list."),
         click.option("--debug", is_flag=True, help="Show the traceback of an error."),
     )
-    for option in reversed(options):
-        function = option(function)
-    return function
+    return _with(options, function)

@@ -42,22 +42,27 @@ def solve(
     given = None if fit_bias else bias
     plain = held.error(prior, bias)
     equations = Equations.of(train, given)
+    shifted = held.error(prior, equations.intercept(prior)) if fit_bias else plain
     best, after, chosen = None, plain if np.isfinite(plain) else np.inf, prior
-    for ridge in (0.0, *GRID) if fit_bias else GRID:
-        weight = equations.fit(prior, ridge) if ridge else prior
+    if shifted < after:
+        best, after = 0.0, shifted
+    for ridge in GRID:
+        weight = equations.fit(prior, ridge)
         error = held.error(weight, equations.intercept(weight))
         if error < after:
             best, after, chosen = ridge, error, weight
     if best is not None and widened:
         wide = chosen * equations.widening(chosen)
         error = held.error(wide, equations.intercept(wide))
-        widened = error < min(plain, held.error(prior, equations.intercept(prior)), float(held.variance.sum()))
+        widened = error < min(plain, shifted, float(held.variance.sum()))
         after = error if widened else after
     del equations  # as large as the moments
-    both = Equations.of(train.plus(held), given)
-    scale = max(float(both.variance.sum()), 1e-30)
+    whole = train.plus(held)
+    scale = max(float(whole.variance.sum()), 1e-30)
     if best is None:
         return Solution(prior, bias, None, plain / scale, plain / scale)
+    both = Equations.of(whole, given)
+    del whole
     weight = both.fit(prior, best) if best else prior
     if widened:
         weight = weight * both.widening(weight)
@@ -76,21 +81,20 @@ def requantized(train: Moments, held: Moments, plain: tuple[Float, Float], found
     return Solution(found.weight, _intercept(whole, found.weight), found.ridge, before / scale, error / scale)
 
 
-def _intercept(moments: Moments, weight: Float) -> Float:
+def _intercept(columns: Moments | Equations, weight: Float) -> Float:
     """The bias that makes the mean error zero."""
-    mean: Float = (weight @ moments.mean_x[:, :, None])[:, :, 0]
-    return moments.mean_y - mean
+    mean: Float = (weight @ columns.mean_x[:, :, None])[:, :, 0]
+    return columns.mean_y - mean
 
 
 @dataclass(frozen=True)
 class Equations:
     """The normal equations of one set of columns: X X^T, Y X^T and the mean of y^2, about the means, or, where the bias
-    (groups, o) is given, of x and y - bias about zero; and the variance of y."""
+    (groups, o) is given, of x and y - bias about zero."""
 
     xx: Float
     yx: Float
     yy: Float
-    variance: Float
     mean_x: Float
     mean_y: Float
     bias: Float | None
@@ -102,7 +106,7 @@ class Equations:
         if bias is not None:
             yx = yx - bias[:, :, None] * moments.mean_x[:, None, :]
             yy = yy - 2 * bias * moments.mean_y + bias * bias
-        return cls(xx, yx, yy, moments.variance, moments.mean_x, moments.mean_y, bias)
+        return cls(xx, yx, yy, moments.mean_x, moments.mean_y, bias)
 
     def fit(self, prior: Float, ridge: float) -> Float:
         """W = (Y X^T + lambda W0) (X X^T + lambda I)^-1, lambda = ridge * mean diagonal, group by group."""
@@ -112,8 +116,7 @@ class Equations:
         """The bias: as given, or that which makes the mean error zero."""
         if self.bias is not None:
             return self.bias
-        mean: Float = (weight @ self.mean_x[:, :, None])[:, :, 0]
-        return self.mean_y - mean
+        return _intercept(self, weight)
 
     def widening(self, weight: Float) -> Float:
         """Factors (groups, o, 1) that give W X the spread of Y.

@@ -88,7 +88,7 @@ def change(teacher: Walk, student: Walk, out: str, axis: int, rows: Kept, *, fit
     Its errors are those on every fifth batch of a fit to the others, where there are several batches. The original's
     tensor must be computed; the pruned model's is run here and not kept, as its weights are to change.
     """
-    sides: list[list[Float]] = [[], []]
+    parts: tuple[list[Float], list[Float]] = ([], [])
     counts = [0, 0]
     centre: tuple[Float, Float] | None = None
     holdout = student.holdout
@@ -98,15 +98,15 @@ def change(teacher: Walk, student: Walk, out: str, axis: int, rows: Kept, *, fit
         if centre is None:
             centre = t.mean(1), s.mean(1)
         t, s = t - centre[0][:, None], s - centre[1][:, None]
-        part = np.stack([t.sum(1), s.sum(1), (t * t).sum(1), (s * s).sum(1), (t * s).sum(1)])
         side = int(len(holdout.rows) > 1 and holdout.is_held(b))
-        sides[side] = [part + sides[side][0]] if sides[side] else [part]
+        parts[side].append(np.stack([t.sum(1), s.sum(1), (t * t).sum(1), (s * s).sum(1), (t * s).sum(1)]))
         counts[side] += t.shape[1]
     if centre is None:
         raise ValueError("no batches")
-    train = _central(sides[0][0] / counts[0], centre)
-    held = _central(sides[1][0] / counts[1], centre) if counts[1] else train
-    both = _central((sides[0][0] + sides[1][0]) / sum(counts), centre) if counts[1] else train
+    sums = [np.sum(side, axis=0) for side in parts]
+    train = _central(sums[0] / counts[0], centre)
+    held = _central(sums[1] / counts[1], centre) if counts[1] else train
+    both = _central((sums[0] + sums[1]) / sum(counts), centre)
     unchanged = np.ones(len(centre[0])), np.zeros(len(centre[0]))
     total = max(float(held.tt.sum()), 1e-30)
     before, after = (held.error(*found) / total for found in (unchanged, train.solved(fit, offset)))

@@ -297,12 +297,12 @@ class Task:
         items, positions), and which of (items, positions) are held out. `most`: columns in all, about."""
         rows = self.kept(target, site.axis)
         for b, held, items, positions in self.looked_at(site, target, most):
-            x = sites.columns(site, _items(self.student.get(site.x, b), items), kernel, positions)
-            y = _items(self.teacher.get(target, b), items)
+            x = sites.columns(site, of_items(self.student.get(site.x, b), items), kernel, positions)
+            y = of_items(self.teacher.get(target, b), items)
             y = sites.targets(site, y if rows is None else np.take(y, rows, site.axis), positions)
             other = None
             if compensated and site.other:
-                other = sites.targets(site, _items(self.student.get(site.other, b), items), positions)
+                other = sites.targets(site, of_items(self.student.get(site.other, b), items), positions)
                 y = y - other
             yield x, y, other, held
 
@@ -320,7 +320,7 @@ class Task:
                 positions = self.sample(site, shape, share)
                 width = sites.position_count(site, shape) if positions is None else len(positions)
                 held = self.teacher.holdout.mask(b, _item_count(shape), width)
-                yield b, _items(held, items), items, positions
+                yield b, of_items(held, items), items, positions
 
     def budget(self, site: Site, target: str, most: int | None = None) -> float:
         """The share of the positions to look at: that of `most`, or what the number of inputs calls for."""
@@ -378,7 +378,7 @@ def _item_count(shape: tuple[int, ...]) -> int:
     return shape[0] if len(shape) > 1 else 1
 
 
-def _items(array: Array, chosen: Index | None) -> Array:
+def of_items(array: Array, chosen: Index | None) -> Array:
     """The `chosen` items of a batch, None for all."""
     return np.asarray(array) if chosen is None else np.asarray(array)[chosen]
 
