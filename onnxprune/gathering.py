@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 SYNTHETIC_ROWS, LEAST_ROWS = 256, 16
 SYNTHETIC_WORK = 1.25e11
 """Rows of synthetic inputs: as many as take so many multiply-accumulates in one run, between these bounds."""
+BREEDING_VALUES, BREEDING_WORK = 4e8, 1e12
+"""Values of images, and multiply-accumulates, spent on breeding better ones."""
 REMOVAL_WORK = 1e11
 """Beyond so many multiply-accumulates channels are chosen by wanda, which is quick, on synthetic inputs."""
 LARGEST_MODEL = 1 << 30
@@ -203,6 +205,7 @@ def _synthetic(opened: Opened, config: Config) -> Gathered:
         "rows": max(rows, LEAST_ROWS),
         "bounds": calibration.index_bounds(opened.model.graph, opened.shapes.shape),
         "seed": config.seed,
+        "values": min(BREEDING_VALUES, BREEDING_WORK / max(_macs_of_a_value(opened), 1e-9)),
     }
     try:
         made: Made = worker.call("onnxprune.synthetic:make", arguments, timeout_s=SYNTHETIC_LIMIT_S)
@@ -217,3 +220,8 @@ def _macs_of_a_row(opened: Opened) -> float:
     """Multiply-accumulates of one row at the representative sizes."""
     rows = max((shape[0] for shape in opened.shapes.inputs.values() if shape), default=1)
     return cost.macs(opened.analysis) / max(1, rows)
+
+
+def _macs_of_a_value(opened: Opened) -> float:
+    """Multiply-accumulates for every value of the largest input."""
+    return cost.macs(opened.analysis) / max((math.prod(shape) for shape in opened.shapes.inputs.values()), default=1)

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper, parser
 
-from onnxprune import api, cli, gathering, records, recovery, synthetic, worker
+from onnxprune import api, cli, gathering, records, recovery, runtime, synthetic, worker
 from onnxprune.config import Config
 from onnxprune.errors import ModelError, UsageError, WorkerError
-from onnxprune.synthetic import guesses, images, signals
+from onnxprune.synthetic import breeding, guesses, images, signals
 
 NET = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -91,20 +91,20 @@ def _make(path: Path, rows: int = 32, **options: Any) -> synthetic.Made:
 # ---- Images and signals ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", images.FAMILIES)
+@pytest.mark.parametrize("kind", images.KINDS)
 @pytest.mark.parametrize("size", [(1, 1, 1), (1, 28, 28), (3, 20, 33), (4, 64, 16)])
-def test_images_fill_their_range_and_repeat_with_the_seed(family: str, size: tuple[int, int, int]) -> None:
-    one, two = (images.FAMILIES[family](np.random.default_rng(1), 4, size) for _ in range(2))
+def test_images_fill_their_range_and_repeat_with_the_seed(kind: Any, size: tuple[int, int, int]) -> None:
+    one, two = (kind(np.random.default_rng(1), 4, size) for _ in range(2))
     assert one.shape == (4, *size) and one.dtype == np.float32
     assert one.min() >= 0 and one.max() <= 1 and np.isfinite(one).all()
     np.testing.assert_array_equal(one, two)
-    other = images.FAMILIES[family](np.random.default_rng(2), 4, size)
+    other = kind(np.random.default_rng(2), 4, size)
     assert not np.array_equal(one, other)
 
 
-@pytest.mark.parametrize(("family", "slope"), [("dead leaves", (-1.8, -0.9)), ("1/f noise", (-1.7, -0.6))])
-def test_the_amplitude_falls_with_the_frequency_as_in_photographs(family: str, slope: tuple[float, float]) -> None:
-    found = images.FAMILIES[family](np.random.default_rng(0), 24, (1, 64, 64))[:, 0]
+@pytest.mark.parametrize(("kind", "slope"), [(images.dead_leaves, (-1.8, -0.9)), (images.noise, (-1.7, -0.6))])
+def test_the_amplitude_falls_with_the_frequency_as_in_photographs(kind: Any, slope: tuple[float, float]) -> None:
+    found = kind(np.random.default_rng(0), 24, (1, 64, 64))[:, 0]
     amplitude = np.abs(np.fft.fft2(found - found.mean((1, 2), keepdims=True))).mean(0)
     frequency = np.hypot(np.fft.fftfreq(64)[:, None], np.fft.fftfreq(64)[None, :])
     chosen = (frequency > 0.03) & (frequency < 0.4)
@@ -154,6 +154,117 @@ def test_values_of_signals_stay_where_they_belong() -> None:
     assert audio.dtype == np.float32 and 0.05 < np.abs(audio).max() <= 1
     power = np.square(np.abs(np.fft.rfft(audio)))
     assert (np.sort(power, axis=1)[:, -4000:].sum(1) > 0.9 * power.sum(1)).all()
+
+
+def test_variations_are_images_too() -> None:
+    random = np.random.default_rng(0)
+    one, other = images.mixture(random, 2, (3, 20, 33))
+    found = [images.varied(np.random.default_rng(k), one, other) for k in range(40)]
+    assert all(v.shape == one.shape and v.dtype == np.uint8 for v in found)
+    assert sum(not np.array_equal(v, one) for v in found) > 30
+    flat = np.full((1, 1, 1), 7, np.uint8)
+    assert {int(images.varied(random, flat, flat)[0, 0, 0]) for _ in range(99)} >= {7, 248}
+    np.testing.assert_array_equal(one, images.mixture(np.random.default_rng(0), 2, (3, 20, 33))[0])
+
+
+# ---- Breeding --------------------------------------------------------------------------------------------------------
+
+
+def test_the_most_distinct_rows_come_first_and_none_twice() -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(0, 0.01, (50, 4))
+    for k, row in enumerate((7, 19, 33)):
+        features[row, k] = 3 + k
+    features[34] = features[33] * 0.9
+    chosen = breeding.distinct(features, 50).tolist()
+    assert chosen[:3] == [33, 19, 7]
+    assert sorted(chosen) == list(range(50))
+    assert breeding.distinct(np.zeros((3, 2)), 2).tolist() == [0, 1]
+
+
+def test_features_are_what_the_last_linear_operators_read(net: Path) -> None:
+    assert breeding.features_of(onnx.load(net).graph) == {"f": -1}
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[n,3,8,8] x) => (float[n,2,8,8] a, float[n,8,8,2] b, float[n,3,8,8] c) {
+        h = Conv(x, w)
+        i = Relu(h)
+        j = Conv(i, v)
+        a = Sigmoid(j)
+        b = Transpose<perm=[0,2,3,1]>(j)
+        c = Relu(x)
+    }
+    """
+    assert breeding.features_of(parser.parse_model(text).graph) == {"i": 1}
+    maps = np.arange(48, dtype=np.float32).reshape(2, 3, 2, 4)
+    found = breeding.feature(maps, 1)
+    np.testing.assert_allclose(found[0], [3.5, 11.5, 19.5, *[np.arange(8).std()] * 3])
+    assert breeding.feature(maps[:, :, 0, 0], -1).shape == (2, 3)
+
+
+def test_breeding_moves_the_features_apart_and_keeps_the_rows_together(net: Path) -> None:
+    plain, bred = (_make(net, rows=32, values=values) for values in (0, 1e6))
+    assert bred.guesses[-1] == "images: those that the model tells apart best, bred in 4 rounds"
+    assert not any("bred" in guess for guess in plain.guesses)
+    assert [f["image"].shape for f in bred.feeds] == [f["image"].shape for f in plain.feeds]
+
+    def variance(made: synthetic.Made) -> float:
+        results = [runtime.run(runtime.session(net), f)["y"] for f in made.feeds]
+        return float(np.concatenate(results).astype(float).var(0).sum())
+
+    assert variance(bred) > 1.5 * variance(plain)
+    again = _make(net, rows=32, values=1e6)
+    assert all(np.array_equal(a["image"], b["image"]) for a, b in zip(bred.feeds, again.feeds, strict=True))
+
+
+def test_other_inputs_stay_those_of_the_item_that_is_varied() -> None:
+    random = np.random.default_rng(0)
+    pixels = images.mixture(random, 12, (1, 6, 6))
+    population = {"x": pixels, "size": np.arange(12)}
+    seen: list[np.ndarray] = []
+
+    def describe(found: breeding.Population) -> np.ndarray:
+        seen.append(found["size"])
+        return found["x"].reshape(len(found["x"]), -1).astype(float)
+
+    found = breeding.bred(random, population, ["x"], 6, 2, describe)
+    assert [len(s) for s in seen] == [12, 12, 12]
+    assert found["x"].shape == (6, 1, 6, 6) and found["size"].shape == (6,)
+    assert set(found["size"]) <= set(range(12))
+
+
+@pytest.mark.parametrize(
+    ("text", "weights", "shape"),
+    [
+        ("g (float[1,3,8,8] x) => (float[1,2,8,8] y) { r = Relu(x) y = Conv(r, w) }", (2, 3, 1, 1), (1, 3, 8, 8)),
+        (
+            "g (uint8[n,8,8,3] x) => (float[n,8,8,2] y) { r = Cast<to=1>(x) y = MatMul(r, w) }",
+            (3, 2),
+            (16, 8, 8, 3),
+        ),
+    ],
+    ids=["one-row", "nhwc-bytes"],
+)
+def test_images_of_every_layout_are_bred(tmp_path: Path, text: str, weights: Any, shape: Any) -> None:
+    values = {"w": np.random.default_rng(0).normal(size=weights).astype(np.float32)}
+    path = _save(tmp_path / "a.onnx", '<ir_version: 8, opset_import: ["" : 17]>' + text, values)
+    found = _make(path, values=1e5)
+    assert "bred in" in found.guesses[-1]
+    assert {f["x"].shape for f in found.feeds} == {shape} and sum(len(f["x"]) for f in found.feeds) == 32
+
+
+def test_where_no_layer_tells_rows_apart_nothing_is_bred(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[4,3,8,8] x) => (float[8,2] y) {
+        t = Transpose<perm=[1,0,2,3]>(x)
+        r = Reshape(t, s)
+        y = Gemm(r, w)
+    }
+    """
+    values = {"w": np.ones((96, 2), np.float32), "s": np.array([8, 96])}
+    path = _save(tmp_path / "a.onnx", text, values)
+    assert not any("bred" in guess for guess in _make(path, values=1e6).guesses)
 
 
 # ---- Guesses ---------------------------------------------------------------------------------------------------------
@@ -248,8 +359,6 @@ def test_without_data_the_model_is_recovered_and_the_report_says_on_what(net: Pa
 
 
 def _error(original: Path, pruned: Path, x: np.ndarray) -> float:
-    from onnxprune import runtime
-
     a, b = (runtime.run(runtime.session(p), {"image": x})["y"].astype(float) for p in (original, pruned))
     return float(np.linalg.norm(a - b) / np.linalg.norm(a - a.mean(0)))
 

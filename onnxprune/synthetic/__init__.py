@@ -3,6 +3,7 @@
 images    dead leaves and 1/f noise
 signals   band-limited noise, token ids, masks and positions: everything that is no image
 guesses   which range of values the model takes, by the statistics that it holds
+breeding  of images, those that the model tells apart
 making    feeds of a whole model
 """
 

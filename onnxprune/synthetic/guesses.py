@@ -1,4 +1,4 @@
-"""Which range of values, and which family of images, a model takes: told by the statistics that it holds.
+"""Which range of values a model takes: told by the statistics that it holds.
 
 A BatchNormalization keeps the mean m and variance v of what it saw in training. The right inputs give it the same:
 the divergence between two normal distributions, mean over channels (each at most `WORST`) and layers,

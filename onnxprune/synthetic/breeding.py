@@ -1,0 +1,121 @@
+"""Of images made up, those that a model tells apart: bred, round after round, by what its last layers make of them.
+
+Images that look like nothing leave the deep layers of a network nearly still: their features vary by half of what they
+do on data, and along few directions. What is chosen and fitted on such images spares what only data needs. So more are
+made than wanted, those are kept that differ most in what enters the last linear operators, variations of these join
+them, and so on. Those that differ most are chosen one after the other, as experiments are that say most of a linear
+model of the features d (sequential D-optimal design: V. Fedorov, "Theory of Optimal Experiments", 1972),
+
+    argmax  d^T (lambda I + sum of d d^T over those chosen)^-1 d        lambda: mean variance of the features
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxprune.synthetic import images
+
+log = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+Float = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+Population = Mapping[str, Array]
+"""Inputs by name, their items along the first axis; images as uint8 (n, channels, height, width)."""
+
+FACTOR = 2
+"""Candidates made in every round, for each item that is wanted."""
+DIMENSIONS = 128
+"""Features beyond so many are mixed at random into so many (Johnson and Lindenstrauss, 1984): distances stay."""
+LAST = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+MOST_TENSORS = 8
+
+
+def features_of(graph: onnx.GraphProto) -> dict[str, int]:
+    """What the last linear operators of a model read, with the axis of the channels: above every output the nearest."""
+    producers = {o: n for n in graph.node for o in n.output if o}
+    found: dict[str, int] = {}
+    seen: set[str] = set()
+    stack = [o.name for o in reversed(graph.output)]
+    while stack:
+        name = stack.pop()
+        node = producers.get(name)
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        if node.op_type not in LAST:
+            stack.extend(reversed(node.input))
+        elif node.input[0] in producers:
+            found.setdefault(node.input[0], 1 if node.op_type in ("Conv", "ConvTranspose") else -1)
+    return dict(list(found.items())[:MOST_TENSORS])
+
+
+def feature(values: Array, axis: int) -> Float:
+    """Mean and deviation of every channel (items, 2 channels) of a tensor, or the channels as they are (items, n)."""
+    values = np.moveaxis(np.asarray(values, np.float64), axis, -1)
+    if values.ndim < 3:
+        return values.reshape(len(values), -1)
+    between = tuple(range(1, values.ndim - 1))
+    return np.concatenate([values.mean(between), values.std(between)], axis=1)
+
+
+def distinct(features: Float, count: int) -> Index:
+    """The numbers of the `count` rows of `features` (n, d) that differ most from the mean and from one another."""
+    features = features - features.mean(0)
+    spread = float(np.square(features).mean()) or 1.0
+    inverse = np.eye(features.shape[1]) / spread
+    worth = np.square(features).sum(1) / spread
+    chosen: list[int] = []
+    for _ in range(count):
+        best = int(np.argmax(worth))
+        chosen.append(best)
+        along = inverse @ features[best]
+        scale = 1 + float(features[best] @ along)
+        inverse -= np.outer(along, along) / scale
+        worth -= np.square(features @ along) / scale
+        worth[best] = -np.inf
+    return np.asarray(chosen, np.int64)
+
+
+def bred(
+    random: np.random.Generator,
+    population: Population,
+    pictures: Sequence[str],
+    rows: int,
+    rounds: int,
+    describe: Callable[[Population], Float],
+) -> Population:
+    """`rows` items, in no order: the most distinct of the population and, after each of so many rounds, of these and
+    their variations. `pictures`: inputs that are images; the others are those of the item that is varied."""
+    told = describe(population)
+    mixed = random.standard_normal((told.shape[1], DIMENSIONS)) if told.shape[1] > DIMENSIONS else None
+    for number in range(rounds + 1):
+        chosen = distinct(told if mixed is None else told @ mixed, rows)
+        population, told = _at(population, chosen), told[chosen]
+        log.info("bred %d rounds: variance of the features %.4g", number, float(told.var(0).sum()))
+        if number == rounds:
+            break
+        young = _varied(random, population, pictures, FACTOR * rows)
+        told = np.concatenate([told, describe(young)])
+        population = {name: np.concatenate([array, young[name]]) for name, array in population.items()}
+    return _at(population, random.permutation(rows))
+
+
+def _at(population: Population, numbers: Index) -> Population:
+    return {name: array[numbers] for name, array in population.items()}
+
+
+def _varied(random: np.random.Generator, population: Population, pictures: Sequence[str], count: int) -> Population:
+    size = len(population[pictures[0]])
+    one, other = random.integers(size, size=count), random.integers(size, size=count)
+    result = {name: array[one] for name, array in population.items()}
+    for name in pictures:
+        for k in range(count):
+            result[name][k] = images.varied(random, result[name][k], population[name][other[k]])
+    return result
