@@ -86,11 +86,11 @@ def _source(opened: Opened, config: Config, gathered: Gathered) -> recovery.Sour
     return recovery.Source(
         str(opened.model.path),
         config.input_shapes,
-        gathered.fitting,
+        [*gathered.fitting, *gathered.joined],
         config.seed,
         config.threads,
         config.memory_bytes,
         skeleton_bytes,
         gathered.held if is_held_out else (),
-        bool(gathered.real),
+        len(gathered.fitting),
     )

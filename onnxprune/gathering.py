@@ -26,6 +26,8 @@ SYNTHETIC_WORK = 1.25e11
 """Rows of synthetic inputs: as many as take so many multiply-accumulates in one run, between these bounds."""
 BREEDING_VALUES, BREEDING_WORK = 4e8, 1e12
 """Values of images, and multiply-accumulates, spent on breeding better ones."""
+ENLARGED_ITEMS, ENLARGED_WORK = 512, 3e11
+"""Fewer images than this are joined by variations, as far as so many multiply-accumulates in one run go."""
 REMOVAL_WORK = 1e11
 """Beyond so many multiply-accumulates channels are chosen by wanda, which is quick, on synthetic inputs."""
 LARGEST_MODEL = 1 << 30
@@ -45,6 +47,7 @@ class Gathered:
     """Batches to fit to, those to measure closeness on, and what a metric is measured on, if any.
 
     `inputs` says what the batches are, None where there are none; `lack`: why there are none although they were wanted.
+    `joined`: variations of the batches to fit to, where those are few.
     """
 
     fitting: Sequence[Feed] = ()
@@ -52,6 +55,7 @@ class Gathered:
     inputs: Inputs | None = None
     evaluation: Evaluation | None = None
     lack: str | None = None
+    joined: Sequence[Feed] = ()
 
     @property
     def real(self) -> Sequence[Feed]:
@@ -128,7 +132,40 @@ def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
     for remark in remarks:
         log.warning("%s", remark)
     inputs = _inputs("calibration", found.words, batches, held)
-    return Gathered(fitting, held, dataclasses.replace(inputs, remarks=tuple(remarks)), own)
+    joined = _joined(opened, config, fitting)
+    if joined:
+        inputs = dataclasses.replace(inputs, words=f"{inputs.words} (and {calibration.rows_of(joined)} bred from them)")
+    return Gathered(fitting, held, dataclasses.replace(inputs, remarks=tuple(remarks)), own, joined=joined)
+
+
+def _joined(opened: Opened, config: Config, feeds: Sequence[Feed]) -> list[Feed]:
+    """Variations bred from few images; none where there are enough, or where that fails."""
+    if not config.needs_inputs or steps_first(opened):
+        return []
+    rows = calibration.rows_of(feeds)
+    size = sum(a.size for f in feeds for a in f.values()) / max(rows, 1)
+    item_bytes = sum(a.nbytes for f in feeds for a in f.values()) / max(rows, 1)
+    work = ENLARGED_WORK / max(1.0, _macs_of_a_value(opened) * size)
+    items = int(min(ENLARGED_ITEMS, work, config.memory_bytes / 4 / max(item_bytes, 1)))
+    if items < 2 * rows:
+        return []
+    arguments = {"model": str(opened.model.path), "feeds": list(feeds), "items": items, "seed": config.seed}
+    try:
+        found: list[Feed] = worker.call(
+            "onnxprune.synthetic:join",
+            {**arguments, "values": _breeding_values(opened)},
+            timeout_s=SYNTHETIC_LIMIT_S,
+            threads=config.threads,
+        )
+    except OnnxPruneError as error:
+        log.warning("no variations of the few images are bred: %s", str(error).splitlines()[0])
+        return []
+    return found
+
+
+def _breeding_values(opened: Opened) -> float:
+    """Values of images that may be looked at to breed better ones."""
+    return min(BREEDING_VALUES, BREEDING_WORK / max(_macs_of_a_value(opened), 1e-9))
 
 
 def steps_first(opened: Opened) -> bool:
@@ -205,7 +242,7 @@ def _synthetic(opened: Opened, config: Config) -> Gathered:
         "rows": max(rows, LEAST_ROWS),
         "bounds": calibration.index_bounds(opened.model.graph, opened.shapes.shape),
         "seed": config.seed,
-        "values": min(BREEDING_VALUES, BREEDING_WORK / max(_macs_of_a_value(opened), 1e-9)),
+        "values": _breeding_values(opened),
     }
     try:
         made: Made = worker.call("onnxprune.synthetic:make", arguments, timeout_s=SYNTHETIC_LIMIT_S)

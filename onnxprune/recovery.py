@@ -30,7 +30,6 @@ from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
 from onnxprune.recover import divergence, tune
-from onnxprune.recover.augmentation import enlarged
 from onnxprune.recover.execution import Read, Shelf, reader, stored_tensors
 from onnxprune.recover.layers import Weights, weights_of
 from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, reconstruct
@@ -49,14 +48,10 @@ CURVE_WORK = 1e12
 MIXES = (0.0, 0.1, 1.0, 10.0)
 """Weights of removed / kept tried beside the measured damage; the one whose whole model errs least is taken."""
 
-ENLARGED_ITEMS = 320
-ENLARGED_WORK = 3e11
-"""Fewer images than this are joined by changed copies, as far as so many multiply-accumulates go."""
-
 
 @dataclass(frozen=True)
 class Source:
-    """What both steps start from. `feeds`: calibration batches."""
+    """What both steps start from. `feeds`: batches to fit to."""
 
     model: str
     input_shapes: Mapping[str, tuple[int, ...]]
@@ -68,8 +63,8 @@ class Source:
     """The model to start from where it is not the file's any more (residual blocks removed)."""
     held: Sequence[Feed] = ()
     """Batches held out: distillation that is no better on them is not kept, and without them there is none."""
-    real: bool = True
-    """Whether the inputs are calibration data; of made up ones there are as many as there is time for."""
+    own: int | None = None
+    """How many of the feeds are the inputs themselves; those after them are variations of these. None: all."""
 
 
 @dataclass(frozen=True)
@@ -359,10 +354,7 @@ def refitted(
 ) -> tuple[Weights, Recovered]:
     """The model cut by the plan `kept`, refitted, and what is new in it."""
     weights = cut_weights(model, kept)
-    feeds = source.feeds
-    if fits and source.real:
-        feeds = enlarged(feeds, _affordable(source, model), source.seed)
-    layers = _reconstruct(source, model, weights, kept, feeds, relaxed=True, fits=fits)
+    layers = _reconstruct(source, model, weights, kept, source.feeds, relaxed=True, fits=fits)
     distilled: tuple[float, float] | None = None
     notes: list[str] = []
     if tuned:
@@ -386,7 +378,7 @@ def _reconstruct(
     relaxed: bool,
     fits: bool = True,
 ) -> list[LayerReport]:
-    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, fits, own=len(source.feeds))
+    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, fits, source.own)
     cutting = Cutting(model.file.proto, model.analysis, masks(model.analysis, kept))
     return reconstruct(model.original, model.read, cutting, weights, feeds, options)
 
@@ -394,13 +386,6 @@ def _reconstruct(
 def masks(found: Analysis, kept: Mapping[str, IndexArray]) -> dict[Dim, npt.NDArray[np.bool_]]:
     """The plan as a bool mask by atom."""
     return {g.dim: np.isin(np.arange(g.size), kept[g.id]) for g in found.groups if g.id in kept}
-
-
-def _affordable(source: Source, model: OpenedSource) -> int:
-    """Items that least squares looks at where there are fewer images."""
-    item_bytes = sum(a.nbytes for f in source.feeds for a in f.values()) / max(calibration.rows_of(source.feeds), 1)
-    work, room = ENLARGED_WORK / max(1.0, macs_per_item(source, model)), source.memory_bytes / 4 / max(item_bytes, 1)
-    return int(min(ENLARGED_ITEMS, work, room))
 
 
 def _distil(
@@ -413,7 +398,7 @@ def _distil(
     per_item = macs_per_item(source, model) * share
     try:
         result = tune.distil(
-            model.original, str(model.file.base_dir), weights, source.feeds, source.held,
+            model.original, str(model.file.base_dir), weights, source.feeds[: source.own], source.held,
             macs_per_item=per_item, memory_bytes=source.memory_bytes, seed=source.seed, threads=source.threads,
         )  # fmt: skip
     except UsageError:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from onnxprune.records import Feed
 from onnxprune.recover import augmentation
-from onnxprune.recover.holdout import Holdout
 
 
 def images(count: int = 4, height: int = 12, width: int = 40) -> Feed:
@@ -52,43 +50,3 @@ def test_without_zoom_an_image_moves_by_whole_pixels() -> None:
     padded = np.pad(image, [(0, 0), (3, 3), (3, 3)], mode="edge")
     windows = [padded[:, y : y + 30, x : x + 30] for y in range(7) for x in range(7)]
     assert any(np.array_equal(found, window) for window in windows)
-
-
-def test_feeds_are_joined_by_copies_up_to_the_number_wanted() -> None:
-    feeds = [images(), images()]
-    found = augmentation.enlarged(feeds, 35, seed=0)
-    assert len(found) == 8
-    assert all(a is b for a, b in zip(found, feeds, strict=False))
-    again = augmentation.enlarged(feeds, 35, seed=0)
-    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(found, again, strict=True))
-    assert not np.array_equal(found[2]["x"], found[4]["x"])
-
-
-@pytest.mark.parametrize("items", [0, 8, 15])
-def test_enough_images_stay_alone(items: int) -> None:
-    assert len(augmentation.enlarged([images(), images()], items, seed=0)) == 2
-
-
-def test_what_is_no_image_is_not_copied() -> None:
-    feeds = [{"ids": np.zeros((4, 7), np.int64)}]
-    assert len(augmentation.enlarged(feeds, 100, seed=0)) == 1
-    assert len(augmentation.enlarged([{"x": np.float32(1).reshape(())}], 100, seed=0)) == 1
-    both = [{**images(), "size": np.ones((4, 2), np.float32)}]
-    assert len(augmentation.enlarged(both, 100, seed=0)) == 1
-
-
-def test_copies_of_what_is_held_out_hold_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    def pieces_of_any(feed: Feed, random: np.random.Generator) -> Feed:
-        return {"x": feed["x"][random.integers(len(feed["x"]), size=len(feed["x"]))]}
-
-    monkeypatch.setattr(augmentation, "augment", pieces_of_any)
-    numbers = np.arange(24, dtype=np.float32)[:, None, None, None] * np.ones((1, 1, 16, 16), np.float32)
-    feeds = [{"x": numbers[:13]}, {"x": numbers[13:]}]
-    holdout = Holdout.of(feeds)
-    held = {int(v) for b in range(2) for v in feeds[b]["x"][holdout.items(b), 0, 0, 0]}
-    assert held == {4, 9, 14, 19}
-    copies = augmentation.enlarged(feeds, 240, seed=0)[2:]
-    assert len(copies) == 18
-    for number, copy in enumerate(copies):
-        sides = holdout.items(number % 2)
-        assert [int(v) in held for v in copy["x"][:, 0, 0, 0]] == sides.tolist()

@@ -15,7 +15,7 @@ from onnx import numpy_helper, parser
 from onnxprune import api, cli, gathering, records, recovery, runtime, synthetic, worker
 from onnxprune.config import Config
 from onnxprune.errors import ModelError, UsageError, WorkerError
-from onnxprune.synthetic import breeding, guesses, images, signals
+from onnxprune.synthetic import breeding, features, guesses, images, signals
 
 NET = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -183,7 +183,7 @@ def test_the_most_distinct_rows_come_first_and_none_twice() -> None:
 
 
 def test_features_are_what_the_last_linear_operators_read(net: Path) -> None:
-    assert breeding.features_of(onnx.load(net).graph) == {"f": -1}
+    assert features.features_of(onnx.load(net).graph) == {"f": -1}
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
     g (float[n,3,8,8] x) => (float[n,2,8,8] a, float[n,8,8,2] b, float[n,3,8,8] c) {
@@ -195,11 +195,11 @@ def test_features_are_what_the_last_linear_operators_read(net: Path) -> None:
         c = Relu(x)
     }
     """
-    assert breeding.features_of(parser.parse_model(text).graph) == {"i": 1}
+    assert features.features_of(parser.parse_model(text).graph) == {"i": 1}
     maps = np.arange(48, dtype=np.float32).reshape(2, 3, 2, 4)
-    found = breeding.feature(maps, 1)
+    found = features.feature(maps, 1)
     np.testing.assert_allclose(found[0], [3.5, 11.5, 19.5, *[np.arange(8).std()] * 3])
-    assert breeding.feature(maps[:, :, 0, 0], -1).shape == (2, 3)
+    assert features.feature(maps[:, :, 0, 0], -1).shape == (2, 3)
 
 
 def test_breeding_moves_the_features_apart_and_keeps_the_rows_together(net: Path) -> None:
@@ -223,7 +223,7 @@ def test_other_inputs_stay_those_of_the_item_that_is_varied() -> None:
     population = {"x": pixels, "size": np.arange(12)}
     seen: list[np.ndarray] = []
 
-    def describe(found: breeding.Population) -> np.ndarray:
+    def describe(found: features.Rows) -> np.ndarray:
         seen.append(found["size"])
         return found["x"].reshape(len(found["x"]), -1).astype(float)
 

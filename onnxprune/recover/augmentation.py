@@ -1,4 +1,4 @@
-"""More inputs from few: images put together of pieces of several, moved, zoomed, brighter or darker.
+"""Inputs that change at every step of distillation: images put together of pieces, moved, zoomed, brighter or darker.
 
 What the original gives for them is the target, so they need not look like anything; they need to show what the layers
 see in other contexts. Putting pieces together as in S. Yun et al., "CutMix" (2019), without labels.
@@ -6,14 +6,12 @@ see in other contexts. Putting pieces together as in S. Yun et al., "CutMix" (20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.records import Feed
-from onnxprune.recover.holdout import Holdout
 
 Array = npt.NDArray[Any]
 
@@ -38,30 +36,6 @@ def is_image(array: Array) -> bool:
 def augment(feed: Feed, random: np.random.Generator) -> Feed:
     """The feed with every image (n, 1 or 3, h, w) changed, no value beyond those of the feed; the rest as it is."""
     return {name: _augmented(array, random) if is_image(array) else array for name, array in feed.items()}
-
-
-def enlarged(feeds: Sequence[Feed], items: int, seed: int) -> list[Feed]:
-    """The feeds, and as many changed copies of all of them as `items` images have room for, in the same order. Copies
-    of items that are held out are put together of such items alone, and the others of the others. Feeds with an input
-    that is no image come back as they are: copies would repeat what they hold."""
-    if not all(is_image(a) for f in feeds for a in f.values()):
-        return list(feeds)
-    holdout = Holdout.of(feeds)
-    random = np.random.default_rng(seed)
-    copies = max(0, items // max(sum(holdout.rows), 1) - 1)
-    return [
-        *feeds, *(_copy(feed, holdout.items(b), random) for _ in range(copies) for b, feed in enumerate(feeds))
-    ]  # fmt: skip
-
-
-def _copy(feed: Feed, held: npt.NDArray[np.bool_], random: np.random.Generator) -> Feed:
-    result = {name: array.copy() for name, array in feed.items()}
-    for side in (~held, held):
-        if side.any():
-            changed = augment({name: array[side] for name, array in feed.items()}, random)
-            for name, array in changed.items():
-                result[name][side] = array
-    return result
 
 
 def _augmented(images: Array, random: np.random.Generator) -> Array:

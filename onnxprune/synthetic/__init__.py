@@ -1,12 +1,16 @@
 """Inputs made up by kind, for models that come without data. Whatever is found on them is labelled synthetic.
 
-images    dead leaves and 1/f noise
+images    dead leaves and 1/f noise, and variations of images
 signals   band-limited noise, token ids, masks and positions: everything that is no image
+drawing   rows of all inputs of a model
 guesses   which range of values the model takes, by the statistics that it holds
-breeding  of images, those that the model tells apart
+features  what its last layers make of rows
+breeding  of images, those that they tell apart
 making    feeds of a whole model
+joining   feeds bred from few real images
 """
 
+from onnxprune.synthetic.joining import join
 from onnxprune.synthetic.making import Made, make
 
-__all__ = ["Made", "make"]
+__all__ = ["Made", "join", "make"]

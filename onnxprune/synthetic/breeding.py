@@ -12,57 +12,29 @@ model of the features d (sequential D-optimal design: V. Fedorov, "Theory of Opt
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
 from onnxprune.synthetic import images
+from onnxprune.synthetic.features import Rows
 
 log = logging.getLogger(__name__)
 
-Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
-Population = Mapping[str, Array]
-"""Inputs by name, their items along the first axis; images as uint8 (n, channels, height, width)."""
-
 FACTOR = 2
 """Candidates made in every round, for each item that is wanted."""
 DIMENSIONS = 128
 """Features beyond so many are mixed at random into so many (Johnson and Lindenstrauss, 1984): distances stay."""
-LAST = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-MOST_TENSORS = 8
+ROUNDS = 10
+"""Rounds, at most."""
 
 
-def features_of(graph: onnx.GraphProto) -> dict[str, int]:
-    """What the last linear operators of a model read, with the axis of the channels: above every output the nearest."""
-    producers = {o: n for n in graph.node for o in n.output if o}
-    found: dict[str, int] = {}
-    seen: set[str] = set()
-    stack = [o.name for o in reversed(graph.output)]
-    while stack:
-        name = stack.pop()
-        node = producers.get(name)
-        if node is None or name in seen:
-            continue
-        seen.add(name)
-        if node.op_type not in LAST:
-            stack.extend(reversed(node.input))
-        elif node.input[0] in producers:
-            found.setdefault(node.input[0], 1 if node.op_type in ("Conv", "ConvTranspose") else -1)
-    return dict(list(found.items())[:MOST_TENSORS])
-
-
-def feature(values: Array, axis: int) -> Float:
-    """Mean and deviation of every channel (items, 2 channels) of a tensor, or the channels as they are (items, n)."""
-    values = np.moveaxis(np.asarray(values, np.float64), axis, -1)
-    if values.ndim < 3:
-        return values.reshape(len(values), -1)
-    between = tuple(range(1, values.ndim - 1))
-    return np.concatenate([values.mean(between), values.std(between)], axis=1)
+def affordable(values: int, limit: float) -> int:
+    """In how many rounds so many values of images are bred where `limit` values may be looked at; -1: not at all."""
+    return min(ROUNDS, int(limit / (FACTOR * max(values, 1))) - 1)
 
 
 def distinct(features: Float, count: int) -> Index:
@@ -85,12 +57,12 @@ def distinct(features: Float, count: int) -> Index:
 
 def bred(
     random: np.random.Generator,
-    population: Population,
+    population: Rows,
     pictures: Sequence[str],
     rows: int,
     rounds: int,
-    describe: Callable[[Population], Float],
-) -> Population:
+    describe: Callable[[Rows], Float],
+) -> Rows:
     """`rows` items, in no order: the most distinct of the population and, after each of so many rounds, of these and
     their variations. `pictures`: inputs that are images; the others are those of the item that is varied."""
     told = describe(population)
@@ -101,17 +73,18 @@ def bred(
         log.info("bred %d rounds: variance of the features %.4g", number, float(told.var(0).sum()))
         if number == rounds:
             break
-        young = _varied(random, population, pictures, FACTOR * rows)
+        young = varied(random, population, pictures, FACTOR * rows)
         told = np.concatenate([told, describe(young)])
         population = {name: np.concatenate([array, young[name]]) for name, array in population.items()}
     return _at(population, random.permutation(rows))
 
 
-def _at(population: Population, numbers: Index) -> Population:
+def _at(population: Rows, numbers: Index) -> Rows:
     return {name: array[numbers] for name, array in population.items()}
 
 
-def _varied(random: np.random.Generator, population: Population, pictures: Sequence[str], count: int) -> Population:
+def varied(random: np.random.Generator, population: Rows, pictures: Sequence[str], count: int) -> Rows:
+    """So many variations of items, with pieces of others."""
     size = len(population[pictures[0]])
     one, other = random.integers(size, size=count), random.integers(size, size=count)
     result = {name: array[one] for name, array in population.items()}

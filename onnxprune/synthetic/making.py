@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,10 @@ from onnxprune import runtime, shapes
 from onnxprune.errors import ModelError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Feed
-from onnxprune.synthetic import breeding, guesses, images, signals
+from onnxprune.synthetic import breeding, drawing, features, guesses, signals
+from onnxprune.synthetic.drawing import Input
+from onnxprune.synthetic.features import Describer, Rows
 from onnxprune.synthetic.guesses import Probe, Scaling
-from onnxprune.synthetic.signals import Kind
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +30,6 @@ TYPICAL = shapes.Sizes(1, (224, 224), 64)
 BATCHES = (16, 1)
 PROBE_PIXELS = 1 << 18
 """Values of the images that a guess is made with."""
-ROUNDS = 10
-"""Rounds of breeding, at most."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +38,6 @@ class Made:
 
     feeds: list[Feed]
     guesses: list[str]
-
-
-@dataclass(frozen=True)
-class _Input:
-    name: str
-    kind: Kind
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
 
 def make(
@@ -74,70 +62,23 @@ def make(
     batch = max((i.shape[0] for i in inputs if i.shape), default=1)
     count = max(1, round(rows / batch))
     found = [f"{i.name!r} is taken for {signals.WORDS[i.kind]}" for i in inputs] + words
-    rounds = _rounds(inputs, batch * count, values)
-    describer = _Describer.of(file, inputs, scaling, _draw(random, inputs, bounds)) if rounds >= 0 else None
-    if describer is None:
-        return Made([_scaled(_draw(random, inputs, bounds), inputs, scaling) for _ in range(count)], found)
-    draws = [_draw(random, inputs, bounds) for _ in range(breeding.FACTOR * count)]
+    batches = [drawing.draw(random, inputs, bounds) for _ in range(count)]
+
+    def as_input(rows: Rows) -> Feed:
+        return drawing.scaled(rows, inputs, scaling)
+
+    size = max((math.prod(i.shape[1:]) for i in inputs), default=1)
+    rounds = breeding.affordable(batch * count * size, values)
     pictures = [i.name for i in inputs if i.kind == "image"]
-    first = {i.name: np.concatenate([d[i.name] for d in draws]) for i in inputs}
-    population = breeding.bred(random, first, pictures, batch * count, rounds, describer.describe)
-    found.append(f"images: those that the model tells apart best, bred in {rounds} rounds")
-    return Made([_scaled(drawn, inputs, scaling) for drawn in _batches(population, batch)], found)
-
-
-def _rounds(inputs: Sequence[_Input], rows: int, values: float) -> int:
-    """In how many rounds images are bred; -1: not at all, as nothing is known of rows or there is no time."""
-    if not any(i.kind == "image" for i in inputs) or len({i.shape[:1] for i in inputs}) != 1:
-        return -1
-    size = max(math.prod(i.shape[1:]) for i in inputs)
-    return min(ROUNDS, int(values / (breeding.FACTOR * rows * size)) - 1)
-
-
-def _batches(rows: breeding.Population, batch: int) -> list[Feed]:
-    count = max(len(array) for array in rows.values()) // batch
-    return [{name: array[k * batch : (k + 1) * batch] for name, array in rows.items()} for k in range(count)]
-
-
-class _Describer:
-    """Runs the model on items, and takes the features of its last layers."""
-
-    def __init__(
-        self, session: InferenceSession, names: Mapping[str, int], inputs: Sequence[_Input], scaling: Scaling | None
-    ) -> None:
-        self.session, self.names, self.inputs, self.scaling = session, names, inputs, scaling
-        self.scales: list[float] = []
-
-    @classmethod
-    def of(cls, file: ModelFile, inputs: Sequence[_Input], scaling: Scaling | None, drawn: Feed) -> _Describer | None:
-        """None where no layer gives features of every row of `drawn`."""
-        names = breeding.features_of(file.proto.graph)
-        session = _probed(file, names)
-        values = runtime.run(session, _scaled(drawn, inputs, scaling)) if names else {}
-        batch = max(len(array) for array in drawn.values())
-        usable = {n: a for n, a in names.items() if values[n].shape[:1] == (batch,) and values[n].dtype.kind == "f"}
-        usable = {n: a for n, a in usable.items() if values[n].ndim > 1 and np.isfinite(values[n]).all()}
-        return cls(session, usable, inputs, scaling) if usable else None
-
-    def describe(self, rows: breeding.Population) -> breeding.Float:
-        """Features (items, d), those of every layer of a total variance of 1 on the rows described first."""
-        parts: list[list[Array]] = [[] for _ in self.names]
-        for drawn in _batches(rows, self.inputs[0].shape[0]):
-            found = runtime.run(self.session, _scaled(drawn, self.inputs, self.scaling))
-            for part, (name, axis) in zip(parts, self.names.items(), strict=True):
-                part.append(breeding.feature(found[name], axis))
-        layers = [np.concatenate(part) for part in parts]
-        self.scales = self.scales or [1 / math.sqrt(max(float(x.var(0).sum()), 1e-30)) for x in layers]
-        return np.concatenate([x * scale for x, scale in zip(layers, self.scales, strict=True)], axis=1)
-
-
-def _probed(file: ModelFile, names: Iterable[str]) -> InferenceSession:
-    """A session of the model that gives the tensors `names`, too."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(file.proto)
-    known = {o.name for o in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in known)
-    return runtime.session(proto.SerializeToString(), optimize=False, folder=str(file.base_dir))
+    has_rows = len({i.shape[:1] for i in inputs}) == 1
+    describer = Describer.of(file, batches[0], as_input) if pictures and has_rows and rounds >= 0 else None
+    if describer is not None:
+        batches.extend(drawing.draw(random, inputs, bounds) for _ in range(count * (breeding.FACTOR - 1)))
+        first = {i.name: np.concatenate([b[i.name] for b in batches]) for i in inputs}
+        best = breeding.bred(random, first, pictures, batch * count, rounds, describer.describe)
+        batches = [{n: a[k * batch : (k + 1) * batch] for n, a in best.items()} for k in range(count)]
+        found.append(f"images: those that the model tells apart best, bred in {rounds} rounds")
+    return Made([as_input(rows) for rows in batches], found)
 
 
 def _working_inputs(
@@ -147,16 +88,16 @@ def _working_inputs(
     rows: int,
     bounds: Mapping[str, int],
     seed: int,
-) -> list[_Input]:
+) -> list[Input]:
     """The inputs at the first sizes that the model runs at."""
     session = runtime.session(model, optimize=False, prepack=False)
     types = {name: dtype for name, _, dtype in runtime.input_specs(session)}
     failure: ModelError | None = None
     for sizes in _sizes(proto, {n: tuple(s) for n, s in given.items()}, rows):
-        inputs = [_Input(n, signals.kind_of(n, types[n], s), s, types[n]) for n, s in sizes.items()]
-        drawn = _draw(np.random.default_rng(seed), inputs, bounds)
+        inputs = [Input(n, signals.kind_of(n, types[n], s), s, types[n]) for n, s in sizes.items()]
+        drawn = drawing.draw(np.random.default_rng(seed), inputs, bounds)
         try:
-            runtime.run(session, _scaled(drawn, inputs, _default_scaling(inputs)))
+            runtime.run(session, drawing.scaled(drawn, inputs, _default(inputs)))
         except ModelError as error:
             failure = error
         else:
@@ -175,48 +116,16 @@ def _sizes(
             yield shapes.concrete_inputs(proto, given, sizes._replace(batch=max(1, min(batch, rows))))
 
 
-def _draw(random: np.random.Generator, inputs: Sequence[_Input], bounds: Mapping[str, int]) -> Feed:
-    """One batch of every input, images as pixels (n, channels, height, width)."""
-    longest = max((max(i.shape[1:]) for i in inputs if len(i.shape) > 1), default=1)
-    drawn: Feed = {}
-    for i in inputs:
-        if i.kind == "image":
-            axis = signals.channel_axis(i.shape) or 1
-            height, width = i.shape[2:] if axis == 1 else i.shape[1:3]
-            drawn[i.name] = images.mixture(random, i.shape[0], (i.shape[axis], height, width))
-        else:
-            high = bounds.get(i.name, 2)
-            drawn[i.name] = signals.draw(random, i.kind, i.shape, i.dtype, high=high, longest=longest)
-    return drawn
-
-
-def _scaled(drawn: Feed, inputs: Sequence[_Input], scaling: Scaling | None) -> Feed:
-    """The batch as the model takes it."""
-    feed = dict(drawn)
-    for i in inputs:
-        if i.kind == "image" and scaling is not None:
-            found = scaling.apply(drawn[i.name].astype(np.float32) / 255)
-            moved = found if signals.channel_axis(i.shape) == 1 else np.moveaxis(found, 1, 3)
-            feed[i.name] = np.ascontiguousarray(moved).astype(i.dtype)
-    return feed
-
-
 # ---- Guesses ---------------------------------------------------------------------------------------------------------
 
 
-def _candidates(wanted: _Input) -> tuple[Scaling, ...]:
-    if wanted.dtype == np.uint8:
-        return (guesses.BYTES,)
-    return guesses.scalings(wanted.shape[signals.channel_axis(wanted.shape) or 1])
-
-
-def _default_scaling(inputs: Sequence[_Input]) -> Scaling | None:
+def _default(inputs: Sequence[Input]) -> Scaling | None:
     """That of the first image; None where there is none."""
-    return next((_candidates(i)[0] for i in inputs if i.kind == "image"), None)
+    return next((drawing.candidates(i)[0] for i in inputs if i.kind == "image"), None)
 
 
 def _scaling(
-    file: ModelFile, inputs: Sequence[_Input], bounds: Mapping[str, int], seed: int
+    file: ModelFile, inputs: Sequence[Input], bounds: Mapping[str, int], seed: int
 ) -> tuple[Scaling | None, list[str]]:
     """How images are scaled, and why, in words."""
     first = next((i for i in inputs if i.kind == "image"), None)
@@ -225,10 +134,10 @@ def _scaling(
     found = guesses.probes(file.proto.graph, _reader(file))
     label = ", ".join(repr(i.name) for i in inputs if i.kind == "image")
     if not found:
-        default = _candidates(first)[0]
+        default = drawing.candidates(first)[0]
         return default, [f"nothing in the model tells the range of {label}: {default.words} is assumed"]
     trial = _Trial(file, inputs, found, bounds, seed)
-    scores = {s: trial.score(s) for s in _candidates(first)}
+    scores = {s: trial.score(s) for s in drawing.candidates(first)}
     scaling = min(scores, key=scores.__getitem__)
     why = "the BatchNormalization statistics" if found[0].mean is not None else "the balance of the layers (a guess)"
     listed = ", ".join(f"{s.words} {score:.2g}" for s, score in sorted(scores.items(), key=lambda item: item[1])[:3])
@@ -244,19 +153,19 @@ class _Trial:
     """Runs the model on few images, and looks at the probes."""
 
     def __init__(
-        self, file: ModelFile, inputs: Sequence[_Input], probes: Sequence[Probe], bounds: Mapping[str, int], seed: int
+        self, file: ModelFile, inputs: Sequence[Input], probes: Sequence[Probe], bounds: Mapping[str, int], seed: int
     ) -> None:
-        self.session = _probed(file, [p.tensor for p in probes])
+        self.session = features.session(file, [p.tensor for p in probes])
         self.inputs, self.probes = inputs, probes
         random = np.random.default_rng(seed)
         pixels = max(int(np.prod(i.shape)) for i in inputs if i.kind == "image")
-        self.drawn = [_draw(random, inputs, bounds) for _ in range(max(1, PROBE_PIXELS // pixels))]
+        self.drawn = [drawing.draw(random, inputs, bounds) for _ in range(max(1, PROBE_PIXELS // pixels))]
 
     def score(self, scaling: Scaling) -> float:
         """The divergence of the probes on the images, scaled so."""
         seen: dict[str, list[Array]] = {p.tensor: [] for p in self.probes}
         for drawn in self.drawn:
-            outputs = runtime.run(self.session, _scaled(drawn, self.inputs, scaling))
+            outputs = runtime.run(self.session, drawing.scaled(drawn, self.inputs, scaling))
             for name, values in seen.items():
                 values.append(outputs[name])
         return guesses.divergence(self.probes, {name: np.concatenate(values) for name, values in seen.items()})
