@@ -86,11 +86,12 @@ def _source(opened: Opened, config: Config, gathered: Gathered) -> recovery.Sour
     return recovery.Source(
         str(opened.model.path),
         config.input_shapes,
-        [*gathered.fitting, *gathered.joined],
+        [*gathered.fitting, *(gathered.joined.feeds if gathered.joined.bred else ())],
         config.seed,
         config.threads,
         config.memory_bytes,
         skeleton_bytes,
         gathered.held if is_held_out else (),
         len(gathered.fitting),
+        () if gathered.joined.bred else gathered.joined.feeds,
     )

@@ -6,9 +6,12 @@ import dataclasses
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from onnxprune import calibration, cost, dims, evaluation, recovery, worker
 from onnxprune.config import MEASURED_CRITERIA, Config
@@ -17,17 +20,18 @@ from onnxprune.evaluation import Evaluation
 from onnxprune.opened import Opened
 from onnxprune.records import Feed, Inputs
 from onnxprune.shapes import graph_inputs, node_attributes
-from onnxprune.synthetic import Made
+from onnxprune.synthetic import Joined, Made
 
 log = logging.getLogger(__name__)
+Array = npt.NDArray[Any]
 
 SYNTHETIC_ROWS, LEAST_ROWS = 256, 16
 SYNTHETIC_WORK = 1.25e11
 """Rows of synthetic inputs: as many as take so many multiply-accumulates in one run, between these bounds."""
 BREEDING_VALUES, BREEDING_WORK = 4e8, 1e12
 """Values of images, and multiply-accumulates, spent on breeding better ones."""
-ENLARGED_ITEMS, ENLARGED_WORK = 512, 3e11
-"""Fewer images than this are joined by variations, as far as so many multiply-accumulates in one run go."""
+ENLARGED_WORK = 3e11
+"""Few images are joined by others as far as so many multiply-accumulates in one run go."""
 REMOVAL_WORK = 1e11
 """Beyond so many multiply-accumulates channels are chosen by wanda, which is quick, on synthetic inputs."""
 LARGEST_MODEL = 1 << 30
@@ -47,7 +51,7 @@ class Gathered:
     """Batches to fit to, those to measure closeness on, and what a metric is measured on, if any.
 
     `inputs` says what the batches are, None where there are none; `lack`: why there are none although they were wanted.
-    `joined`: variations of the batches to fit to, where those are few.
+    `joined`: what joins the batches to fit to where those are few.
     """
 
     fitting: Sequence[Feed] = ()
@@ -55,7 +59,7 @@ class Gathered:
     inputs: Inputs | None = None
     evaluation: Evaluation | None = None
     lack: str | None = None
-    joined: Sequence[Feed] = ()
+    joined: Joined = field(default_factory=Joined)
 
     @property
     def real(self) -> Sequence[Feed]:
@@ -133,34 +137,38 @@ def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
         log.warning("%s", remark)
     inputs = _inputs("calibration", found.words, batches, held)
     joined = _joined(opened, config, fitting)
-    if joined:
-        inputs = dataclasses.replace(inputs, words=f"{inputs.words} (and {calibration.rows_of(joined)} bred from them)")
+    if joined.feeds:
+        made = f"{calibration.rows_of(joined.feeds)} {'bred from' if joined.bred else 'changed copies of'} them"
+        inputs = dataclasses.replace(inputs, words=f"{inputs.words} (joined by {made})")
     return Gathered(fitting, held, dataclasses.replace(inputs, remarks=tuple(remarks)), own, joined=joined)
 
 
-def _joined(opened: Opened, config: Config, feeds: Sequence[Feed]) -> list[Feed]:
-    """Variations bred from few images; none where there are enough, or where that fails."""
-    if not config.needs_inputs or steps_first(opened):
-        return []
-    rows = calibration.rows_of(feeds)
-    size = sum(a.size for f in feeds for a in f.values()) / max(rows, 1)
-    item_bytes = sum(a.nbytes for f in feeds for a in f.values()) / max(rows, 1)
+def _joined(opened: Opened, config: Config, feeds: Sequence[Feed]) -> Joined:
+    """More images made from few; none where there are enough, or where that fails."""
+    if not config.recover or steps_first(opened):
+        return Joined()
+    rows = max(calibration.rows_of(feeds), 1)
+    size, item_bytes = (sum(f(a) for feed in feeds for a in feed.values()) / rows for f in (np.size, _nbytes))
     work = ENLARGED_WORK / max(1.0, _macs_of_a_value(opened) * size)
-    items = int(min(ENLARGED_ITEMS, work, config.memory_bytes / 4 / max(item_bytes, 1)))
+    items = int(min(work, config.memory_bytes / 4 / max(item_bytes, 1)))
     if items < 2 * rows:
-        return []
+        return Joined()
     arguments = {"model": str(opened.model.path), "feeds": list(feeds), "items": items, "seed": config.seed}
     try:
-        found: list[Feed] = worker.call(
+        found: Joined = worker.call(
             "onnxprune.synthetic:join",
             {**arguments, "values": _breeding_values(opened)},
             timeout_s=SYNTHETIC_LIMIT_S,
             threads=config.threads,
         )
     except OnnxPruneError as error:
-        log.warning("no variations of the few images are bred: %s", str(error).splitlines()[0])
-        return []
+        log.warning("the few images are joined by no others: %s", str(error).splitlines()[0])
+        return Joined()
     return found
+
+
+def _nbytes(array: Array) -> int:
+    return array.nbytes
 
 
 def _breeding_values(opened: Opened) -> float:

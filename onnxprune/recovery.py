@@ -64,7 +64,9 @@ class Source:
     held: Sequence[Feed] = ()
     """Batches held out: distillation that is no better on them is not kept, and without them there is none."""
     own: int | None = None
-    """How many of the feeds are the inputs themselves; those after them are variations of these. None: all."""
+    """How many of the feeds are the inputs themselves; those after them are bred from these. None: all."""
+    copies: Sequence[Feed] = ()
+    """Changed copies of the feeds, which are fitted to, but not chosen by."""
 
 
 @dataclass(frozen=True)
@@ -354,7 +356,8 @@ def refitted(
 ) -> tuple[Weights, Recovered]:
     """The model cut by the plan `kept`, refitted, and what is new in it."""
     weights = cut_weights(model, kept)
-    layers = _reconstruct(source, model, weights, kept, source.feeds, relaxed=True, fits=fits)
+    feeds = [*source.feeds, *(source.copies if fits else ())]
+    layers = _reconstruct(source, model, weights, kept, feeds, relaxed=True, fits=fits)
     distilled: tuple[float, float] | None = None
     notes: list[str] = []
     if tuned:

@@ -15,7 +15,7 @@ from onnxprune.config import Config
 from onnxprune.errors import WorkerError
 from onnxprune.records import Feed
 from onnxprune.recover.holdout import Holdout
-from onnxprune.synthetic import breeding, images, join
+from onnxprune.synthetic import breeding, images, join, joining
 
 NET = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -48,7 +48,7 @@ def batch(count: int = 4, height: int = 12, width: int = 16, seed: int = 0) -> F
 
 
 def joined(net: Path, feeds: list[Feed], items: int, values: float = 1e6, seed: int = 0) -> list[Feed]:
-    return join(str(net), feeds, items=items, values=values, seed=seed)
+    return list(join(str(net), feeds, items=items, values=values, seed=seed).feeds)
 
 
 def test_variations_are_as_many_as_wanted_and_like_the_images(net: Path) -> None:
@@ -90,6 +90,25 @@ def test_what_is_bred_moves_the_features_further_than_chance(net: Path) -> None:
     assert spread(bred) > 1.2 * spread(plain)
 
 
+def test_where_places_are_told_apart_copies_are_changed_at_random_and_not_chosen_by(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[n,3,h,w] x) => (float[n,2,h,w] y) { c = Conv(x, v) r = Relu(c) y = Conv(r, w) }
+    """
+    proto = parser.parse_model(text)
+    shapes = {"v": (4, 3, 1, 1), "w": (2, 4, 1, 1)}
+    values = {n: np.random.default_rng(0).normal(size=s).astype(np.float32) for n, s in shapes.items()}
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in values.items())
+    path = tmp_path / "a.onnx"
+    onnx.save(proto, path)
+    found = join(str(path), [batch(8)], items=1000, values=1e6, seed=0)
+    assert not found.bred and len(found.feeds) == 39
+    data = path.with_name("few.npz")
+    np.savez(data, **batch(32))
+    report = api.prune(path, Config(output=path.with_name("b.onnx"), calibration=data, round_to=1))
+    assert report.inputs is not None and "changed copies of them)" in report.inputs.words
+
+
 @pytest.mark.parametrize("values", [0, 1e6])
 def test_variations_of_what_is_held_out_hold_nothing_else(
     net: Path, monkeypatch: pytest.MonkeyPatch, values: float
@@ -97,7 +116,11 @@ def test_variations_of_what_is_held_out_hold_nothing_else(
     def other(random: np.random.Generator, image: np.ndarray, another: np.ndarray) -> np.ndarray:
         return another if random.random() < 0.5 else image
 
+    def pieces_of_any(feed: Feed, random: np.random.Generator) -> Feed:
+        return {"x": feed["x"][random.integers(len(feed["x"]), size=len(feed["x"]))]}
+
     monkeypatch.setattr(images, "varied", other)
+    monkeypatch.setattr(joining, "augment", pieces_of_any)
     numbers = np.arange(24, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, 16, 16), np.float32)
     feeds = [{"x": numbers[:13]}, {"x": numbers[13:]}]
     holdout = Holdout.of(feeds)
@@ -113,7 +136,11 @@ def test_variations_of_what_is_held_out_hold_nothing_else(
 def test_bytes_and_channels_last_are_varied_too(tmp_path: Path) -> None:
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
-    g (uint8[2,8,8,3] x) => (float[2,8,8,2] y) { r = Cast<to=1>(x) q = Relu(r) y = MatMul(q, w) }
+    g (uint8[2,8,8,3] x) => (float[2,2] y) {
+        r = Cast<to=1>(x)
+        q = ReduceMean<axes=[1,2], keepdims=0>(r)
+        y = MatMul(q, w)
+    }
     """
     proto = parser.parse_model(text)
     proto.graph.initializer.append(numpy_helper.from_array(np.ones((3, 2), np.float32), "w"))
@@ -132,10 +159,10 @@ def test_a_run_on_few_images_says_how_many_were_bred(net: Path, monkeypatch: pyt
     report = api.prune(net, config)
     assert report.inputs is not None and report.inputs.rows == 32
     rows = 32 - report.inputs.held_out
-    assert f"(and {512 // rows * rows - rows} bred from them)" in report.inputs.words
+    assert f"(joined by {512 // rows * rows - rows} bred from them)" in report.inputs.words
     monkeypatch.setattr(gathering, "ENLARGED_WORK", 1)
     alone = api.prune(net, config)
-    assert alone.inputs is not None and "bred" not in alone.inputs.words
+    assert alone.inputs is not None and "joined" not in alone.inputs.words
 
 
 def test_where_breeding_fails_the_run_goes_on(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +177,7 @@ def test_where_breeding_fails_the_run_goes_on(net: Path, monkeypatch: pytest.Mon
     data = net.with_name("few.npz")
     np.savez(data, **batch(32))
     report = api.prune(net, Config(output=net.with_name("a.onnx"), calibration=data, round_to=1))
-    assert report.inputs is not None and "bred" not in report.inputs.words
+    assert report.inputs is not None and "joined" not in report.inputs.words
 
 
 def test_how_many_rounds_there_is_time_for() -> None:

@@ -196,10 +196,10 @@ def test_features_are_what_the_last_linear_operators_read(net: Path) -> None:
     }
     """
     assert features.features_of(parser.parse_model(text).graph) == {"i": 1}
-    maps = np.arange(48, dtype=np.float32).reshape(2, 3, 2, 4)
-    found = features.feature(maps, 1)
-    np.testing.assert_allclose(found[0], [3.5, 11.5, 19.5, *[np.arange(8).std()] * 3])
-    assert features.feature(maps[:, :, 0, 0], -1).shape == (2, 3)
+    maps = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)
+    assert not features.is_one_per_item(maps, 1, 2) and not features.is_one_per_item(maps[:, :, 0, 0], 1, 4)
+    assert features.is_one_per_item(maps[:, :, :1, :1], 1, 2) and features.is_one_per_item(maps[:, :, 0, 0], -1, 2)
+    np.testing.assert_array_equal(features.feature(maps[:, :, :1, :1], 1), maps[:, :, 0, 0])
 
 
 def test_breeding_moves_the_features_apart_and_keeps_the_rows_together(net: Path) -> None:
@@ -236,9 +236,14 @@ def test_other_inputs_stay_those_of_the_item_that_is_varied() -> None:
 @pytest.mark.parametrize(
     ("text", "weights", "shape"),
     [
-        ("g (float[1,3,8,8] x) => (float[1,2,8,8] y) { r = Relu(x) y = Conv(r, w) }", (2, 3, 1, 1), (1, 3, 8, 8)),
         (
-            "g (uint8[n,8,8,3] x) => (float[n,8,8,2] y) { r = Cast<to=1>(x) y = MatMul(r, w) }",
+            "g (float[1,3,8,8] x) => (float[1,2,1,1] y) { r = GlobalAveragePool(x) y = Conv(r, w) }",
+            (2, 3, 1, 1),
+            (1, 3, 8, 8),
+        ),
+        (
+            "g (uint8[n,8,8,3] x) => (float[n,2] y)\n"
+            + "{ c = Cast<to=1>(x) r = ReduceMean<axes=[1,2], keepdims=0>(c) y = MatMul(r, w) }",
             (3, 2),
             (16, 8, 8, 3),
         ),
@@ -256,13 +261,15 @@ def test_images_of_every_layout_are_bred(tmp_path: Path, text: str, weights: Any
 def test_where_no_layer_tells_rows_apart_nothing_is_bred(tmp_path: Path) -> None:
     text = """
     <ir_version: 8, opset_import: ["" : 17]>
-    g (float[4,3,8,8] x) => (float[8,2] y) {
+    g (float[4,3,8,8] x) => (float[8,2] y, float[4,5,8,8] z) {
         t = Transpose<perm=[1,0,2,3]>(x)
         r = Reshape(t, s)
         y = Gemm(r, w)
+        a = Relu(x)
+        z = Conv(a, v)
     }
     """
-    values = {"w": np.ones((96, 2), np.float32), "s": np.array([8, 96])}
+    values = {"w": np.ones((96, 2), np.float32), "s": np.array([8, 96]), "v": np.ones((5, 3, 1, 1), np.float32)}
     path = _save(tmp_path / "a.onnx", text, values)
     assert not any("bred" in guess for guess in _make(path, values=1e6).guesses)
 

@@ -7,10 +7,10 @@ guesses   which range of values the model takes, by the statistics that it holds
 features  what its last layers make of rows
 breeding  of images, those that they tell apart
 making    feeds of a whole model
-joining   feeds bred from few real images
+joining   feeds made from few real images
 """
 
-from onnxprune.synthetic.joining import join
+from onnxprune.synthetic.joining import Joined, join
 from onnxprune.synthetic.making import Made, make
 
-__all__ = ["Made", "join", "make"]
+__all__ = ["Joined", "Made", "join", "make"]

@@ -1,4 +1,4 @@
-"""What the last layers of a model make of inputs: the features that tell these apart."""
+"""What the last layers of a model make of an input as a whole: the features that tell inputs apart."""
 
 from __future__ import annotations
 
@@ -47,12 +47,16 @@ def features_of(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def feature(values: Array, axis: int) -> Float:
-    """Mean and deviation of every channel (items, 2 channels) of a tensor, or the channels as they are (items, n)."""
+    """The channels (items, n) of a tensor."""
     values = np.moveaxis(np.asarray(values, np.float64), axis, -1)
-    if values.ndim < 3:
-        return values.reshape(len(values), -1)
-    between = tuple(range(1, values.ndim - 1))
-    return np.concatenate([values.mean(between), values.std(between)], axis=1)
+    return values.reshape(len(values), -1)
+
+
+def is_one_per_item(values: Array, axis: int, rows: int) -> bool:
+    """Whether a tensor holds one vector of channels for each of the `rows` items."""
+    if values.ndim < 2 or len(values) != rows or values.dtype.kind != "f":
+        return False
+    return values.size == rows * values.shape[axis] and bool(np.isfinite(values).all())
 
 
 def session(file: ModelFile, names: Iterable[str]) -> InferenceSession:
@@ -85,16 +89,13 @@ class Describer:
 
     @classmethod
     def of(cls, file: ModelFile, sample: Rows, as_input: Callable[[Rows], Feed]) -> Describer | None:
-        """For batches like `sample`; None where no layer gives features of every row of it."""
+        """For batches like `sample`; None where no layer gives one vector of features for every row of it."""
         names, rows = features_of(file.proto.graph), max(len(array) for array in sample.values())
         if not names:
             return None
         values = cls(file, names, rows, as_input).run(sample)
-        usable = {
-            name: axis
-            for (name, axis), array in zip(names.items(), values, strict=True)
-            if array.ndim > 1 and len(array) == rows and array.dtype.kind == "f" and np.isfinite(array).all()
-        }
+        found = zip(names.items(), values, strict=True)
+        usable = {name: axis for (name, axis), array in found if is_one_per_item(array, axis, rows)}
         return cls(file, usable, rows, as_input) if usable else None
 
     def run(self, rows: Rows) -> list[Array]:
