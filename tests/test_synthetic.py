@@ -233,6 +233,13 @@ def test_other_inputs_stay_those_of_the_item_that_is_varied() -> None:
     assert set(found["size"]) <= set(range(12))
 
 
+BYTES = """g (uint8[n,8,8,3] x) => (float[n,2] y) {
+    c = Cast<to=1>(x)
+    r = ReduceMean<axes=[1,2], keepdims=0>(c)
+    y = MatMul(r, w)
+}"""
+
+
 @pytest.mark.parametrize(
     ("text", "weights", "shape"),
     [
@@ -242,8 +249,7 @@ def test_other_inputs_stay_those_of_the_item_that_is_varied() -> None:
             (1, 3, 8, 8),
         ),
         (
-            "g (uint8[n,8,8,3] x) => (float[n,2] y)\n"
-            + "{ c = Cast<to=1>(x) r = ReduceMean<axes=[1,2], keepdims=0>(c) y = MatMul(r, w) }",
+            BYTES,
             (3, 2),
             (16, 8, 8, 3),
         ),
