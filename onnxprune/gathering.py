@@ -8,10 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal
 
 from onnxprune import calibration, cost, dims, evaluation, recovery, worker
 from onnxprune.config import MEASURED_CRITERIA, Config
@@ -23,7 +20,6 @@ from onnxprune.shapes import graph_inputs, node_attributes
 from onnxprune.synthetic import Joined, Made
 
 log = logging.getLogger(__name__)
-Array = npt.NDArray[Any]
 
 SYNTHETIC_ROWS, LEAST_ROWS = 256, 16
 SYNTHETIC_WORK = 1.25e11
@@ -138,7 +134,7 @@ def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
     inputs = _inputs("calibration", found.words, batches, held)
     joined = _joined(opened, config, fitting)
     if joined.feeds:
-        made = f"{calibration.rows_of(joined.feeds)} {'bred from' if joined.bred else 'changed copies of'} them"
+        made = f"{calibration.rows_of(joined.feeds)} {'images bred from' if joined.bred else 'changed copies of'} them"
         inputs = dataclasses.replace(inputs, words=f"{inputs.words} (joined by {made})")
     return Gathered(fitting, held, dataclasses.replace(inputs, remarks=tuple(remarks)), own, joined=joined)
 
@@ -148,9 +144,11 @@ def _joined(opened: Opened, config: Config, feeds: Sequence[Feed]) -> Joined:
     if not config.recover or steps_first(opened):
         return Joined()
     rows = max(calibration.rows_of(feeds), 1)
-    size, item_bytes = (sum(f(a) for feed in feeds for a in feed.values()) / rows for f in (np.size, _nbytes))
-    work = ENLARGED_WORK / max(1.0, _macs_of_a_value(opened) * size)
-    items = int(min(work, config.memory_bytes / 4 / max(item_bytes, 1)))
+    work = ENLARGED_WORK / max(
+        1.0, _macs_of_a_value(opened) * max((a[:1].size for a in feeds[0].values() if a.ndim), default=1)
+    )
+    room = config.memory_bytes / 4 * rows / max(sum(a.nbytes for feed in feeds for a in feed.values()), 1)
+    items = int(min(work, room))
     if items < 2 * rows:
         return Joined()
     arguments = {"model": str(opened.model.path), "feeds": list(feeds), "items": items, "seed": config.seed}
@@ -165,10 +163,6 @@ def _joined(opened: Opened, config: Config, feeds: Sequence[Feed]) -> Joined:
         log.warning("the few images are joined by no others: %s", str(error).splitlines()[0])
         return Joined()
     return found
-
-
-def _nbytes(array: Array) -> int:
-    return array.nbytes
 
 
 def _breeding_values(opened: Opened) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from onnxprune import cost, gathering, opening, planning, recovery, wording, worker
@@ -26,7 +27,7 @@ def sensitivity(model: str | Path, config: Config) -> Sensitivity:
     if config.measure not in MEASURED_CRITERIA:
         raise UsageError(f"sensitivity needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {config.measure}")
     opened, config = opening.open_for(Path(model), config, Clock())
-    gathered = gathering.gather(opened, config)
+    gathered = gathering.gather(opened, dataclasses.replace(config, recover=False))
     prunable = [g for g in opened.analysis.groups if g.refusal is None]
     groups = planning.choose(prunable, config.keep, config.only)
     if not groups:

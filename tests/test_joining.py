@@ -159,7 +159,7 @@ def test_a_run_on_few_images_says_how_many_were_bred(net: Path, monkeypatch: pyt
     report = api.prune(net, config)
     assert report.inputs is not None and report.inputs.rows == 32
     rows = 32 - report.inputs.held_out
-    assert f"(joined by {512 // rows * rows - rows} bred from them)" in report.inputs.words
+    assert f"(joined by {512 // rows * rows - rows} images bred from them)" in report.inputs.words
     monkeypatch.setattr(gathering, "ENLARGED_WORK", 1)
     alone = api.prune(net, config)
     assert alone.inputs is not None and "joined" not in alone.inputs.words

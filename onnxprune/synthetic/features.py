@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,6 @@ from onnxprune import runtime
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Feed
 from onnxprune.recover.execution import operands
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
@@ -59,7 +56,7 @@ def is_one_per_item(values: Array, axis: int, rows: int) -> bool:
     return values.size == rows * values.shape[axis] and bool(np.isfinite(values).all())
 
 
-def session(file: ModelFile, names: Iterable[str]) -> InferenceSession:
+def session(file: ModelFile, names: Iterable[str]) -> Any:
     """A session of as much of the model as gives the tensors `names`, in this order."""
     wanted = list(dict.fromkeys(names))
     proto = onnx.ModelProto()
