@@ -17,7 +17,7 @@ from onnxprune.evaluation import Evaluation
 from onnxprune.opened import Opened
 from onnxprune.records import Feed, Inputs
 from onnxprune.shapes import graph_inputs, node_attributes
-from onnxprune.synthetic import Joined, Made
+from onnxprune.synthetic import Joined, Made, is_joined
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
 
 def _joined(opened: Opened, config: Config, feeds: Sequence[Feed]) -> Joined:
     """More images made from few; none where there are enough, or where that fails."""
-    if not config.recover or steps_first(opened):
+    if not config.recover or steps_first(opened) or not is_joined(feeds):
         return Joined()
     rows = max(calibration.rows_of(feeds), 1)
     work = ENLARGED_WORK / max(

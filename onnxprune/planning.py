@@ -252,7 +252,7 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
     """The plan by what the calibration inputs show, made in a child process."""
     choice: recovery.Choice = worker.call(
         "onnxprune.recovery:choose",
-        {"source": source, "wanted": _wanted(opened, config, chosen)},
+        {"source": dataclasses.replace(source, copies=()), "wanted": _wanted(opened, config, chosen)},
         timeout_s=recovery.LIMIT_S if config.calibration or config.target else recovery.QUICK_LIMIT_S,
         threads=config.threads,
     )

@@ -309,7 +309,7 @@ def best(
     An error of n items is known to about one part in sqrt(n), so of those that are as close as that to the best the
     last is taken: what is measured on few inputs flatters uneven ones.
     """
-    feeds = limited(source.feeds, 4 * CURVE_ITEMS)
+    feeds = limited(source.feeds[: source.own], 4 * CURVE_ITEMS)
     held = max(1, len(feeds) // 4)
     work = len(candidates) * macs_per_item(source, model) * calibration.rows_of(feeds)
     if len(feeds) < 2 or work > CURVE_WORK:

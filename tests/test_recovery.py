@@ -204,9 +204,7 @@ def test_the_most_even_of_the_best_allocations_is_taken(errors: list[float], ite
     assert recovery._most_even(errors, items) == chosen
 
 
-def test_variations_are_fitted_to_and_kept_on_the_side_of_their_images(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_bred_and_what_is_copied_is_fitted_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, seen = save(tmp_path, copies=False), []
     fitted = recovery.reconstruct
 
@@ -215,9 +213,9 @@ def test_variations_are_fitted_to_and_kept_on_the_side_of_their_images(
         return fitted(*arguments)
 
     monkeypatch.setattr(recovery, "reconstruct", fit)
-    start = dataclasses.replace(source(path), feeds=feeds(6), own=2)
+    start = dataclasses.replace(source(path), feeds=feeds(6), own=2, copies=feeds(3))
     recovery.recover(start, {"w1:0": np.arange(3)}, tuned=False)
-    assert seen == [(96, 2)]
+    assert seen == [(9 * 16, 2)]
 
 
 def test_distillation_is_kept_where_it_is_better_on_inputs_held_out(

@@ -15,7 +15,7 @@ from onnx import numpy_helper, parser
 from onnxprune import api, cli, gathering, records, recovery, runtime, synthetic, worker
 from onnxprune.config import Config
 from onnxprune.errors import ModelError, UsageError, WorkerError
-from onnxprune.synthetic import breeding, features, guesses, images, signals
+from onnxprune.synthetic import breeding, drawing, features, guesses, images, signals
 
 NET = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -182,6 +182,13 @@ def test_the_most_distinct_rows_come_first_and_none_twice() -> None:
     assert breeding.distinct(np.zeros((3, 2)), 2).tolist() == [0, 1]
 
 
+def test_rows_without_numbers_come_last() -> None:
+    features = np.random.default_rng(0).normal(size=(6, 3))
+    features[2, 1], features[4, 0] = np.inf, np.nan
+    assert set(breeding.distinct(features, 4)) == {0, 1, 3, 5}
+    assert set(breeding.distinct(features, 5)) == {0, 1, 2, 3, 5}
+
+
 def test_features_are_what_the_last_linear_operators_read(net: Path) -> None:
     assert features.features_of(onnx.load(net).graph) == {"f": -1}
     text = """
@@ -217,20 +224,39 @@ def test_breeding_moves_the_features_apart_and_keeps_the_rows_together(net: Path
     assert all(np.array_equal(a["image"], b["image"]) for a, b in zip(bred.feeds, again.feeds, strict=True))
 
 
-def test_other_inputs_stay_those_of_the_item_that_is_varied() -> None:
+def test_other_inputs_stay_those_of_the_item_that_is_varied(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
-    pixels = images.mixture(random, 12, (1, 6, 6))
+    pixels = np.full((12, 1, 6, 6), np.arange(12, dtype=np.uint8)[:, None, None, None])
     population = {"x": pixels, "size": np.arange(12)}
+    monkeypatch.setattr(images, "varied", lambda random, image, other: image)
     seen: list[np.ndarray] = []
 
     def describe(found: features.Rows) -> np.ndarray:
         seen.append(found["size"])
         return found["x"].reshape(len(found["x"]), -1).astype(float)
 
-    found = breeding.bred(random, population, ["x"], 6, 2, describe)
+    found = breeding.bred(random, population, "x", 6, 2, describe)
     assert [len(s) for s in seen] == [12, 12, 12]
     assert found["x"].shape == (6, 1, 6, 6) and found["size"].shape == (6,)
-    assert set(found["size"]) <= set(range(12))
+    np.testing.assert_array_equal(found["x"][:, 0, 3, 3], found["size"])
+
+
+def test_models_that_take_one_row_see_all_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+
+    def kind(number: int) -> Any:
+        return lambda random, count, size: seen.add(number) or np.zeros((count, *size), np.float32)
+
+    monkeypatch.setattr(images, "KINDS", tuple(kind(k) for k in range(3)))
+    random = np.random.default_rng(0)
+    assert all(images.mixture(random, 1, (3, 4, 4)).shape == (1, 3, 4, 4) for _ in range(20))
+    assert seen == {0, 1, 2}
+
+
+def test_pixels_that_a_model_takes_as_bytes_keep_every_level() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    wanted = drawing.Input("x", "image", (1, 1, 16, 16), np.dtype(np.uint8))
+    np.testing.assert_array_equal(drawing.scaled({"x": levels}, [wanted], guesses.BYTES)["x"], levels)
 
 
 BYTES = """g (uint8[n,8,8,3] x) => (float[n,2] y) {

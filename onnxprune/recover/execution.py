@@ -87,7 +87,7 @@ class Walk:
     """One pass over the skeleton `proto` with the given batches of inputs.
 
     `read` returns a stored weight by name, as it is now; computed tensors lie on `shelf`. `own`: the
-    batches after so many are changed copies of them (`holdout`), none where it is None.
+    batches after so many are made from them (`holdout`), none where it is None.
     """
 
     def __init__(

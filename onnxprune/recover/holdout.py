@@ -17,7 +17,7 @@ HELD_OUT = 5
 @dataclass(frozen=True)
 class Holdout:
     """Every fifth item of the first batches is held out, of which `rows` has the numbers of items; those after them are
-    changed copies of them, in the same order, and on the same side.
+    made from them, in the same order, and on the same side.
 
     A tensor has the items of its batch along its first axis, or nobody knows where they are (sequences that were
     joined, windows, time first): then whole batches are held out, as no item may be on both sides.

@@ -54,7 +54,7 @@ class LayerReport:
 class Options:
     """`memory_bytes`: activations held in memory. `relaxed`: look at the columns again for what the activation behind
     hides (`relax`). `fits`: least squares; else statistics alone. `own`: batches that are no
-    changed copies, None for all."""
+    made from others, None for all."""
 
     seed: int = 0
     threads: int = 1

@@ -10,7 +10,7 @@ making    feeds of a whole model
 joining   feeds made from few real images
 """
 
-from onnxprune.synthetic.joining import Joined, join
+from onnxprune.synthetic.joining import Joined, is_joined, join
 from onnxprune.synthetic.making import Made, make
 
-__all__ = ["Joined", "Made", "join", "make"]
+__all__ = ["Joined", "Made", "is_joined", "join", "make"]

@@ -12,7 +12,7 @@ model of the features d (sequential D-optimal design: V. Fedorov, "Theory of Opt
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +38,16 @@ def affordable(values: int, limit: float) -> int:
 
 
 def distinct(features: Float, count: int) -> Index:
-    """The numbers of the `count` rows of `features` (n, d) that differ most from the mean and from one another."""
-    features = features - features.mean(0)
+    """The numbers of the `count` rows of `features` (n, d) that differ most from the mean and from one another; rows
+    with values that are no numbers come last."""
+    finite = np.asarray(np.isfinite(features).all(1), np.bool_)
+    if finite.sum() < count:
+        return np.argsort(~finite, kind="stable")[:count]
+    features = np.where(finite[:, None], features, 0)
+    features = np.where(finite[:, None], features - features[finite].mean(0), 0)
     spread = float(np.square(features).mean()) or 1.0
     inverse = np.eye(features.shape[1]) / spread
-    worth = np.square(features).sum(1) / spread
+    worth = np.where(finite, np.square(features).sum(1) / spread, -np.inf)
     chosen: list[int] = []
     for _ in range(count):
         best = int(np.argmax(worth))
@@ -58,22 +63,22 @@ def distinct(features: Float, count: int) -> Index:
 def bred(
     random: np.random.Generator,
     population: Rows,
-    pictures: Sequence[str],
+    picture: str,
     rows: int,
     rounds: int,
     describe: Callable[[Rows], Float],
 ) -> Rows:
     """`rows` items, in no order: the most distinct of the population and, after each of so many rounds, of these and
-    their variations. `pictures`: inputs that are images; the others are those of the item that is varied."""
+    their variations. `picture`: the input that is an image; the others are those of the item that is varied."""
     told = describe(population)
     mixed = random.standard_normal((told.shape[1], DIMENSIONS)) if told.shape[1] > DIMENSIONS else None
     for number in range(rounds + 1):
         chosen = distinct(told if mixed is None else told @ mixed, rows)
         population, told = _at(population, chosen), told[chosen]
-        log.info("bred %d rounds: variance of the features %.4g", number, float(told.var(0).sum()))
+        log.info("bred %d rounds: variance of the features %.4g", number, float(np.nansum(told.var(0))))
         if number == rounds:
             break
-        young = varied(random, population, pictures, FACTOR * rows)
+        young = varied(random, population, picture, FACTOR * rows)
         told = np.concatenate([told, describe(young)])
         population = {name: np.concatenate([array, young[name]]) for name, array in population.items()}
     return _at(population, random.permutation(rows))
@@ -83,12 +88,11 @@ def _at(population: Rows, numbers: Index) -> Rows:
     return {name: array[numbers] for name, array in population.items()}
 
 
-def varied(random: np.random.Generator, population: Rows, pictures: Sequence[str], count: int) -> Rows:
+def varied(random: np.random.Generator, population: Rows, picture: str, count: int) -> Rows:
     """So many variations of items, with pieces of others."""
-    size = len(population[pictures[0]])
+    size = len(population[picture])
     one, other = random.integers(size, size=count), random.integers(size, size=count)
     result = {name: array[one] for name, array in population.items()}
-    for name in pictures:
-        for k in range(count):
-            result[name][k] = images.varied(random, result[name][k], population[name][other[k]])
+    for k in range(count):
+        result[picture][k] = images.varied(random, result[picture][k], population[picture][other[k]])
     return result

@@ -52,7 +52,7 @@ def scaled(rows: Rows, inputs: Sequence[Input], scaling: Scaling | None) -> Feed
         if i.kind == "image" and scaling is not None:
             found = scaling.apply(rows[i.name].astype(np.float32) / 255)
             moved = found if signals.channel_axis(i.shape) == 1 else np.moveaxis(found, 1, 3)
-            feed[i.name] = np.ascontiguousarray(moved).astype(i.dtype)
+            feed[i.name] = np.ascontiguousarray(np.rint(moved) if i.dtype.kind in "iu" else moved).astype(i.dtype)
     return feed
 
 

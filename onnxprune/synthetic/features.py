@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,17 +12,19 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune import runtime
+from onnxprune.errors import ModelError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Feed
 from onnxprune.recover.execution import operands
 
+log = logging.getLogger(__name__)
+
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 Rows = Mapping[str, Array]
-"""Inputs by name, their items along the first axis; images as uint8 (n, channels, height, width)."""
+"""Inputs by name; images as uint8 (n, channels, height, width)."""
 
 LAST = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-MOST_TENSORS = 8
 
 
 def features_of(graph: onnx.GraphProto) -> dict[str, int]:
@@ -40,7 +43,7 @@ def features_of(graph: onnx.GraphProto) -> dict[str, int]:
             stack.extend(reversed(node.input))
         elif node.input[0] in producers:
             found.setdefault(node.input[0], 1 if node.op_type in ("Conv", "ConvTranspose") else -1)
-    return dict(list(found.items())[:MOST_TENSORS])
+    return found
 
 
 def feature(values: Array, axis: int) -> Float:
@@ -53,7 +56,7 @@ def is_one_per_item(values: Array, axis: int, rows: int) -> bool:
     """Whether a tensor holds one vector of channels for each of the `rows` items."""
     if values.ndim < 2 or len(values) != rows or values.dtype.kind != "f":
         return False
-    return values.size == rows * values.shape[axis] and bool(np.isfinite(values).all())
+    return bool(values.size == rows * values.shape[axis])
 
 
 def session(file: ModelFile, names: Iterable[str]) -> Any:
@@ -86,14 +89,19 @@ class Describer:
 
     @classmethod
     def of(cls, file: ModelFile, sample: Rows, as_input: Callable[[Rows], Feed]) -> Describer | None:
-        """For batches like `sample`; None where no layer gives one vector of features for every row of it."""
+        """For batches like `sample`; None where a last layer gives more or less than one vector for every row of it, or
+        the model does not run so far."""
         names, rows = features_of(file.proto.graph), max(len(array) for array in sample.values())
         if not names:
             return None
-        values = cls(file, names, rows, as_input).run(sample)
-        found = zip(names.items(), values, strict=True)
-        usable = {name: axis for (name, axis), array in found if is_one_per_item(array, axis, rows)}
-        return cls(file, usable, rows, as_input) if usable else None
+        try:
+            found = cls(file, names, rows, as_input)
+            values = found.run(sample)
+        except ModelError as error:
+            log.info("no features of inputs: %s", error)
+            return None
+        pairs = zip(values, names.values(), strict=True)
+        return found if all(is_one_per_item(array, axis, rows) for array, axis in pairs) else None
 
     def run(self, rows: Rows) -> list[Array]:
         """The tensors for one batch."""
@@ -111,5 +119,9 @@ class Describer:
             for part, value, axis in zip(parts, values, self.names.values(), strict=True):
                 part.append(feature(value, axis)[: count - start])
         layers = [np.concatenate(part) for part in parts]
-        self.scales = self.scales or [1 / math.sqrt(max(float(x.var(0).sum()), 1e-30)) for x in layers]
+        self.scales = self.scales or [_scale(x[np.isfinite(x).all(1)]) for x in layers]
         return np.concatenate([x * scale for x, scale in zip(layers, self.scales, strict=True)], axis=1)
+
+
+def _scale(features: Float) -> float:
+    return 1 / math.sqrt(max(float(features.var(0).sum()), 1e-30)) if len(features) else 1.0

@@ -116,10 +116,11 @@ KINDS: tuple[Callable[[Random, int, Size], Image], ...] = (scattered, noise, dea
 
 
 def mixture(random: Random, count: int, size: Size) -> Pixels:
-    """All kinds in turn, in 256 levels."""
+    """All kinds in turn, in 256 levels; of fewer images any."""
     found = np.empty((count, *size), np.uint8)
+    first = int(random.integers(len(KINDS))) if count < len(KINDS) else 0
     for k, kind in enumerate(KINDS):
-        part = found[k :: len(KINDS)]
+        part = found[(k + first) % len(KINDS) :: len(KINDS)]
         if len(part):
             part[:] = np.rint(kind(random, len(part), size) * 255)
     return found

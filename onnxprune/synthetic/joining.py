@@ -8,7 +8,7 @@ worth: then the copies are changed at random (`augmentation`) and fitted to alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,28 +41,33 @@ class Joined:
     bred: bool = False
 
 
+def is_joined(feeds: Sequence[Feed]) -> bool:
+    """Whether `join` may have anything to join `feeds` by: they are images, and few."""
+    kinds = {signals.kind_of(n, a.dtype, a.shape) for feed in feeds for n, a in feed.items()}
+    return kinds == {"image"} and 2 * sum(Holdout.of(feeds).rows) <= BRED
+
+
 def join(model: str, feeds: Sequence[Feed], *, items: int, values: float, seed: int) -> Joined:
     """As many copies as `items` images have room for, at most; none where an input is no image.
 
     Copies of images that are held out are made of such images alone, and the others of the others (`Holdout`).
     `values`: elements of images that may be run through the model file `model` to breed them.
     """
-    kinds = {n: signals.kind_of(n, a.dtype, a.shape) for n, a in feeds[0].items()}
-    if any(kind != "image" for kind in kinds.values()):
+    if not is_joined(feeds):
         return Joined()
     holdout, random = Holdout.of(feeds), np.random.default_rng(seed)
     rows = max(sum(holdout.rows), 1)
-    copies = min(items, BRED) // rows - 1
-    rounds = breeding.affordable(sum(a.size for f in feeds for a in f.values()) * copies, values) if copies > 0 else -1
-    found = _bred(Path(model), feeds, holdout, copies, rounds, random) if rounds >= 0 else None
-    if found is not None:
-        return Joined(found, bred=True)
+    size = sum(a.size for f in feeds for a in f.values())
+    copies = min(min(items, BRED) // rows - 1, int(values / (breeding.FACTOR * size)))
+    if copies > 0 and len(feeds[0]) == 1:
+        found = _bred(Path(model), feeds, holdout, copies, breeding.affordable(size * copies, values), random)
+        if found is not None:
+            return Joined(found, bred=True)
     if not all(is_image(a) for f in feeds for a in f.values()):
         return Joined()
     copies = min(items, CHANGED) // rows - 1
-    return Joined(
-        [_changed(feed, holdout.items(b), random) for _ in range(copies) for b, feed in enumerate(feeds)]
-    )  # fmt: skip
+    changed = (_changed(feed, holdout.items(b), random) for _ in range(copies) for b, feed in enumerate(feeds))
+    return Joined(list(changed))
 
 
 def _changed(feed: Feed, held: npt.NDArray[np.bool_], random: Random) -> Feed:
@@ -78,62 +83,70 @@ def _changed(feed: Feed, held: npt.NDArray[np.bool_], random: Random) -> Feed:
 def _bred(
     model: Path, feeds: Sequence[Feed], holdout: Holdout, copies: int, rounds: int, random: Random
 ) -> list[Feed] | None:
-    """None where the model says more than one thing about an image."""
-    file, scalings = ModelFile.load(model), _scalings(feeds)
-    result = [{name: array.copy() for name, array in feed.items()} for _ in range(copies) for feed in feeds]
-    alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
-    for b, feed in enumerate(feeds):
-        alike.setdefault(tuple(a.shape[1:] for a in feed.values()), []).append(b)
-    for batches in alike.values():
-        inputs = [Input(n, "image", a.shape, a.dtype) for n, a in feeds[batches[0]].items()]
-        as_input = _scaler(inputs, scalings)
-        pixels = [_pixels(feeds[b], inputs, scalings) for b in batches]
-        describer = Describer.of(file, pixels[0], as_input)
+    """Copies of all feeds, of one input; None where the model says more than one thing about an image."""
+    file, name = ModelFile.load(model), next(iter(feeds[0]))
+    scaling = _scaling([feed[name] for feed in feeds])
+    result = [{name: feed[name].copy()} for _ in range(copies) for feed in feeds]
+    for batches in _alike([feed[name].shape[1:] for feed in feeds]):
+        image = Input(name, "image", feeds[batches[0]][name].shape, feeds[batches[0]][name].dtype)
+        pixels = {b: _pixels(feeds[b][name], scaling) for b in batches}
+        as_input = _scaler(image, scaling)
+        describer = Describer.of(file, {name: pixels[batches[0]]}, as_input)
         if describer is None:
             return None
-        for side in (False, True):
-            places = [(k, np.flatnonzero(holdout.items(b) == side)) for k, b in enumerate(batches)]
-            own = {i.name: np.concatenate([pixels[k][i.name][p] for k, p in places]) for i in inputs}
-            count = copies * sum(len(p) for _, p in places)
-            if not count:
-                continue
-            names = [i.name for i in inputs]
-            first = breeding.varied(random, own, names, breeding.FACTOR * count)
-            found = breeding.bred(random, first, names, count, rounds, describer.describe)
-            start = 0
-            for copy in range(copies):
-                for k, p in places:
-                    rows = as_input({n: a[start : start + len(p)] for n, a in found.items()})
-                    start += len(p)
-                    for name, array in rows.items():
-                        result[copy * len(feeds) + batches[k]][name][p] = array
+        for places in _pools(holdout, batches):
+            own = np.concatenate([pixels[b][rows] for b, rows in places])
+            first = breeding.varied(random, {name: own}, name, breeding.FACTOR * copies * len(own))
+            found = breeding.bred(random, first, name, copies * len(own), rounds, describer.describe)
+            _fill(result, as_input(found)[name], places, len(feeds))
     return result
 
 
-def _scaler(inputs: Sequence[Input], scalings: dict[str, Scaling]) -> Callable[[Rows], Feed]:
+def _alike(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """The numbers of the batches of every shape."""
+    return [[b for b, shape in enumerate(shapes) if shape == wanted] for wanted in dict.fromkeys(shapes)]
+
+
+Places = Sequence[tuple[int, npt.NDArray[np.int64]]]
+"""Rows by the number of their batch."""
+
+
+def _pools(holdout: Holdout, batches: Sequence[int]) -> Iterator[Places]:
+    """Rows that may be mixed: those on one side, as items and as batches."""
+    for whole in (False, True):
+        for side in (False, True):
+            chosen = [b for b in batches if holdout.is_held(b) == whole]
+            places = [(b, np.flatnonzero(holdout.items(b) == side)) for b in chosen]
+            if any(len(rows) for _, rows in places):
+                yield places
+
+
+def _fill(result: Sequence[Feed], found: Array, places: Places, every: int) -> None:
+    """Put the images `found` to the `places` of every copy, which is `every` batches long."""
+    start = 0
+    for copy in range(0, len(result), every):
+        for b, rows in places:
+            for array in result[copy + b].values():
+                array[rows] = found[start : start + len(rows)]
+            start += len(rows)
+
+
+def _scaler(image: Input, scaling: Scaling) -> Callable[[Rows], Feed]:
     """The inverse of `_pixels`."""
-    return lambda rows: {i.name: drawing.scaled(rows, [i], scalings[i.name])[i.name] for i in inputs}
+    return lambda rows: drawing.scaled(rows, [image], scaling)
 
 
-def _scalings(feeds: Sequence[Feed]) -> dict[str, Scaling]:
-    """By input: least and largest value of every channel are the pixels 0 and 255."""
-    found = {}
-    for name, array in feeds[0].items():
-        axis = signals.channel_axis(array.shape) or 1
-        others = tuple(a for a in range(4) if a != axis)
-        low = np.min([f[name].min(others) for f in feeds], axis=0).astype(np.float64)
-        high = np.max([f[name].max(others) for f in feeds], axis=0).astype(np.float64)
-        width = np.maximum(high - low, 1e-12)
-        found[name] = Scaling("that of the data", tuple(-low / width), tuple(1 / width))
-    return found
+def _scaling(arrays: Sequence[Array]) -> Scaling:
+    """Least and largest value of every channel are the pixels 0 and 255."""
+    axis = signals.channel_axis(arrays[0].shape)
+    others = tuple(a for a in range(4) if a != axis)
+    low = np.min([a.min(others) for a in arrays], axis=0).astype(np.float64)
+    width = np.maximum(np.max([a.max(others) for a in arrays], axis=0).astype(np.float64) - low, 1e-12)
+    return Scaling("that of the data", tuple(-low / width), tuple(1 / width))
 
 
-def _pixels(feed: Feed, inputs: Sequence[Input], scalings: dict[str, Scaling]) -> Rows:
-    """Images in 256 levels."""
-    rows = {}
-    for i in inputs:
-        axis = signals.channel_axis(i.shape)
-        array = np.moveaxis(feed[i.name].astype(np.float32), axis or 1, 1)
-        shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (scalings[i.name].mean, scalings[i.name].deviation))
-        rows[i.name] = np.rint(np.clip((array * scale + shift) * 255, 0, 255)).astype(np.uint8)
-    return rows
+def _pixels(array: Array, scaling: Scaling) -> npt.NDArray[np.uint8]:
+    """Images in 256 levels, channels first."""
+    moved = np.moveaxis(array.astype(np.float32), signals.channel_axis(array.shape) or 1, 1)
+    shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (scaling.mean, scaling.deviation))
+    return np.asarray(np.rint(np.clip((moved * scale + shift) * 255, 0, 255)), np.uint8)

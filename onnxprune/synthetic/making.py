@@ -70,12 +70,12 @@ def make(
     size = max((math.prod(i.shape[1:]) for i in inputs), default=1)
     rounds = breeding.affordable(batch * count * size, values)
     pictures = [i.name for i in inputs if i.kind == "image"]
-    has_rows = len({i.shape[:1] for i in inputs}) == 1
-    describer = Describer.of(file, batches[0], as_input) if pictures and has_rows and rounds >= 0 else None
+    is_simple = len(pictures) == 1 and len({i.shape[:1] for i in inputs}) == 1
+    describer = Describer.of(file, batches[0], as_input) if is_simple and rounds >= 0 else None
     if describer is not None:
         batches.extend(drawing.draw(random, inputs, bounds) for _ in range(count * (breeding.FACTOR - 1)))
         first = {i.name: np.concatenate([b[i.name] for b in batches]) for i in inputs}
-        best = breeding.bred(random, first, pictures, batch * count, rounds, describer.describe)
+        best = breeding.bred(random, first, pictures[0], batch * count, rounds, describer.describe)
         batches = [{n: a[k * batch : (k + 1) * batch] for n, a in best.items()} for k in range(count)]
         found.append(f"images: those that the model tells apart best, bred in {rounds} rounds")
     return Made([as_input(rows) for rows in batches], found)
