@@ -246,10 +246,8 @@ def curves(
     levels: Sequence[float] = LEVELS,
 ) -> dict[str, Curve]:
     """Cut one group at a time, refit its consumers, and measure the error at the outputs."""
-    probes, reference = (
-        divergence.probes(proto),
-        probed(proto, read, feeds, threads=threads, memory_bytes=memory_bytes),
-    )
+    probes = divergence.probes(proto)
+    reference = probed(proto, read, feeds, threads=threads, memory_bytes=memory_bytes)
     result = {}
     for group in groups:
         if group.id not in order:

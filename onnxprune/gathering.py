@@ -144,9 +144,7 @@ def _joined(opened: Opened, config: Config, feeds: Sequence[Feed]) -> Joined:
     if not config.recover or steps_first(opened) or not is_joined(feeds):
         return Joined()
     rows = max(calibration.rows_of(feeds), 1)
-    work = ENLARGED_WORK / max(
-        1.0, _macs_of_a_value(opened) * max((a[:1].size for a in feeds[0].values() if a.ndim), default=1)
-    )
+    work = ENLARGED_WORK / max(1.0, _macs_of_a_value(opened) * max(a[:1].size for a in feeds[0].values()))
     room = config.memory_bytes / 4 * rows / max(sum(a.nbytes for feed in feeds for a in feed.values()), 1)
     items = int(min(work, room))
     if items < 2 * rows:

@@ -252,7 +252,7 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
     """The plan by what the calibration inputs show, made in a child process."""
     choice: recovery.Choice = worker.call(
         "onnxprune.recovery:choose",
-        {"source": dataclasses.replace(source, copies=()), "wanted": _wanted(opened, config, chosen)},
+        {"source": source.choosing, "wanted": _wanted(opened, config, chosen)},
         timeout_s=recovery.LIMIT_S if config.calibration or config.target else recovery.QUICK_LIMIT_S,
         threads=config.threads,
     )
@@ -304,7 +304,8 @@ def _paced(
     begun = pacing.start(pace)
     if config.measure in MEASURED_CRITERIA and source is not None:
         wanted = _wanted(opened, config, chosen)
-        arguments = {"source": source, "wanted": wanted, "latency": begun.model, "share": begun.goal / begun.share}
+        share = begun.goal / begun.share
+        arguments = {"source": source.choosing, "wanted": wanted, "latency": begun.model, "share": share}
         limit, threads = recovery.LIMIT_S, config.threads
         removals = worker.call("onnxprune.ranking:rank", arguments, timeout_s=limit, threads=threads)
     else:

@@ -68,6 +68,11 @@ class Source:
     copies: Sequence[Feed] = ()
     """Changed copies of the feeds, which are fitted to, but not chosen by."""
 
+    @property
+    def choosing(self) -> Source:
+        """What the choice starts from."""
+        return dataclasses.replace(self, copies=())
+
 
 @dataclass(frozen=True)
 class Wanted:

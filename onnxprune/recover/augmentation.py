@@ -1,4 +1,4 @@
-"""Inputs that change at every step of distillation: images put together of pieces, moved, zoomed, brighter or darker.
+"""Images changed at random: put together of pieces of several, moved, zoomed, brighter or darker.
 
 What the original gives for them is the target, so they need not look like anything; they need to show what the layers
 see in other contexts. Putting pieces together as in S. Yun et al., "CutMix" (2019), without labels.

@@ -10,7 +10,7 @@ Memory: the tensors on the frontier, for all batches; what exceeds the limit of 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,16 +172,7 @@ class Walk:
 
     def _segment(self, wanted: Sequence[str]) -> list[int]:
         """The nodes still to run for `wanted`, in graph order. A node whose result was dropped runs again."""
-        chosen: set[int] = set()
-        stack = list(wanted)
-        while stack:
-            name = stack.pop()
-            index = self.producer.get(name)
-            if name in self.live or name in self.stored or index is None or index in chosen:
-                continue
-            chosen.add(index)
-            stack.extend(operands(self.nodes[index]))
-        return sorted(chosen)
+        return above(self.nodes, wanted, self.producer, self.live | self.stored)
 
     def _run(self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> None:
         for b, results in enumerate(self._results(chosen, inputs, outputs)):
@@ -231,6 +222,22 @@ def stored_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
         if tensor is not None:
             found[node.output[0]] = tensor
     return found
+
+
+def above(
+    nodes: Sequence[onnx.NodeProto], wanted: Iterable[str], producer: Mapping[str, int], known: Set[str] = frozenset()
+) -> list[int]:
+    """The numbers of the nodes that make the tensors `wanted` of the tensors `known`, ascending."""
+    chosen: set[int] = set()
+    stack = list(wanted)
+    while stack:
+        name = stack.pop()
+        index = producer.get(name)
+        if name in known or index is None or index in chosen:
+            continue
+        chosen.add(index)
+        stack.extend(operands(nodes[index]))
+    return sorted(chosen)
 
 
 def operands(node: onnx.NodeProto) -> Iterator[str]:

@@ -43,7 +43,6 @@ def distinct(features: Float, count: int) -> Index:
     finite = np.asarray(np.isfinite(features).all(1), np.bool_)
     if finite.sum() < count:
         return np.argsort(~finite, kind="stable")[:count]
-    features = np.where(finite[:, None], features, 0)
     features = np.where(finite[:, None], features - features[finite].mean(0), 0)
     spread = float(np.square(features).mean()) or 1.0
     inverse = np.eye(features.shape[1]) / spread

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxprune.records import Feed
 from onnxprune.synthetic import guesses, images, signals
 from onnxprune.synthetic.features import Rows
 from onnxprune.synthetic.guesses import Scaling
 from onnxprune.synthetic.signals import Kind
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,18 @@ class Input:
     dtype: np.dtype[Any]
 
     @property
+    def axis(self) -> int:
+        """The channel axis of an image."""
+        axis = signals.channel_axis(self.shape)
+        if axis is None:
+            raise ValueError(f"{self.name!r} of shape {self.shape} is no image")
+        return axis
+
+    @property
     def image(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
-        axis = signals.channel_axis(self.shape) or 1
-        height, width = self.shape[2:] if axis == 1 else self.shape[1:3]
-        return self.shape[axis], height, width
+        height, width = (n for a, n in enumerate(self.shape) if a not in (0, self.axis))
+        return self.shape[self.axis], height, width
 
 
 def draw(random: np.random.Generator, inputs: Sequence[Input], bounds: Mapping[str, int]) -> Rows:
@@ -50,10 +60,15 @@ def scaled(rows: Rows, inputs: Sequence[Input], scaling: Scaling | None) -> Feed
     feed = dict(rows)
     for i in inputs:
         if i.kind == "image" and scaling is not None:
-            found = scaling.apply(rows[i.name].astype(np.float32) / 255)
-            moved = found if signals.channel_axis(i.shape) == 1 else np.moveaxis(found, 1, 3)
+            moved = np.moveaxis(scaling.apply(rows[i.name].astype(np.float32) / 255), 1, i.axis)
             feed[i.name] = np.ascontiguousarray(np.rint(moved) if i.dtype.kind in "iu" else moved).astype(i.dtype)
     return feed
+
+
+def pixels(array: Array, image: Input, scaling: Scaling) -> npt.NDArray[np.uint8]:
+    """The inverse of `scaled`: an image as the model takes it, in 256 levels, channels first."""
+    found = scaling.undo(np.moveaxis(array.astype(np.float32), image.axis, 1))
+    return np.asarray(np.rint(np.clip(found * 255, 0, 255)), np.uint8)
 
 
 def candidates(wanted: Input) -> tuple[Scaling, ...]:

@@ -15,7 +15,7 @@ from onnxprune import runtime
 from onnxprune.errors import ModelError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Feed
-from onnxprune.recover.execution import operands
+from onnxprune.recover.execution import above
 
 log = logging.getLogger(__name__)
 
@@ -64,17 +64,10 @@ def session(file: ModelFile, names: Iterable[str]) -> Any:
     wanted = list(dict.fromkeys(names))
     proto = onnx.ModelProto()
     proto.CopyFrom(file.proto)
-    producers = {o: k for k, n in enumerate(proto.graph.node) for o in n.output if o}
-    needed: set[int] = set()
-    stack = list(wanted)
-    while stack:
-        index = producers.get(stack.pop())
-        if index is not None and index not in needed:
-            needed.add(index)
-            stack.extend(operands(proto.graph.node[index]))
-    nodes = [n for k, n in enumerate(file.proto.graph.node) if k in needed]
+    nodes = file.proto.graph.node
+    producer = {o: k for k, n in enumerate(nodes) for o in n.output if o}
     del proto.graph.node[:], proto.graph.output[:]
-    proto.graph.node.extend(nodes)
+    proto.graph.node.extend(nodes[k] for k in above(nodes, wanted, producer))
     proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted)
     return runtime.session(proto.SerializeToString(), folder=str(file.base_dir))
 

@@ -37,8 +37,17 @@ class Scaling:
 
     def apply(self, images: Array) -> Array:
         """(n, channels, height, width), scaled."""
-        shift, scale = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (self.mean, self.deviation))
+        shift, scale = self._sides(np.float32)
         return np.asarray((images - shift) / scale)
+
+    def undo(self, values: Array) -> Array:
+        """The images that `apply` makes `values` of."""
+        shift, scale = self._sides(np.float64)
+        return np.asarray(values * scale + shift)
+
+    def _sides(self, dtype: npt.DTypeLike) -> tuple[Array, Array]:
+        """Mean and deviation, by channel."""
+        return np.array(self.mean, dtype).reshape(-1, 1, 1), np.array(self.deviation, dtype).reshape(-1, 1, 1)
 
 
 BYTES = Scaling("0 to 255", (0.0,), (1 / 255,))

@@ -8,7 +8,8 @@ worth: then the copies are changed at random (`augmentation`) and fitted to alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from onnxprune.recover.augmentation import augment, is_image
 from onnxprune.recover.holdout import Holdout
 from onnxprune.synthetic import breeding, drawing, signals
 from onnxprune.synthetic.drawing import Input
-from onnxprune.synthetic.features import Describer, Rows
+from onnxprune.synthetic.features import Describer
 from onnxprune.synthetic.guesses import Scaling
 
 Array = npt.NDArray[Any]
@@ -89,8 +90,8 @@ def _bred(
     result = [{name: feed[name].copy()} for _ in range(copies) for feed in feeds]
     for batches in _alike([feed[name].shape[1:] for feed in feeds]):
         image = Input(name, "image", feeds[batches[0]][name].shape, feeds[batches[0]][name].dtype)
-        pixels = {b: _pixels(feeds[b][name], scaling) for b in batches}
-        as_input = _scaler(image, scaling)
+        pixels = {b: drawing.pixels(feeds[b][name], image, scaling) for b in batches}
+        as_input = functools.partial(drawing.scaled, inputs=[image], scaling=scaling)
         describer = Describer.of(file, {name: pixels[batches[0]]}, as_input)
         if describer is None:
             return None
@@ -131,11 +132,6 @@ def _fill(result: Sequence[Feed], found: Array, places: Places, every: int) -> N
             start += len(rows)
 
 
-def _scaler(image: Input, scaling: Scaling) -> Callable[[Rows], Feed]:
-    """The inverse of `_pixels`."""
-    return lambda rows: drawing.scaled(rows, [image], scaling)
-
-
 def _scaling(arrays: Sequence[Array]) -> Scaling:
     """Least and largest value of every channel are the pixels 0 and 255."""
     axis = signals.channel_axis(arrays[0].shape)
@@ -143,10 +139,3 @@ def _scaling(arrays: Sequence[Array]) -> Scaling:
     low = np.min([a.min(others) for a in arrays], axis=0).astype(np.float64)
     width = np.maximum(np.max([a.max(others) for a in arrays], axis=0).astype(np.float64) - low, 1e-12)
     return Scaling("that of the data", tuple(-low / width), tuple(1 / width))
-
-
-def _pixels(array: Array, scaling: Scaling) -> npt.NDArray[np.uint8]:
-    """Images in 256 levels, channels first."""
-    moved = np.moveaxis(array.astype(np.float32), signals.channel_axis(array.shape) or 1, 1)
-    shift, scale = (np.array(v).reshape(-1, 1, 1) for v in (scaling.mean, scaling.deviation))
-    return np.asarray(np.rint(np.clip((moved * scale + shift) * 255, 0, 255)), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from onnxprune.modelfile import ModelFile
 from onnxprune.records import Feed
 from onnxprune.synthetic import breeding, drawing, features, guesses, signals
 from onnxprune.synthetic.drawing import Input
-from onnxprune.synthetic.features import Describer, Rows
+from onnxprune.synthetic.features import Describer
 from onnxprune.synthetic.guesses import Probe, Scaling
 
 log = logging.getLogger(__name__)
@@ -62,18 +63,16 @@ def make(
     batch = max((i.shape[0] for i in inputs if i.shape), default=1)
     count = max(1, round(rows / batch))
     found = [f"{i.name!r} is taken for {signals.WORDS[i.kind]}" for i in inputs] + words
-    batches = [drawing.draw(random, inputs, bounds) for _ in range(count)]
-
-    def as_input(rows: Rows) -> Feed:
-        return drawing.scaled(rows, inputs, scaling)
-
+    draw = functools.partial(drawing.draw, random, inputs, bounds)
+    as_input = functools.partial(drawing.scaled, inputs=inputs, scaling=scaling)
+    batches = [draw() for _ in range(count)]
     size = max((math.prod(i.shape[1:]) for i in inputs), default=1)
     rounds = breeding.affordable(batch * count * size, values)
     pictures = [i.name for i in inputs if i.kind == "image"]
     is_simple = len(pictures) == 1 and len({i.shape[:1] for i in inputs}) == 1
     describer = Describer.of(file, batches[0], as_input) if is_simple and rounds >= 0 else None
     if describer is not None:
-        batches.extend(drawing.draw(random, inputs, bounds) for _ in range(count * (breeding.FACTOR - 1)))
+        batches.extend(draw() for _ in range(count * (breeding.FACTOR - 1)))
         first = {i.name: np.concatenate([b[i.name] for b in batches]) for i in inputs}
         best = breeding.bred(random, first, pictures[0], batch * count, rounds, describer.describe)
         batches = [{n: a[k * batch : (k + 1) * batch] for n, a in best.items()} for k in range(count)]
