@@ -177,10 +177,18 @@ def _first_feed(place: Path, prepared: Preparation, proto: onnx.ModelProto, cond
     return found.feeds[0]
 
 
+def leading_rows(proto: onnx.ModelProto, batch: int | None) -> dict[str, int]:
+    """How many rows of a sample every input with axes is fed: what the model fixes, else `batch` (default 1).
+
+    Raises UsageError where `batch` would change nothing.
+    """
+    _require_batch(proto, batch, ())
+    return {i.name: _fixed_rows(i) or batch or 1 for i in shapes.graph_inputs(proto) if i.type.tensor_type.shape.dim}
+
+
 def _rows(proto: onnx.ModelProto, feed: Feed, batch: int | None) -> Feed:
     """As many leading rows of every array as the model, or `batch`, wants."""
-    _require_batch(proto, batch, ())
-    rows = {i.name: _fixed_rows(i) or batch or 1 for i in shapes.graph_inputs(proto) if i.type.tensor_type.shape.dim}
+    rows = leading_rows(proto, batch)
     for name, count in rows.items():
         if name in feed and feed[name].ndim and len(feed[name]) < count:
             raise UsageError(f"the calibration data has {len(feed[name])} rows for input {name!r}, {count} are needed")

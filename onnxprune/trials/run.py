@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxprune import distribution, processor, runtime
 from onnxprune.api import inspect, prune
-from onnxprune.comparison import benchmark
+from onnxprune.comparison import benchmark, leading_rows
 from onnxprune.config import Config
 from onnxprune.distribution import Workers
 from onnxprune.errors import NothingToPruneError, OnnxPruneError, WorkerError
-from onnxprune.records import Latency, SearchReport, Trial, TrialResult
+from onnxprune.modelfile import skeleton
+from onnxprune.records import SearchReport, Trial, TrialResult
 from onnxprune.trials import cargo, space, work
 from onnxprune.trials.front import front
 from onnxprune.trials.store import Store
@@ -50,10 +51,12 @@ def search(
     workers.check()
     space.check(config, wanted, path)
     before = inspect(path, config.input_shapes).before
+    rows = leading_rows(skeleton(path), config.batch)
     store = Store(Path(folder) if folder else config.output_for(path).with_name(f"{path.stem}_search"))
     results, reused = _results(path, config, wanted, store, workers)
     if all(result.after is None for result in results.values()):
         raise _none(list(results.values()))
+    results = {trial: _as_asked(result, config, rows) for trial, result in results.items()}
     if timed:
         results = {trial: _timed(path, config, result, store) for trial, result in results.items()}
     ordered = tuple(results[trial] for trial in wanted)
@@ -96,11 +99,11 @@ def _words(result: TrialResult) -> str:
 
 
 def _timed(model: Path, config: Config, result: TrialResult, store: Store) -> TrialResult:
-    """The result with the latency of its model, measured now where this machine has not done so.
+    """The result with the latency of its model, measured now where it has none.
 
     The model is cut again by the plan: its weights may differ, which takes no time, its widths are the same.
     """
-    if result.plan is None or (result.latency is not None and _is_here(result.latency)):
+    if result.plan is None or result.latency is not None:
         return result
     log.info("latency of %s ...", space.label(result.trial))
     with tempfile.TemporaryDirectory(prefix="onnxprune-search-") as name:
@@ -132,8 +135,19 @@ def _replay(config: Config, plan: Path, output: Path) -> Config:
     return dataclasses.replace(config, **plain, plan=plan, output=output, recover=False, criterion="l2")
 
 
-def _is_here(latency: Latency) -> bool:
-    return (latency.processor, latency.runtime) == (processor.model(), runtime.version())
+def _as_asked(result: TrialResult, config: Config, rows: Mapping[str, int]) -> TrialResult:
+    """The result without a latency that was measured elsewhere, or otherwise than is asked for now.
+
+    `rows`: what every input is to be fed. The other axes follow from the inputs and `config.input_shapes`, which are
+    part of the key of the result.
+    """
+    found = result.latency
+    if found is None:
+        return result
+    measured = (found.processor, found.runtime, found.provider, found.threads)
+    asked = (processor.model(), runtime.version(), config.provider, config.run_threads or runtime.physical_cores())
+    fed = all(found.inputs.get(name, ())[:1] == (count,) for name, count in rows.items())
+    return result if fed and measured == asked else dataclasses.replace(result, latency=None)
 
 
 def _none(results: Sequence[TrialResult]) -> OnnxPruneError:
