@@ -15,9 +15,9 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import Config, cli
+from onnxprune import Config, cli, processor, runtime, widths
 from onnxprune.errors import ModelError, NothingToPruneError, OutputError, UsageError
-from onnxprune.records import Latency, LatencySide, Measured, Totals, Trial, TrialResult
+from onnxprune.records import FastWidths, Latency, LatencySide, Measured, Totals, Trial, TrialResult
 from onnxprune.trials import cargo, run, space, work
 from onnxprune.trials.front import front
 from onnxprune.trials.store import Store
@@ -226,6 +226,23 @@ def test_keys_follow_content_and_options(model: Path, config: Config, tmp_path: 
     assert cargo.Keys(model, config).key(trial) != known
 
 
+def test_keys_and_workers_follow_the_widths_of_the_threads_asked_for(
+    model: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(provider: str, threads: int = 0) -> FastWidths:
+        return FastWidths(8, 8, 8, 8, 32 if threads == 1 else 8)
+
+    monkeypatch.setattr(widths, "known", known)
+    one, two, three = (dataclasses.replace(config, round_to="auto", run_threads=n) for n in (1, 2, 3))
+    trial = Trial("ratio=0.5", "l2")
+    assert cargo.Keys(model, one).key(trial) != cargo.Keys(model, two).key(trial)
+    assert cargo.Keys(model, two).key(trial) == cargo.Keys(model, three).key(trial)
+    packed = cargo.pack(model, one, travels=False)
+    monkeypatch.setattr(widths, "known", lambda provider, threads=0: FastWidths(8, 8, 8, 8, 8))
+    with pytest.raises(UsageError, match="give --round-to N"):
+        packed.unpacked(tmp_path)
+
+
 def test_files_travel_with_all_that_a_trial_reads(model: Path, tmp_path: Path) -> None:
     proto = onnx.load(model)
     onnx.save(proto, tmp_path / "big.onnx", save_as_external_data=True, location="big.data", size_threshold=0)
@@ -319,6 +336,55 @@ def test_search(model: Path, config: Config, monkeypatch: pytest.MonkeyPatch) ->
     report = onnxprune.prune(model, dataclasses.replace(config, plan=plan, output=model.with_name("small.onnx")))
     assert report.after == strong.after
     assert report.quality and report.quality.outputs["logits"].top1_agreement == strong.quality.value
+
+
+def test_latencies_are_measured_again_where_they_are_asked_for_otherwise(
+    model: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[tuple[int, int]] = []
+
+    def timed(models: Any, **given: Any) -> list[Latency]:
+        times.append((given["batch"], given["threads"]))
+        side = LatencySide(1.0, 1.0, 1.0, 1.0)
+        fed = {"x": (given["batch"], 16)}
+        here = {"runtime": runtime.version(), "processor": processor.model()}
+        return [
+            Latency(
+                "cpu", given["batch"], given["threads"], side, side, 1, (1, 1), (1, 1), False, 6, {}, (), fed, **here
+            )
+        ]
+
+    def found(*, timed: bool = True, **changes: Any) -> tuple[tuple[int, int], int]:
+        asked = dataclasses.replace(config, **{"batch": 1, "run_threads": 1, **changes})
+        report = onnxprune.search(model, asked, ratios=[0.5], criteria=["l2"], timed=timed)
+        (result,) = report.results
+        return (result.latency.batch, result.latency.threads) if result.latency else (0, 0), report.reused
+
+    monkeypatch.setattr(run, "benchmark", timed)
+    assert found() == ((1, 1), 0)
+    assert found() == ((1, 1), 1) and times == [(1, 1)]
+    assert found(run_threads=2, timed=False) == ((0, 0), 1)
+    assert found(run_threads=2) == ((1, 2), 1)
+    assert found(batch=16, run_threads=2) == ((16, 2), 1)
+    assert times == [(1, 1), (1, 2), (16, 2)]
+    monkeypatch.setattr(processor, "model", lambda provider="cpu": "another")
+    assert found(batch=16, run_threads=2) == ((16, 2), 1) and len(times) == 4
+
+    def fails(models: Any, **given: Any) -> list[Latency]:
+        raise ModelError("no memory")
+
+    monkeypatch.setattr(run, "benchmark", fails)
+    assert found() == ((0, 0), 1)
+
+
+def test_a_batch_that_changes_nothing_ends_the_search(model: Path, config: Config) -> None:
+    proto = onnx.load(model)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 32
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 32
+    onnx.save(proto, model)
+    with pytest.raises(UsageError, match="--batch 16: the first axis of every input is fixed"):
+        onnxprune.search(model, dataclasses.replace(config, batch=16), ratios=RATIOS)
+    assert sorted(p.name for p in model.parent.iterdir()) == ["inputs.npz", "net.onnx"]
 
 
 def test_no_trial_gives_a_model(model: Path, config: Config) -> None:

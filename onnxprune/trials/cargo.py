@@ -27,7 +27,7 @@ MOST_BYTES = 256 << 20
 PLACES = ("calibration", "evaluation", "labels", "metric")
 """Fields that may name files, folders or functions in a file."""
 INDIFFERENT = {*space.DECIDED, "threads", "batch", "run_threads", "budget_s"} - {"ratio", "target", "criterion"}
-"""Fields that change nothing about the result of a trial."""
+"""Fields that change nothing about the result of a trial; of `run_threads` the key has the widths it rounds to."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,10 @@ class Keys:
 
 
 def _rounding(config: Config) -> Mapping[str, object] | None:
-    return dataclasses.asdict(widths.known(config.provider)) if config.round_to == "auto" else None
+    """The steps that the plans of this machine round to."""
+    if config.round_to != "auto":
+        return None
+    return dataclasses.asdict(widths.known(config.provider, config.run_threads))
 
 
 def _split(value: Path | str) -> tuple[Path, str] | None:
