@@ -32,12 +32,16 @@ def prove(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequenc
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         reference = Path(folder) / "masked.onnx"
         reference.write_bytes(masked.SerializeToString())
+        uncut = Path(folder) / "uncut.onnx" if opened.original else None
+        if uncut:
+            uncut.write_bytes(opened.model.proto.SerializeToString())
         proving = worker.calling(
             "onnxprune.verify:prove",
             {
                 "original": str(opened.model.path),
                 "masked": str(reference),
                 "pruned": str(path),
+                "uncut": str(uncut) if uncut else None,
                 "folder": str(opened.model.base_dir),
                 "sizes": run_shapes(opened, config),
                 "bounds": calibration.index_bounds(opened.model.graph, opened.shapes.shape),
@@ -54,7 +58,9 @@ def prove(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequenc
     verify.require_exact(proof.exactness, tolerance)
     if opened.exactness is None:
         return proof
-    return dataclasses.replace(proof, exactness=verify.worst_of(opened.exactness, proof.exactness))
+    # Where no channel went, there is no cut to be wrong.
+    cut = proof.exactness if plan.kept else dataclasses.replace(proof.exactness, shown=True)
+    return dataclasses.replace(proof, exactness=verify.worst_of(opened.exactness, cut))
 
 
 def _check_arithmetic(path: Path, config: Config) -> None:

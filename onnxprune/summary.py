@@ -217,7 +217,8 @@ def _notes(opened: Opened, config: Config, plan: Plan, proof: Proof | None) -> I
     if opened.model.inlined:
         yield "the local functions of the model were inlined"
     if proof and not proof.exactness.shown:
-        yield "no output changes with the removed channels at the inputs tried, so the proof of exactness says little"
+        removed = "channels or residual blocks" if plan.blocks else "channels"
+        yield f"no output changes with the removed {removed} at the inputs tried, so the proof of exactness says little"
     yield from _result_notes(config, proof) if proof else ()
 
 

@@ -179,6 +179,7 @@ def worst_of(first: Exactness, second: Exactness) -> Exactness:
         max(first.max_rel, second.max_rel),
         first.passed and second.passed,
         min(first.runs, second.runs),
+        first.shown and second.shown,
     )
 
 
@@ -187,6 +188,7 @@ def prove(
     masked: str,
     pruned: str,
     *,
+    uncut: str | None = None,
     folder: str,
     sizes: Sequence[Mapping[str, Sequence[int]]],
     bounds: Mapping[str, int],
@@ -196,7 +198,8 @@ def prove(
 ) -> Proof:
     """Exactness on made-up inputs of two of `sizes`, quality on `feeds` or the same inputs. Run in a child process.
 
-    `bounds`: for integer inputs, one more than the largest value.
+    `uncut`: what was masked and cut where that is not the original (residual blocks removed); like `masked` it has its
+    external data in `folder`. `bounds`: for integer inputs, one more than the largest value.
     """
     wide = is_widened(Path(original))
     reference = _probed_session(Path(masked), folder, wide)
@@ -204,24 +207,28 @@ def prove(
     result = _probed_session(Path(pruned), str(Path(pruned).parent), wide)
     found = [_run_pruned(result, feed) for feed in made]
     del reference, result
-    original_outputs = _outputs_alone(original, made, wide)
+    whole = (original, str(Path(original).parent))
+    before = (uncut, folder) if uncut else whole
+    uncut_outputs = _outputs_alone(*before, made, wide)
     exactness = exactness_of(
-        expected, found, original_outputs, _bounded_outputs(skeleton(Path(pruned), lean=True)), tolerance
+        expected, found, uncut_outputs, _bounded_outputs(skeleton(Path(pruned), lean=True)), tolerance
     )
     if has_branches(skeleton(Path(masked))):
-        models = ((original, str(Path(original).parent)), (masked, folder), (pruned, str(Path(pruned).parent)))
+        models = (before, (masked, folder), (pruned, str(Path(pruned).parent)))
         for then in (True, False):
             exactness = _with_branch(exactness, then, models, made, tolerance, wide)
     if not feeds:
         outputs = all_outputs(pruned, made, wide=wide)
+        original_outputs = _outputs_alone(*whole, made, wide) if uncut else uncut_outputs
         return Proof(exactness, _quality(original_outputs, outputs, made, data="synthetic"))
     chosen = calibration.batches(feeds, calibration.fixed_rows(skeleton(Path(original), lean=True)), QUALITY_ROWS)
     return Proof(exactness, compare_quality(original, pruned, chosen, data="calibration"))
 
 
-def _outputs_alone(model: str, feeds: Sequence[Feed], wide: bool) -> list[Outputs]:
-    """What a model returns, and what goes into its last bounded operators, in little memory."""
-    session = _probed_session(Path(model), str(Path(model).parent), wide)
+def _outputs_alone(model: str, folder: str, feeds: Sequence[Feed], wide: bool) -> list[Outputs]:
+    """What a model with its external data in `folder` returns, and what goes into its last bounded operators, in little
+    memory."""
+    session = _probed_session(Path(model), folder, wide)
     return [_run(session, feed) for feed in feeds]
 
 
@@ -234,13 +241,13 @@ def _with_branch(
     wide: bool,
 ) -> Exactness:
     """The worse of `so_far` and the exactness where every If takes one branch, on those of `feeds` that the masked
-    model then runs on. `models`: original, masked and pruned, with the folders of their external data.
+    model then runs on. `models`: uncut, masked and pruned, with the folders of their external data.
     """
-    original, masked, pruned = ((Path(path), folder) for path, folder in models)
+    uncut, masked, pruned = ((Path(path), folder) for path, folder in models)
     working, expected = _those_that_run(_probed_session(*masked, wide, then), feeds)
     if not working or not _has_numbers(expected):
         return so_far
-    before = _those_that_run(_probed_session(*original, wide, then), working)[1]
+    before = _those_that_run(_probed_session(*uncut, wide, then), working)[1]
     session = _probed_session(*pruned, wide, then)
     found = [_run_pruned(session, feed) for feed in working]
     forced = exactness_of(expected, found, before, _bounded_outputs(skeleton(pruned[0])), tolerance)
@@ -285,10 +292,12 @@ def prove_equal(
     del session
     session = _probed_session(Path(result), folder, wide)
     found = [_run_pruned(session, feed) for feed in made]
+    del session
+    whole = _outputs_alone(original, str(Path(original).parent), made, wide)
     # What goes into a last operator may have another name in one of them.
     results = {o.name for o in skeleton(Path(result)).graph.output}
     expected = [{n: v for n, v in outputs.items() if n in found[0] or n in results} for outputs in expected]
-    return exactness_of(expected, found, [], _bounded_outputs(skeleton(Path(result))), tolerance)
+    return exactness_of(expected, found, whole, _bounded_outputs(skeleton(Path(result))), tolerance)
 
 
 def exactness_of(

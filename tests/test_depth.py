@@ -507,3 +507,44 @@ def test_options_that_make_no_sense(options: dict[str, Any], words: str) -> None
 def test_exactness_of_two_steps_is_the_worse_one() -> None:
     a, b = verify.Exactness(1.0, 0.5, False, 2), verify.Exactness(2.0, 0.1, True, 1)
     assert verify.worst_of(a, b) == verify.Exactness(2.0, 0.5, False, 1)
+    unshown = verify.Exactness(0.0, 0.0, True, 2, shown=False)
+    assert not verify.worst_of(a, unshown).shown and not verify.worst_of(unshown, a).shown
+
+
+DEAF = """(float[N,6] x) => (float[N,4] y)
+<float[6,6] w1, float[6,8] w2, float[8,4] w3, float[4] b> {
+    c1 = MatMul(x, w1)
+    a = Add(c1, x)
+    c2 = MatMul(a, w2)
+    m = MatMul(c2, w3)
+    y = Add(m, b)
+}"""
+"""A block, then a group of 8."""
+
+
+@pytest.mark.parametrize(
+    ("still", "ratio", "shown"),
+    [((), 0.0, True), ((), 0.5, True), (("w1",), 0.0, False), (("w1",), 0.5, False), (("w3",), 0.5, False)],
+)
+def test_the_proof_says_where_the_removal_of_blocks_or_the_cut_behind_it_could_not_be_seen(
+    tmp_path: Path, still: Sequence[str], ratio: float, shown: bool
+) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(scaled(model(DEAF), **dict.fromkeys(still, 0.0)).SerializeToString())
+    report = api.prune(path, Config(depth=1, ratio=ratio, recover=False, round_to=1))
+    assert report.exactness is not None and report.exactness.passed
+    assert report.exactness.shown == shown
+    said = any("no output changes with the removed channels or residual blocks" in note for note in report.notes)
+    assert said == (not shown)
+
+
+def test_a_cut_that_changes_nothing_is_not_shown_by_the_removal_of_a_block(tmp_path: Path) -> None:
+    """The block matters, the channels that go behind it do not."""
+    proto = model(DEAF)
+    half = numpy_helper.to_array(next(t for t in proto.graph.initializer if t.name == "w2")).copy()
+    half[:, :4] = 0
+    next(t for t in proto.graph.initializer if t.name == "w2").CopyFrom(numpy_helper.from_array(half, "w2"))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    report = api.prune(path, Config(depth=1, ratio=0.5, recover=False, round_to=1))
+    assert report.exactness is not None and not report.exactness.shown
