@@ -1,6 +1,7 @@
 """Work on several items at once: in processes of this machine, or on a cluster, by joblib.
 
-Results come as they are finished. What a worker logs is logged again here, once, with the name of the item.
+Results come as they are finished. What a worker logs is logged again here, once for each item, with its
+name.
 """
 
 from __future__ import annotations
@@ -83,12 +84,9 @@ def each(
         found = _dask(function, common, items, str(workers.scheduler))
     else:
         found = _ray(function, common, items, str(workers.scheduler))
-    said: set[str] = set()
     for name, result, messages in found:
-        for message in messages:
-            if message not in said:
-                log.warning("%s: %s", name, message)
-            said.add(message)
+        for message in dict.fromkeys(messages):
+            log.warning("%s: %s", name, message)
         yield result
 
 

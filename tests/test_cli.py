@@ -39,7 +39,7 @@ SOURCE = Path(onnxprune.__file__).parents[1]
 REPORT_KEYS = {
     "schema", "tool_version", "model", "output", "seed", "options", "before", "after", "reach",
     "groups", "refusals", "inputs", "exactness", "quality", "layers", "distillation", "metric", "rounds", "latency",
-    "latency_target", "seconds",
+    "latency_target", "notes", "seconds",
 }  # fmt: skip
 
 
@@ -134,7 +134,9 @@ def test_json_report(model: Path) -> None:
     }  # fmt: skip
     assert set(group["occurrences"][0]) == {"tensor", "axis", "role"}
     assert {"node", "op", "reason", "groups", "macs_share", "parameters_share"} == set(data["refusals"][0])
-    assert set(data["exactness"]) == {"max_abs", "max_rel", "passed"}
+    assert set(data["exactness"]) == {"max_abs", "max_rel", "passed", "runs", "shown"}
+    assert (data["quality"]["data"], data["quality"]["samples"]) == ("synthetic", data["inputs"]["held_out"])
+    assert data["notes"][0].startswith("synthetic inputs only")
     quality = data["quality"]["outputs"]["logits"]
     assert set(quality) == {"cosine", "relative_error", "sqnr_db", "top1_agreement"}
     assert data["latency"] is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from onnxprune.records import (
     LatencySide,
     Occurrence,
     OutputQuality,
+    Pruned,
     Quality,
     Reach,
     Refusal,
@@ -27,7 +28,7 @@ from onnxprune.records import (
     Tie,
     Totals,
 )
-from onnxprune.report import console, numbers, plain_json
+from onnxprune.report import console, numbers, plain_json, several
 
 SIDE = LatencySide(2.0, 2.5, 3.0, 1.9, (2.0, 2.5))
 LATENCY = Latency("cpu", 1, 2, SIDE, SIDE, 1.5, (1.4, 1.6), (0.99, 1.01), True, 40, {"CPUExecutionProvider": 3})
@@ -223,6 +224,29 @@ def test_json_holds_what_json_can() -> None:
     assert data["groups"][0]["words"] == "16 channels in [body]"
     assert data["latency"]["ci95"] == [1.4, 1.6]
     assert data["groups"][0]["occurrences"][0] == {"tensor": "w [1]", "axis": 0, "role": "produced"}
+
+
+def test_programs_get_all_that_a_run_found() -> None:
+    data = plain_json.report_data(REPORT)
+    elsewhere = {"cut_quality": "quality", "pursuit": "latency_target"}
+    assert {elsewhere.get(f.name, f.name) for f in fields(Report)} == set(data) - {"schema", "tool_version"}
+    assert data["notes"] == ["recovery is not built yet"]
+    assert data["exactness"] == {"max_abs": 1e-6, "max_rel": 2e-7, "passed": True, "runs": 2, "shown": True}
+    unshown = replace(REPORT, exactness=Exactness(0.0, 0.0, True, 2, shown=False))
+    assert plain_json.report_data(unshown)["exactness"]["shown"] is False
+    assert set(data["quality"]) == {f.name for f in fields(Quality)} | {"before_recovery"}
+    assert (data["quality"]["data"], data["quality"]["samples"]) == ("synthetic", 3)
+
+
+def test_notes_of_several_models_are_said_once_with_their_names() -> None:
+    other = replace(REPORT, notes=("recovery is not built yet", "an [odd] note", "an [odd] note"))
+    found = [Pruned(f"{name}.onnx", other if name == "b" else REPORT) for name in "abcd"]
+    text = several.many_text([*found, Pruned("e.onnx", None, "no model", 3)])
+    assert [line for line in text.splitlines() if line.startswith("note:")] == [
+        "note: a.onnx, b.onnx, c.onnx and 1 more: recovery is not built yet",
+        "note: b.onnx: an [odd] note",
+    ]
+    assert "note" not in several.many_text([Pruned("a.onnx", replace(REPORT, notes=()))])
 
 
 def test_parts_that_were_not_made_are_null() -> None:

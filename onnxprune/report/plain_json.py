@@ -57,7 +57,7 @@ def report_data(report: Report) -> dict[str, Any]:
             for entry in report.refusals
         ],
         "inputs": dataclasses.asdict(report.inputs) if report.inputs else None,
-        "exactness": _exactness(report),
+        "exactness": dataclasses.asdict(report.exactness) if report.exactness else None,
         "quality": _quality(report),
         "layers": [dataclasses.asdict(layer) for layer in report.layers],
         "distillation": _distillation(report),
@@ -65,6 +65,7 @@ def report_data(report: Report) -> dict[str, Any]:
         "rounds": [dataclasses.asdict(entry) for entry in report.rounds],
         "latency": latency_data(report.latency) if report.latency else None,
         "latency_target": _pursuit(report),
+        "notes": list(report.notes),
         "seconds": report.seconds,
     }
     return {key: _valid(value) for key, value in data.items()}
@@ -192,16 +193,12 @@ def _group(entry: GroupReport) -> dict[str, Any]:
     }
 
 
-def _exactness(report: Report) -> dict[str, Any] | None:
-    found = report.exactness
-    return {"max_abs": found.max_abs, "max_rel": found.max_rel, "passed": found.passed} if found else None
-
-
 def _quality(report: Report) -> dict[str, Any] | None:
     if report.quality is None:
         return None
+    found = report.quality
     before = _output_data(report.cut_quality) if report.cut_quality else None
-    return {"outputs": _output_data(report.quality), "before_recovery": before}
+    return {"data": found.data, "samples": found.samples, "outputs": _output_data(found), "before_recovery": before}
 
 
 def _distillation(report: Report) -> dict[str, Any] | None:

@@ -10,9 +10,12 @@ from onnxprune.records import Measured, Pruned, SearchReport, TrialResult
 from onnxprune.report import numbers
 from onnxprune.report.page import WIDTH, Page, new_table
 
+NAMED = 3
+"""Models that are named where they share a note, at most."""
+
 
 def many_text(found: Sequence[Pruned], *, width: int = WIDTH, colour: bool = False) -> str:
-    """A row per model: sizes before and after, closeness, speed-up; or that it failed."""
+    """A row per model: sizes before and after, closeness, speed-up; or that it failed. Then the notes, each once."""
     page = Page(width, colour)
     timed = any(entry.report and entry.report.latency for entry in found)
     table = new_table("model", "params kept", "MACs kept", "size", "closeness", *(["speed-up"] if timed else []))
@@ -21,7 +24,21 @@ def many_text(found: Sequence[Pruned], *, width: int = WIDTH, colour: bool = Fal
     done = sum(entry.exit_code == 0 for entry in found)
     page.line(f"[bold]{done} of {len(found)} models pruned[/bold]")
     page.table("", table)
+    _notes(page, found)
     return page.text()
+
+
+def _notes(page: Page, found: Sequence[Pruned]) -> None:
+    """Every note, with the models it is of."""
+    models: dict[str, list[str]] = {}
+    for entry in found:
+        for note in dict.fromkeys(entry.report.notes if entry.report else ()):
+            models.setdefault(note, []).append(entry.model)
+    if models:
+        page.line()
+    for note, names in models.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        page.line(f"[yellow]note:[/yellow] {escape(', '.join(names[:NAMED]) + more)}: {escape(note)}")
 
 
 def _cells(entry: Pruned, timed: bool) -> list[str]:
