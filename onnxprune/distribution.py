@@ -113,9 +113,12 @@ def _local(
 
     import joblib
 
-    run = joblib.Parallel(n_jobs=jobs, backend="loky", batch_size=1, return_as="generator_unordered")
+    run, folder = (
+        joblib.Parallel(n_jobs=jobs, backend="loky", batch_size=1, return_as="generator_unordered"),
+        os.getcwd(),
+    )
     try:
-        yield from run(joblib.delayed(_run)(function, common, item) for item in items)
+        yield from run(joblib.delayed(_run_in)(folder, function, common, item) for item in items)
     except BrokenProcessPool as error:
         raise WorkerError(f"{LOST}; give fewer --jobs") from error
 
@@ -205,6 +208,14 @@ def _run(function: Callable[[Common, Item], Result], common: Common, item: tuple
     with _warnings() as found:
         result = function(common, item[1])
     return item[0], result, found
+
+
+def _run_in(
+    folder: str, function: Callable[[Common, Item], Result], common: Common, item: tuple[str, Item]
+) -> Done[Result]:
+    """`_run` in the folder of the process that asks: this one may be left from a time when that was in another."""
+    os.chdir(folder)
+    return _run(function, common, item)
 
 
 class _Warnings(logging.Handler):

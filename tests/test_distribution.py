@@ -54,6 +54,20 @@ def test_results_and_warnings_come_home(jobs: int, caplog: pytest.LogCaptureFixt
     assert sorted(own) == [f"{name}: odd values" for name, _ in ITEMS]
 
 
+def test_relative_paths_mean_the_same_in_workers_that_are_left_from_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def folder(common: int, item: int) -> str:
+        import os
+
+        return os.getcwd()
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        assert set(distribution.each(folder, 0, ITEMS, Workers(2))) == {str(tmp_path / name)}
+
+
 def test_handlers_hear_a_warning_once() -> None:
     heard: list[str] = []
 
