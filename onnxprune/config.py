@@ -132,7 +132,7 @@ class Config:
         """Where the pruned model goes: `output`, or MODEL_pruned.onnx beside the input."""
         if model.is_dir():
             raise ModelError(f"{model}: this is a folder, not a model file")
-        return self.output or model.with_name(f"{model.stem}_pruned.onnx")
+        return self.output or default_output(model)
 
     def validate(self, model: Path | None = None) -> None:
         """Raise UsageError for the first option that makes no sense, alone or with the input file `model`."""
@@ -251,6 +251,11 @@ class Config:
         output = self.output_for(model) if model else self.output
         check_paths(read, {"--output": output, "--save-plan": self.save_plan})
         check_report_path("--save-plan", self.save_plan, "{")
+
+
+def default_output(model: Path) -> Path:
+    """Where the pruned model goes if nothing else is said: MODEL_pruned.onnx beside the input."""
+    return model.with_name(f"{model.stem}_pruned.onnx")
 
 
 def parse_target(text: str) -> tuple[str, float]:

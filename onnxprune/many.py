@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxprune import distribution
 from onnxprune.api import prune
-from onnxprune.config import Config, parse_target
+from onnxprune.config import Config, default_output, parse_target
 from onnxprune.distribution import Workers
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.folder import make_folder
@@ -51,9 +51,10 @@ def _check(models: Sequence[Path], config: Config, jobs: int) -> list[Path | Non
     """The output of every model, None for the default. Raises UsageError for what cannot be done with several."""
     if not models:
         raise UsageError("no model is given")
-    twice = sorted({str(model) for model in models if models.count(model) > 1})
+    files = [model.resolve() for model in models]
+    twice = [str(model) for model, file in zip(models, files, strict=True) if files.count(file) > 1]
     if twice:
-        raise UsageError(f"{', '.join(twice)} is given twice")
+        raise UsageError(f"{' and '.join(dict.fromkeys(twice))}: this model is given twice")
     if config.plan or config.save_plan:
         raise UsageError("--plan and --save-plan are for one model: prune the models one by one")
     dataclasses.replace(config, output=None).validate()
@@ -62,11 +63,19 @@ def _check(models: Sequence[Path], config: Config, jobs: int) -> list[Path | Non
         raise UsageError(
             "latency beside other work measures that work too: no --benchmark and no latency target, or --jobs 1"
         )
-    if config.output is None:
-        return [None] * len(models)
-    outputs = [config.output / model.name for model in models]
-    names = [model.name for model in models]
-    clash = next((name for name in names if names.count(name) > 1), None)
-    if clash is not None:
-        raise UsageError(f"two models are called {clash}, and one folder holds one of them: prune them one by one")
-    return list(outputs)
+    outputs = [config.output / model.name if config.output else None for model in models]
+    _check_outputs({m: output or default_output(m) for m, output in zip(models, outputs, strict=True)})
+    return outputs
+
+
+def _check_outputs(outputs: Mapping[Path, Path]) -> None:
+    """Raise UsageError where the results of two models have one name, or one has the name of another model."""
+    written: dict[Path, Path] = {}
+    for model, output in outputs.items():
+        other = written.setdefault(output.resolve(), model)
+        if other != model:
+            raise UsageError(f"{other} and {model} would both be written to {output}: prune them one by one")
+    for model in outputs:
+        other = written.get(model.resolve(), model)
+        if other != model:
+            raise UsageError(f"{other} would be written to {model}, which is to be pruned too: prune them one by one")

@@ -39,7 +39,7 @@ def build(path: Path, width: int) -> Path:
     return path
 
 
-def call(*arguments: str | Path) -> Result:
+def call(*arguments: str | Path | int) -> Result:
     """The command in this process."""
     return CliRunner().invoke(cli.command, [str(a) for a in arguments], prog_name="onnxprune")
 
@@ -94,7 +94,15 @@ def test_what_cannot_be_done_with_several(models: list[Path], tmp_path: Path) ->
         ([a, b], Config(save_plan=tmp_path / "p.json"), 1, "--save-plan"),
         ([a, b], Config(benchmark=True), 2, "--jobs 1"),
         ([a, b], Config(target="latency=0.5"), 2, "--jobs 1"),
-        ([a, twin], Config(output=tmp_path / "out"), 1, "two models are called a.onnx"),
+        ([a, tmp_path / "sub" / ".." / "a.onnx"], Config(), 1, "a.onnx and .*sub/../a.onnx: this model is given twice"),
+        (
+            [a, twin],
+            Config(output=tmp_path / "out"),
+            1,
+            "a.onnx and .*sub/a.onnx would both be written to .*out/a.onnx",
+        ),
+        ([a, a.with_suffix(".pb")], Config(), 1, "would both be written to .*/a_pruned.onnx"),
+        ([a, a.with_name("a_pruned.onnx")], Config(force=True), 1, "a.onnx would be written to .*a_pruned.onnx, which"),
         ([a, b], Config(ratio=2.0), 1, "--ratio"),
         ([a, b], Config(), 0, "--jobs"),
     ):
@@ -103,6 +111,18 @@ def test_what_cannot_be_done_with_several(models: list[Path], tmp_path: Path) ->
     with pytest.raises(OutputError, match="need a folder"):
         onnxprune.prune_many([a, b], Config(output=a))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_one_file_under_two_spellings_is_noticed_before_anything_is_written(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = call("a.onnx", models[0], *CUT, "--jobs", jobs)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == f"error: a.onnx and {models[0]}: this model is given twice\n"
+    assert not (tmp_path / "a_pruned.onnx").exists()
+    assert call("a.onnx", models[2], *CUT, "--jobs", jobs).exit_code == 0
 
 
 def test_the_folder_of_the_models_is_not_overwritten(models: list[Path], tmp_path: Path) -> None:
