@@ -26,12 +26,13 @@ def test_probes_go_back_to_before_the_last_activation() -> None:
             r = Relu(x)
         }"""
     )
-    assert probes(proto) == [Probe("a", "categorical", 2), Probe("b", "binary"), Probe("r", "real")]
+    assert probes(proto) == [Probe("a", "categorical", 2, flat=True), Probe("b", "binary"), Probe("r", "real")]
 
 
 def test_the_default_axis_of_softmax_is_that_of_its_opset() -> None:
     text = '<ir_version: 8, opset_import: ["" : %d]> g (float[2,3,4] x) => (float[2,3,4] p) { p = Softmax(x) }'
-    assert [probes(parser.parse_model(text % v))[0].axis for v in (11, 13)] == [1, -1]
+    found = [probes(parser.parse_model(text % v))[0] for v in (11, 13)]
+    assert [(p.axis, p.flat) for p in found] == [(1, True), (-1, False)]
 
 
 @pytest.mark.parametrize("kind", ["categorical", "binary", "real"])
@@ -65,3 +66,36 @@ def test_outputs_that_are_no_floats_are_left_out() -> None:
     both = [Probe("i", "real"), Probe("x", "real")]
     assert divergence(both, [[ids, x]], [[ids + 1, x]]) == 0.0
     assert divergence(both[:1], [[ids]], [[ids + 1]]) == 0.0
+
+
+def test_before_opset_13_a_softmax_is_over_all_axes_from_its_own_on() -> None:
+    x, y = np.random.default_rng(0).standard_normal((2, 6, 3, 4))
+    flat = divergence([Probe("x", "categorical", 1)], [[x.reshape(6, 12)]], [[y.reshape(6, 12)]])
+    assert divergence([Probe("x", "categorical", 1, flat=True)], [[x]], [[y]]) == pytest.approx(flat)
+    assert divergence([Probe("x", "categorical", 1)], [[x]], [[y]]) != pytest.approx(flat)
+
+
+def test_argmax_is_along_its_first_axis_by_default() -> None:
+    text = '<ir_version: 8, opset_import: ["": 17]> g (float[4,3] x) => (int64[3] y) { y = ArgMax(x) }'
+    assert probes(parser.parse_model(text)) == [Probe("x", "categorical", 0)]
+
+
+@pytest.mark.parametrize("kind", ["categorical", "binary", "real"])
+def test_masked_numbers_that_stay_masked_cost_nothing(kind: str) -> None:
+    x = np.random.default_rng(0).standard_normal((8, 5))
+    y = x + 0.1
+    y[:, 0] += 1
+    probe = Probe("x", kind, 1)  # type: ignore[arg-type]
+    without = divergence([probe], [[x]], [[y]])
+    masked, changed = (np.concatenate([a, np.full((8, 2), -np.inf)], axis=1) for a in (x, y))
+    assert divergence([probe], [[masked]], [[masked]]) == 0
+    found = divergence([probe], [[masked]], [[changed]])
+    assert 0 < found <= without * (1 + 1e-9)
+
+
+def test_batches_of_one_number_are_judged_by_what_they_are_together() -> None:
+    x, y = np.random.default_rng(0).standard_normal((2, 20, 1))
+    together = divergence([Probe("x", "real")], [[x]], [[y]])
+    alone = divergence([Probe("x", "real")], [[a[None]] for a in x], [[b[None]] for b in y])
+    assert alone == pytest.approx(together)
+    assert divergence([Probe("x", "real")], [[x[:1]]], [[y[:1]]]) == pytest.approx(float((1 - y[0] / x[0])[0] ** 2))

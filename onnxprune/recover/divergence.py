@@ -5,7 +5,8 @@ Softmax or Sigmoid: it grows smoothly where the probabilities themselves jump. A
 
     sum KL(p || q) / sum KL(p || mean p)        sum (y - z)^2 / sum (y - mean y)^2
 
-Both are 0 for the same outputs and 1 for a model that gives the mean whatever its input is.
+Both are 0 for the same outputs and 1 for a model that gives the mean whatever its input is: of probabilities that of
+every class, of others one number, the mean over all batches and elements.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ _LAST = {"Softmax", "Sigmoid", "LogSoftmax", "ArgMax"}
 
 @dataclass(frozen=True)
 class Probe:
-    """A tensor that stands for an output: what enters its last Softmax (over `axis`) or Sigmoid, or the output."""
+    """A tensor that stands for an output: what enters its last Softmax (over `axis`, or over all axes from there on:
+    `flat`) or Sigmoid, or the output."""
 
     name: str
     kind: Literal["categorical", "binary", "real"]
     axis: int = -1
+    flat: bool = False
 
 
 def probes(proto: onnx.ModelProto) -> list[Probe]:
@@ -43,8 +46,9 @@ def probes(proto: onnx.ModelProto) -> list[Probe]:
     for output in proto.graph.output:
         probe = Probe(output.name, "real")
         while probe.name in producers and (node := producers[probe.name]).op_type in _LAST:
-            last = -1 if version >= 13 or node.op_type == "ArgMax" else 1
-            probe = Probe(node.input[0], "categorical", int(node_attributes(node).get("axis", last)))
+            is_flat = version < 13 and node.op_type in ("Softmax", "LogSoftmax")
+            default = 0 if node.op_type == "ArgMax" else 1 if is_flat else -1
+            probe = Probe(node.input[0], "categorical", int(node_attributes(node).get("axis", default)), is_flat)
             if node.op_type == "Sigmoid":
                 probe = Probe(node.input[0], "binary")
         found.setdefault(probe.name, probe)
@@ -60,48 +64,64 @@ def divergence(
         if reference[0][k].dtype.kind != "f":
             continue
         pairs = [(a[k].astype(np.float64), b[k].astype(np.float64)) for a, b in zip(reference, result, strict=True)]
-        shares.append({"categorical": _categorical, "binary": _binary, "real": _real}[probe.kind](pairs, probe.axis))
+        shares.append({"categorical": _categorical, "binary": _binary, "real": _real}[probe.kind](pairs, probe))
     return float(np.mean(shares)) if shares else 0.0
 
 
 def spread(probe: Probe, reference: Array) -> float:
     """The error of always giving the mean of `reference`: that a divergence is a share of."""
-    return _SPREADS[probe.kind]([reference.astype(np.float64)], probe.axis)
+    return _SPREADS[probe.kind]([reference.astype(np.float64)], probe)
 
 
 Pairs = Sequence[tuple[Float, Float]]
 
 
-def _real(pairs: Pairs, axis: int) -> float:
-    error = sum(float(np.square(x - y).sum()) for x, y in pairs)
-    return error / max(_real_spread([x for x, _ in pairs], axis), 1e-30)
+def _real(pairs: Pairs, probe: Probe) -> float:
+    error = sum(float(np.square(_difference(x, y)).sum()) for x, y in pairs)
+    return error / max(_real_spread([x for x, _ in pairs], probe), 1e-30)
 
 
-def _real_spread(reference: Sequence[Float], axis: int) -> float:
-    return sum(float(np.square(x - x.mean()).sum()) for x in reference)
+def _real_spread(reference: Sequence[Float], probe: Probe) -> float:
+    """Of one number alone: its square."""
+    numbers = [x[np.isfinite(x)] for x in reference]
+    count = sum(x.size for x in numbers)
+    mean = sum(float(x.sum()) for x in numbers) / count if count > 1 else 0.0
+    return sum(float(np.square(x - mean).sum()) for x in numbers)
 
 
-def _categorical(pairs: Pairs, axis: int) -> float:
-    logs = [(_log_softmax(x, axis), _log_softmax(y, axis)) for x, y in pairs]
-    error = sum(float((np.exp(p) * (p - q)).sum()) for p, q in logs)
+def _categorical(pairs: Pairs, probe: Probe) -> float:
+    logs = [(_log_softmax(x, probe), _log_softmax(y, probe)) for x, y in pairs]
+    error = sum(float(_weighed(np.exp(p), _difference(p, q)).sum()) for p, q in logs)
     return error / max(_log_spread([p for p, _ in logs]), 1e-30)
 
 
-def _categorical_spread(reference: Sequence[Float], axis: int) -> float:
-    return _log_spread([_log_softmax(x, axis) for x in reference])
+def _categorical_spread(reference: Sequence[Float], probe: Probe) -> float:
+    return _log_spread([_log_softmax(x, probe) for x in reference])
 
 
 def _log_spread(logs: Sequence[Float]) -> float:
     base = np.log(np.maximum(_mean([np.exp(p) for p in logs]), 1e-12))
-    return sum(float((np.exp(p).reshape(-1, p.shape[-1]) @ (-base)).sum() + (np.exp(p) * p).sum()) for p in logs)
+    return sum(float((np.exp(p).reshape(-1, p.shape[-1]) @ (-base)).sum() + _weighed(np.exp(p), p).sum()) for p in logs)
 
 
-def _binary(pairs: Pairs, axis: int) -> float:
+def _difference(x: Float, y: Float) -> Float:
+    """x - y, 0 where both are the same infinity (masked logits)."""
+    with np.errstate(invalid="ignore"):
+        return np.where(x == y, 0.0, x - y)
+
+
+def _weighed(probability: Float, value: Float) -> Float:
+    """p * v, 0 where p is: the limit of p log p."""
+    with np.errstate(invalid="ignore"):
+        return np.where(probability == 0, 0.0, probability * value)
+
+
+def _binary(pairs: Pairs, probe: Probe) -> float:
     error = sum(_bernoulli(x, y) for x, y in pairs)
-    return error / max(_binary_spread([x for x, _ in pairs], axis), 1e-30)
+    return error / max(_binary_spread([x for x, _ in pairs], probe), 1e-30)
 
 
-def _binary_spread(reference: Sequence[Float], axis: int) -> float:
+def _binary_spread(reference: Sequence[Float], probe: Probe) -> float:
     mean = np.clip(np.concatenate([_sigmoid(x).ravel() for x in reference]).mean(), 1e-12, 1 - 1e-12)
     base = float(np.log(mean) - np.log1p(-mean))
     return sum(_bernoulli(x, np.full_like(x, base)) for x in reference)
@@ -110,9 +130,9 @@ def _binary_spread(reference: Sequence[Float], axis: int) -> float:
 _SPREADS = {"real": _real_spread, "categorical": _categorical_spread, "binary": _binary_spread}
 
 
-def _log_softmax(x: Float, axis: int) -> Float:
+def _log_softmax(x: Float, probe: Probe) -> Float:
     """(..., classes), the classes moved to the last axis."""
-    x = np.moveaxis(x, axis, -1)
+    x = x.reshape(*x.shape[: probe.axis], -1) if probe.flat else np.moveaxis(x, probe.axis, -1)
     x = x - x.max(-1, keepdims=True)
     result: Float = x - np.log(np.exp(x).sum(-1, keepdims=True))
     return result
@@ -132,4 +152,5 @@ def _sigmoid(x: Float) -> Float:
 
 def _bernoulli(x: Float, y: Float) -> float:
     """Summed KL(sigmoid(x) || sigmoid(y)) = s(x) (x - y) + softplus(y) - softplus(x)."""
-    return float((_sigmoid(x) * (x - y) + np.logaddexp(0, y) - np.logaddexp(0, x)).sum())
+    linear = _weighed(_sigmoid(x), _difference(x, y))
+    return float((linear + _difference(np.logaddexp(0, y), np.logaddexp(0, x))).sum())
