@@ -11,7 +11,7 @@ from onnxprune import plan as plans
 from onnxprune.clock import Clock
 from onnxprune.config import Config
 from onnxprune.cut import cut
-from onnxprune.gathering import Gathered
+from onnxprune.gathering import Gathered, steps_first
 from onnxprune.modelfile import preflight
 from onnxprune.opened import Opened
 from onnxprune.records import Plan, Report
@@ -94,4 +94,5 @@ def _source(opened: Opened, config: Config, gathered: Gathered) -> recovery.Sour
         gathered.held if is_held_out else (),
         len(gathered.fitting),
         () if gathered.joined.bred else gathered.joined.feeds,
+        steps_first(opened),
     )

@@ -67,6 +67,8 @@ class Source:
     """How many of the feeds are the inputs themselves; those after them are bred from these. None: all."""
     copies: Sequence[Feed] = ()
     """Changed copies of the feeds, which are fitted to, but not chosen by."""
+    steps_first: bool = False
+    """Whether the first axis of the inputs counts the steps of sequences: then what judges a fit are whole batches."""
 
     @property
     def choosing(self) -> Source:
@@ -388,7 +390,7 @@ def _reconstruct(
     relaxed: bool,
     fits: bool = True,
 ) -> list[LayerReport]:
-    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, fits, source.own)
+    options = Options(source.seed, source.threads, source.memory_bytes, relaxed, fits, source.own, source.steps_first)
     cutting = Cutting(model.file.proto, model.analysis, masks(model.analysis, kept))
     return reconstruct(model.original, model.read, cutting, weights, feeds, options)
 

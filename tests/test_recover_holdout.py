@@ -39,6 +39,19 @@ def test_of_a_single_small_batch_parts_are_held_out(rows: list[int], items: int,
     assert 0.1 < held.mean() < 0.3
 
 
+@pytest.mark.parametrize(("items", "positions", "held"), [(2, 1, 1), (4, 3, 3), (1, 4, 0), (1, 5, 1)])
+def test_of_very_few_columns_the_last_item_is_held_out(items: int, positions: int, held: int) -> None:
+    assert Holdout([items]).mask(0, items, positions).sum() == held
+
+
+def test_where_the_first_axis_counts_steps_whole_batches_are_held_out() -> None:
+    """A batch of 7 steps of 3 sequences: no step of a sequence may judge a fit to the others."""
+    holdout = Holdout.of([{"x": np.zeros((7, 3, 2))}] * 5, steps_first=True)
+    masks = [holdout.mask(b, 7, 3) for b in range(5)]
+    assert [bool(m.all()) for m in masks] == [bool(m.any()) for m in masks] == [False] * 4 + [True]
+    assert 0 < Holdout([40], steps_first=True).mask(0, 40, 3).mean() < 0.5
+
+
 def test_of_two_items_one_is_held_out() -> None:
     holdout = Holdout([1, 1])
     assert [bool(holdout.mask(b, 1, 7).all()) for b in range(2)] == [False, True]

@@ -41,6 +41,15 @@ def test_the_plain_cut_stays_where_nothing_is_better() -> None:
     np.testing.assert_array_equal(found.weight, weight)
 
 
+def test_the_plain_cut_stays_where_nothing_is_held_out() -> None:
+    x, y = RNG(0).normal(size=(1, 20, 9)).astype(np.float32), RNG(1).normal(size=(1, 4, 9)).astype(np.float32)
+    weight, bias = RNG(2).normal(size=(1, 4, 20)), np.zeros((1, 4))
+    found = large.solve((x, y), (x[..., :0], y[..., :0]), [weight], bias, fit_bias=True)
+    assert found.ridge is None
+    error = np.square(y - weight @ x).sum() / np.square(y - y.mean(2, keepdims=True)).sum()
+    assert found.before == found.after == pytest.approx(error, rel=1e-5)
+
+
 def test_a_channel_is_replaced_at_every_tap() -> None:
     mapping = np.array([[1.0, 0], [0, 1], [2, -1]])
     weight = RNG(0).normal(size=(4, 6))

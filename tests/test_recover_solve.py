@@ -73,6 +73,16 @@ def test_solve_is_never_worse_than_the_plain_cut_on_held_out_columns() -> None:
     np.testing.assert_array_equal(found.weight[0], w)
 
 
+def test_where_nothing_is_held_out_the_plain_cut_stays_with_its_error() -> None:
+    w, x = RNG(2).normal(size=(3, 5)), RNG(0).normal(2, 1, (5, 4))
+    train = moments_of(x, w @ x)
+    held = Moments.about(train.shift_x, train.shift_y)
+    prior, bias = w[None] + 0.1, np.zeros((1, 3))
+    found = solve(train, held, prior, bias)
+    assert (found.ridge, found.weight is prior, found.bias is bias) == (None, True, True)
+    assert found.before == found.after == pytest.approx(train.error(prior, bias) / train.variance.sum())
+
+
 def _noisy(noise: float) -> tuple[Moments, Moments, np.ndarray]:
     """Moments of 5 inputs seen through noise and 3 outputs that follow from them exactly, and the columns of x."""
     random = RNG(8)

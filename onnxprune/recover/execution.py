@@ -87,7 +87,7 @@ class Walk:
     """One pass over the skeleton `proto` with the given batches of inputs.
 
     `read` returns a stored weight by name, as it is now; computed tensors lie on `shelf`. `own`: the
-    batches after so many are made from them (`holdout`), none where it is None.
+    batches after so many are made from them (`holdout`), none where it is None. `steps_first`: see `holdout`.
     """
 
     def __init__(
@@ -99,11 +99,12 @@ class Walk:
         shelf: Shelf,
         threads: int = 1,
         own: int | None = None,
+        steps_first: bool = False,
     ) -> None:
         self.proto, self.read, self.threads = proto, read, threads
         self.shelf = shelf
         self.batches = len(feeds)
-        self.holdout = Holdout.of(feeds[:own])
+        self.holdout = Holdout.of(feeds[:own], steps_first)
         self.nodes = proto.graph.node
         self.producer = {o: i for i, n in enumerate(self.nodes) for o in n.output if o}
         self.stored = set(stored_tensors(proto))

@@ -61,9 +61,14 @@ def solve(
 ) -> Solution:
     """The best of the ridge solutions near each of `starts` (groups, o, d), the first of which is the plain cut.
 
-    `train`, `held`: columns x (groups, d, n) and y (groups, o, n), few enough for a matrix (n, n).
+    `train`, `held`: columns x (groups, d, n) and y (groups, o, n), few enough for a matrix (n, n). Where nothing is
+    held out, the plain cut, with its error on `train`.
     """
-    plain = _error(held[1] - _times(starts[0], held[0]) - bias[:, :, None])
+    judged = held if held[1].shape[2] else train
+    plain = _error(judged[1] - _times(starts[0], judged[0]) - bias[:, :, None])
+    scale = max(_error(judged[1] - judged[1].mean(2, keepdims=True)), 1e-30)
+    if judged is train:
+        return Solution(starts[0], bias, None, plain / scale, plain / scale)
     best: tuple[float, int, float | None] = (plain, 0, None)
     for number, start in enumerate(starts):
         system = _Columns(*train, start, bias, fit_bias)
@@ -73,7 +78,6 @@ def solve(
             error = _error(miss)
             if np.isfinite(error) and error < best[0]:
                 best = error, number, ridge
-    scale = max(_error(held[1] - held[1].mean(2, keepdims=True)), 1e-30)
     if best[2] is None:
         return Solution(starts[0], bias, None, plain / scale, plain / scale)
     both = [np.concatenate(side, axis=2) for side in zip(train, held, strict=True)]

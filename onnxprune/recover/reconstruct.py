@@ -53,8 +53,8 @@ class LayerReport:
 @dataclass(frozen=True)
 class Options:
     """`memory_bytes`: activations held in memory. `relaxed`: look at the columns again for what the activation behind
-    hides (`relax`). `fits`: least squares; else statistics alone. `own`: batches that are no
-    made from others, None for all."""
+    hides (`relax`). `fits`: least squares; else statistics alone. `own`: batches that are not
+    made from others, None for all. `steps_first`: the first axis of the inputs counts the steps of sequences."""
 
     seed: int = 0
     threads: int = 1
@@ -62,6 +62,7 @@ class Options:
     relaxed: bool = True
     fits: bool = True
     own: int | None = None
+    steps_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,12 @@ def reconstruct(
     found = list(find_sites(cutting.proto, cutting.analysis))
     kept = int(options.memory_bytes * BLOCK_SHARE)
     with contextlib.closing(Shelf(options.memory_bytes - kept)) as shelf:
-        shared: dict[str, Any] = {"threads": options.threads, "shelf": shelf, "own": options.own}
+        shared: dict[str, Any] = {
+            "threads": options.threads,
+            "shelf": shelf,
+            "own": options.own,
+            "steps_first": options.steps_first,
+        }
         teacher = Walk(original, read_original, feeds, **shared)
         student = Walk(weights.proto, weights.get, feeds, **shared)
         random = np.random.default_rng(options.seed)
@@ -110,7 +116,7 @@ def _solve_all(task: Task, found: Sequence[Site]) -> Iterator[LayerReport]:
     inside = {s.norm for s in found if s.norm is not None}
     steps: list[Step] = [
         *found,
-        *statistics.norms(task.proto, task.weights.stored, inside),
+        *statistics.norms(task.proto, task.weights.stored, inside, lambda n: len(task.analysis.tensors.get(n, ()))),
         *recurrent.cells(task.proto, task.weights.stored),
     ]
     latest = _latest_step(task.proto, {s.node for s in steps})

@@ -38,7 +38,12 @@ def solve(
     train: Moments, held: Moments, prior: Float, bias: Float, *, fit_bias: bool = True, widened: bool = False
 ) -> Solution:
     """Choose the ridge on `held` (fitted on `train`), then fit on both. `prior`, `bias`: the plain cut. `widened`: give
-    every output the spread of its target back, where that is still better than the plain cut with its bias refitted."""
+    every output the spread of its target back, where that is still better than the plain cut with its bias refitted.
+
+    Where nothing is held out, nothing is chosen: the plain cut, with its error on `train`."""
+    if not held.count:
+        error = train.error(prior, bias) / max(float(train.variance.sum()), 1e-30)
+        return Solution(prior, bias, None, error, error)
     given = None if fit_bias else bias
     plain = held.error(prior, bias)
     equations = Equations.of(train, given)

@@ -13,7 +13,7 @@ activations that fade from layer to layer, and behind a ReLU vanish: worse than 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,13 +70,13 @@ class Change:
         return Solution(self.scale[None, :, None], self.offset[None], 0.0, self.before, self.after)
 
 
-def norms(proto: onnx.ModelProto, stored: set[str], taken: set[int]) -> Iterator[Norm]:
-    """The normalisations of the main graph with stored operands, without the nodes `taken`."""
+def norms(proto: onnx.ModelProto, stored: set[str], taken: set[int], rank: Callable[[str], int]) -> Iterator[Norm]:
+    """The normalisations of the main graph with stored operands, without the nodes `taken`. `rank`: of a tensor."""
     for index, node in enumerate(proto.graph.node):
         axis = NORMS.get(node.op_type)
         if axis is None or index in taken or node_attributes(node).get("training_mode", 0):
             continue
-        if axis == -1 and node_attributes(node).get("axis", -1) != -1:
+        if axis == -1 and node_attributes(node).get("axis", -1) not in (-1, rank(node.output[0]) - 1):
             continue
         if all(name in stored for name in node.input[1:3] if name):
             yield Norm(index, node.output[0], axis)
