@@ -82,8 +82,11 @@ class _WorseError(Exception):
 
 
 def _require_better(cut: Quality, final: Quality) -> None:
+    """Both on the same samples."""
+    if cut.samples != final.samples:
+        raise ValueError(f"the cut was measured on {cut.samples} samples, the result on {final.samples}")
     before, after = (sum(o.relative_error for o in q.outputs.values()) / max(1, len(q.outputs)) for q in (cut, final))
-    if cut.data == final.data and cut.samples == final.samples and not after <= before:
+    if not after <= before:
         raise _WorseError(
             f"the refitted weights err more than the cut alone on the {final.samples} samples held out (relative error "
             f"{after:.4g} against {before:.4g}), so this is the cut alone; more, or more typical, --calibration inputs "

@@ -121,9 +121,11 @@ def _flatten(value: Any) -> Array:
 
 
 def compare_quality(original: str, pruned: str, feeds: Sequence[Feed], *, data: str) -> Quality:
-    """How close the pruned model is to the original on `feeds`. Run in a child process."""
-    wide = needs_widening(original, feeds)
-    return _quality(all_outputs(original, feeds, wide=wide), all_outputs(pruned, feeds, wide=wide), feeds, data=data)
+    """How close the pruned model is to the original on `feeds`, of which it looks at `QUALITY_ROWS` rows at most, for all
+    pruned models at the same. Run in a child process."""
+    chosen = calibration.batches(feeds, calibration.fixed_rows(skeleton(Path(original), lean=True)), QUALITY_ROWS)
+    wide = needs_widening(original, chosen)
+    return _quality(all_outputs(original, chosen, wide=wide), all_outputs(pruned, chosen, wide=wide), chosen, data=data)
 
 
 def _quality(reference: Sequence[Outputs], result: Sequence[Outputs], feeds: Sequence[Feed], *, data: str) -> Quality:
@@ -221,8 +223,7 @@ def prove(
         outputs = all_outputs(pruned, made, wide=wide)
         original_outputs = _outputs_alone(*whole, made, wide) if uncut else uncut_outputs
         return Proof(exactness, _quality(original_outputs, outputs, made, data="synthetic"))
-    chosen = calibration.batches(feeds, calibration.fixed_rows(skeleton(Path(original), lean=True)), QUALITY_ROWS)
-    return Proof(exactness, compare_quality(original, pruned, chosen, data="calibration"))
+    return Proof(exactness, compare_quality(original, pruned, feeds, data="calibration"))
 
 
 def _outputs_alone(model: str, folder: str, feeds: Sequence[Feed], wide: bool) -> list[Outputs]:

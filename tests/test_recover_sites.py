@@ -47,6 +47,20 @@ CASES = {
         CONV.replace("Conv", "ConvTranspose") % "group=2, strides=[2,1]",
         {"w": (4, 3, 3, 3), "b": (6,)},
     ),
+    **{
+        f"transposed, {attributes}": (
+            CONV.replace("Conv", "ConvTranspose") % f"{attributes}, strides=[2,3]",
+            {"w": (4, 5, 4, 2), "b": (5,)},
+        )
+        for attributes in (
+            'auto_pad="SAME_UPPER"',
+            'auto_pad="SAME_LOWER"',
+            'auto_pad="VALID"',
+            "output_shape=[17,23]",
+            'output_shape=[17,23], auto_pad="SAME_UPPER"',
+            "output_shape=[17,23], output_padding=[1,2]",
+        )
+    },
     "gemm": ("g (float[5,4] x) => (float[5,n] y) { y = Gemm(x, w, b) }", {"w": (4, 6), "b": (6,)}),
     "gemm, transposed": (
         "g (float[5,4] x) => (float[5,n] y) { y = Gemm<transB=1>(x, w, b) }",

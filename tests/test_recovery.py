@@ -134,12 +134,21 @@ def test_prune_with_a_target_writes_a_recovered_model(tmp_path: Path) -> None:
     assert report.quality.outputs["y"].relative_error < 0.02
 
 
-def test_weights_that_end_worse_than_the_cut_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("repeated", [1, 48])
+def test_weights_that_end_worse_than_the_cut_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: int
+) -> None:
+    """Also where more inputs are held out than quality is measured on."""
     path, data = save(tmp_path, copies=False), tmp_path / "data.npz"
-    np.savez(data, x=np.concatenate([f["x"] for f in feeds()]))
+    np.savez(data, x=np.concatenate([f["x"] for f in feeds()] * repeated))
     right = recovery.install
     options = Config(
-        output=tmp_path / "out.onnx", calibration=data, ratio=0.25, round_to=1, save_plan=tmp_path / "p.json"
+        output=tmp_path / "out.onnx",
+        calibration=data,
+        calibration_size=128 * repeated,
+        ratio=0.25,
+        round_to=1,
+        save_plan=tmp_path / "p.json",
     )
 
     def wrong(done: Cut, found: recovery.Recovered) -> Cut:

@@ -358,7 +358,33 @@ def padding(
             both = max((math.ceil(n / s) - 1) * s + d * (k - 1) + 1 - n, 0)
             result.append((both // 2, both - both // 2) if mode == "SAME_UPPER" else (both - both // 2, both // 2))
         return result
-    pads = list(site.attributes.get("pads", [0] * (2 * rank))) if mode != "VALID" else [0] * (2 * rank)
+    return _explicit_pads(site, rank)
+
+
+def _cropping(
+    site: Site, size: tuple[int, ...], kernel: tuple[int, ...], strides: list[int], dilations: list[int]
+) -> list[tuple[int, int]]:
+    """The pads of a transposed convolution: what is cut off (before, after) on every spatial axis. `output_shape` and
+    `auto_pad` are worked out for inputs of `size`: SAME gives size * stride, where there is so much."""
+    rank, mode = len(kernel), site.attributes.get("auto_pad", "NOTSET")
+    wanted = list(site.attributes.get("output_shape", []))[-rank:]
+    if not wanted and mode in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = [n * s for n, s in zip(size, strides, strict=True)]
+    if not wanted:
+        return _explicit_pads(site, rank)
+    extra, result = site.attributes.get("output_padding", [0] * rank), []
+    for a in range(rank):
+        whole = (size[a] - 1) * strides[a] + dilations[a] * (kernel[a] - 1) + 1 + extra[a]
+        both = max(whole - wanted[a], 0)
+        first = both // 2 if mode == "SAME_UPPER" else both - both // 2
+        result.append((first, both - first))
+    return result
+
+
+def _explicit_pads(site: Site, rank: int) -> list[tuple[int, int]]:
+    """The attribute `pads` as (before, after) on every spatial axis, none where it is absent or VALID."""
+    is_valid = site.attributes.get("auto_pad", "NOTSET") == "VALID"
+    pads = [0] * (2 * rank) if is_valid else list(site.attributes.get("pads", [0] * (2 * rank)))
     return list(zip(pads[:rank], pads[rank:], strict=True))
 
 
@@ -367,13 +393,13 @@ def _spread(site: Site, x: Array, kernel: tuple[int, ...]) -> Array:
     rank = len(kernel)
     strides, dilations = spatial(site, "strides", rank), spatial(site, "dilations", rank)
     extra = list(site.attributes.get("output_padding", [0] * rank))
-    pads = list(site.attributes.get("pads", [0] * (2 * rank)))
+    pads = _cropping(site, x.shape[2:], kernel, strides, dilations)
     wide = np.zeros((*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True))), x.dtype)
     wide[(slice(None), slice(None), *(slice(None, None, s) for s in strides))] = x
     around = []
     for a in range(rank):
         reach = dilations[a] * (kernel[a] - 1)
-        around.append((reach - pads[a], reach - pads[rank + a] + extra[a]))
+        around.append((reach - pads[a][0], reach - pads[a][1] + extra[a]))
     crop = tuple(slice(max(-low, 0), n - max(-high, 0)) for (low, high), n in zip(around, wide.shape[2:], strict=True))
     return np.pad(
         wide[(slice(None), slice(None), *crop)], [(0, 0), (0, 0), *((max(a, 0), max(b, 0)) for a, b in around)]
