@@ -121,8 +121,8 @@ def _flatten(value: Any) -> Array:
 
 
 def compare_quality(original: str, pruned: str, feeds: Sequence[Feed], *, data: str) -> Quality:
-    """How close the pruned model is to the original on `feeds`, of which it looks at `QUALITY_ROWS` rows at most, for all
-    pruned models at the same. Run in a child process."""
+    """How close the pruned model is to the original on `QUALITY_ROWS` rows of `feeds` at most, for every pruned model
+    the same. Run in a child process."""
     chosen = calibration.batches(feeds, calibration.fixed_rows(skeleton(Path(original), lean=True)), QUALITY_ROWS)
     wide = needs_widening(original, chosen)
     return _quality(all_outputs(original, chosen, wide=wide), all_outputs(pruned, chosen, wide=wide), chosen, data=data)

@@ -83,6 +83,23 @@ def test_where_nothing_is_held_out_the_plain_cut_stays_with_its_error() -> None:
     assert found.before == found.after == pytest.approx(train.error(prior, bias) / train.variance.sum())
 
 
+def test_a_better_prior_is_kept_and_judged_against_the_cut() -> None:
+    """Columns too few to fit to: the prior with its bias refitted. A useless one: the cut."""
+    w, b = RNG(2).normal(size=(3, 40)), RNG(3).normal(size=3)
+    x = RNG(0).normal(size=(40, 12))
+    train, held = (moments_of(part, w @ part + b[:, None]) for part in (x[:, :8], x[:, 8:]))
+    cut, bias = w[None] + 0.5, np.zeros((1, 3))
+    both = train.plus(held).variance.sum()
+    found = solve(train, held, cut, bias, prior=w[None])
+    assert found.ridge is not None
+    assert found.before == pytest.approx(held.error(cut, bias) / both)
+    assert found.after < 1e-6
+    np.testing.assert_allclose(found.weight, w[None], atol=1e-4)
+    near = solve(train, held, w[None], b[None], prior=w[None] + RNG(5).normal(0, 50, (1, 3, 40)))
+    assert near.ridge is None
+    np.testing.assert_array_equal(near.weight, w[None])
+
+
 def _noisy(noise: float) -> tuple[Moments, Moments, np.ndarray]:
     """Moments of 5 inputs seen through noise and 3 outputs that follow from them exactly, and the columns of x."""
     random = RNG(8)

@@ -73,11 +73,16 @@ class Side:
 
 
 def relax(
-    blocks: Sequence[Block], train: Moments, held: Moments, plain: tuple[Float, Float], start: Solution
+    blocks: Sequence[Block],
+    train: Moments,
+    held: Moments,
+    plain: tuple[Float, Float],
+    start: Solution,
+    prior: Float | None = None,
 ) -> Solution:
     """Improve `start` for the loss above; its held-out loss decides after each step whether to go on, and against
-    `plain`, weight and bias of the cut. What comes back has its errors by that loss."""
-    prior, ridge = plain[0], start.ridge or 0.0
+    `plain`, weight and bias of the cut. `prior`: as of `solve`. What comes back has its errors by that loss."""
+    prior, ridge = plain[0] if prior is None else prior, start.ridge or 0.0
     system = Refit(train, prior, ridge)
     weight, bias = system.solve(train.y, train.yx)
     best = loss(blocks, weight, bias)

@@ -35,19 +35,27 @@ class Solution:
 
 
 def solve(
-    train: Moments, held: Moments, prior: Float, bias: Float, *, fit_bias: bool = True, widened: bool = False
+    train: Moments,
+    held: Moments,
+    cut: Float,
+    bias: Float,
+    *,
+    prior: Float | None = None,
+    fit_bias: bool = True,
+    widened: bool = False,
 ) -> Solution:
-    """Choose the ridge on `held` (fitted on `train`), then fit on both. `prior`, `bias`: the plain cut. `widened`: give
-    every output the spread of its target back, where that is still better than the plain cut with its bias refitted.
+    """Choose the ridge on `held` (fitted on `train`), then fit on both. `cut`, `bias`: the plain cut. `prior`: the
+    weight W0 to stay near, None for the cut's. `widened`: give every output the spread of its target back, where that
+    is still better than the plain cut and than the prior with its bias refitted.
 
     Where nothing is held out, nothing is chosen: the plain cut, with its error on `train`."""
     if not held.count:
-        error = train.error(prior, bias) / max(float(train.variance.sum()), 1e-30)
-        return Solution(prior, bias, None, error, error)
-    given = None if fit_bias else bias
-    plain = held.error(prior, bias)
+        error = train.error(cut, bias) / max(float(train.variance.sum()), 1e-30)
+        return Solution(cut, bias, None, error, error)
+    given, prior = None if fit_bias else bias, cut if prior is None else prior
+    plain = held.error(cut, bias)
     equations = Equations.of(train, given)
-    shifted = held.error(prior, equations.intercept(prior)) if fit_bias else plain
+    shifted = held.error(prior, equations.intercept(prior))
     best, after, chosen = None, plain if np.isfinite(plain) else np.inf, prior
     if shifted < after:
         best, after = 0.0, shifted
@@ -65,7 +73,7 @@ def solve(
     whole = train.plus(held)
     scale = max(float(whole.variance.sum()), 1e-30)
     if best is None:
-        return Solution(prior, bias, None, plain / scale, plain / scale)
+        return Solution(cut, bias, None, plain / scale, plain / scale)
     both = Equations.of(whole, given)
     del whole
     weight = both.fit(prior, best) if best else prior

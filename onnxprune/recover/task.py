@@ -138,18 +138,18 @@ class Task:
         """Least squares from moments. `now`: weight, bias and scale (see `Weights.effective`)."""
         effective, bias, scale = now
         train, held, blocks = self.gather(site, kernel, target, compensated)
+        prior = effective
         if train.count + held.count < FEW_COLUMNS * effective.shape[2]:
-            effective = self.pooled_prior(site, effective, scale)
+            prior = self.pooled_prior(site, effective, scale)
         weight = self.weights.constant(site.weight)
         has_grid = self.weights.rounded(site, weight, effective, scale) is not None
-        solution = solve(
-            train, held, effective, bias, fit_bias=site.bias is not None, widened=not (compensated or has_grid)
-        )
+        fit_bias, widened = site.bias is not None, not (compensated or has_grid)
+        solution = solve(train, held, effective, bias, prior=prior, fit_bias=fit_bias, widened=widened)
         if blocks is not None and solution.ridge:
-            solution = relax(blocks, train, held, (effective, bias), solution)
+            solution = relax(blocks, train, held, (effective, bias), solution, prior)
         rounded = self.weights.rounded(site, weight, solution.weight, scale)
         if solution.ridge is not None and rounded is not None:
-            return requantized(train, held, (effective, now[1]), replace(solution, weight=rounded))
+            return requantized(train, held, (effective, bias), replace(solution, weight=rounded))
         return solution
 
     def solve_large(
