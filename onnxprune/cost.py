@@ -9,12 +9,31 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from fractions import Fraction
 
+import onnx
+
 from onnxprune import dims
 from onnxprune.dims import Dim
+from onnxprune.modelfile import bits_of
 from onnxprune.records import Analysis, Refusal, Stack
 
 Term = tuple[tuple[Dim, ...], int | Fraction]
 """A part of a total: a product of dimensions, and how much each unit of it counts."""
+
+
+_INDICES = (onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.STRING)
+
+
+def parameter_names(types: Mapping[str, int]) -> list[str]:
+    """Those of the stored tensors, given with their element types, that count as parameters: no indices or strings."""
+    return [name for name, element in types.items() if element not in _INDICES]
+
+
+def bytes_of_one(element: int) -> int | Fraction:
+    """Bytes that an element of a type of TensorProto takes in a file; of strings none is counted."""
+    if element == onnx.TensorProto.STRING:
+        return 0
+    bits = bits_of(element)
+    return Fraction(bits, 8) if bits % 8 else bits // 8
 
 
 def product(factors: Iterable[Dim], kept: Mapping[Dim, int]) -> int:

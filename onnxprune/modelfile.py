@@ -425,8 +425,13 @@ def _payload_bytes(tensor: TensorProto, kind: str) -> int:
     """Python integers: a crafted shape overflows 64 bits."""
     if kind == "STRING":
         return 0
-    bits = _PACKED_BITS.get(kind) or 8 * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    return -(-_elements(tensor) * bits // 8)
+    return -(-_elements(tensor) * bits_of(tensor.data_type) // 8)
+
+
+def bits_of(element: int) -> int:
+    """Bits that one element of a type of TensorProto, strings aside, takes in a file."""
+    kind = TensorProto.DataType.Name(element)
+    return _PACKED_BITS.get(kind) or 8 * int(onnx.helper.tensor_dtype_to_np_dtype(element).itemsize)
 
 
 def _entries(tensor: TensorProto, kind: str) -> int:

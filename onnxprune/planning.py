@@ -266,7 +266,8 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
 def _wanted(opened: Opened, config: Config, chosen: Sequence[Group]) -> recovery.Wanted:
     steps = _steps(opened, config, chosen, widths.known(config.provider, config.run_threads))
     target = parse_target(config.target) if config.target else None
-    return recovery.Wanted([g.id for g in chosen], config.allocation, target, config.ratio, steps, config.measure)
+    names = [g.id for g in chosen]
+    return recovery.Wanted(names, config.allocation, target, config.ratio, steps, config.measure, config.recover)
 
 
 def _within_budget(

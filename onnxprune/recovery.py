@@ -11,7 +11,8 @@ import contextlib
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,15 @@ from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
 from onnxprune.recover import divergence, tune
-from onnxprune.recover.execution import Read, Shelf, reader, stored_tensors
+from onnxprune.recover.execution import Read, Shelf, operands, reader
 from onnxprune.recover.layers import Weights, weights_of
-from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, reconstruct
+from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, find_sites, reconstruct
 from onnxprune.target import Damage
 
 log = logging.getLogger(__name__)
+
+BIAS_FIELDS = 24
+"""Bytes of a small tensor in a file beside its data and its name, at most."""
 Array = npt.NDArray[Any]
 
 QUICK_LIMIT_S = 600.0
@@ -79,7 +83,7 @@ class Source:
 @dataclass(frozen=True)
 class Wanted:
     """`groups`: ids of those that may shrink. `target`: (macs | params | bytes, share kept) or None for `ratio` of each
-    group. `steps`: what counts are multiples of, by group id."""
+    group. `steps`: what counts are multiples of, by group id. `refits`: whether recovery follows, which adds biases."""
 
     groups: Sequence[str]
     allocation: str
@@ -87,6 +91,7 @@ class Wanted:
     ratio: float
     steps: Mapping[str, int]
     criterion: str
+    refits: bool = False
 
 
 @dataclass(frozen=True)
@@ -243,14 +248,28 @@ def terms_of(model: ModelFile, found: Analysis, kind: str) -> tuple[list[cost.Te
     """The terms of a total (macs, params, bytes), and what of it does not depend on any group."""
     if kind == "macs":
         return cost.work_terms(found), 0
-    tensors = {n: t for n, t in stored_tensors(model.proto).items() if n in found.weights}
-    floats = {n: t for n, t in tensors.items() if onnx.helper.tensor_dtype_to_np_dtype(t.data_type).kind in "fV"}
+    types = {n: t.data_type for n, t in model.tensors().items() if n in found.weights}
     if kind == "params":
-        return cost.weight_terms(found, floats), 0
-    sizes = {n: onnx.helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for n, t in floats.items()}
-    counted = zip(cost.weight_terms(found, sizes), sizes.values(), strict=True)
-    terms = [(factors, unit * size) for (factors, unit), size in counted]
+        return cost.weight_terms(found, cost.parameter_names(types)), 0
+    counted = zip(cost.weight_terms(found, types), types.values(), strict=True)
+    terms: list[cost.Term] = [(factors, unit * cost.bytes_of_one(element)) for (factors, unit), element in counted]
     return terms, model.bytes - cost.total(terms, {})
+
+
+def bias_terms(model: ModelFile, found: Analysis, kind: str) -> list[cost.Term]:
+    """What the biases that a refit may add would add to a total (params, bytes; to macs nothing)."""
+    if kind == "macs":
+        return []
+    types, terms = {n: t.data_type for n, t in model.tensors().items()}, list[cost.Term]()
+    for site in find_sites(model.proto, found):
+        node = model.proto.graph.node[site.node]
+        if site.bias_node != site.node or (len(node.input) > 2 and node.input[2]):
+            continue
+        element = types.get(site.weight, onnx.TensorProto.FLOAT)
+        unit = cost.bytes_of_one(element) if kind == "bytes" else 1
+        terms.append(((found.tensors[site.out][site.axis],), unit))
+        terms.append(((), BIAS_FIELDS + 2 * len(site.out) if kind == "bytes" else 0))
+    return terms
 
 
 def _allocate(
@@ -263,6 +282,7 @@ def _allocate(
     whole = cost.total(terms, {}) + rest
     limit = wanted.target[1]
     target = (limit * whole if limit <= 1 else limit) - rest
+    terms = [*terms, *(bias_terms(model.file, model.analysis, wanted.target[0]) if wanted.refits else ())]
     by_id = {g.id: g for g in groups}
 
     def price(allocation: Allocation) -> float:
@@ -439,14 +459,44 @@ def install(done: Cut, recovered: Recovered) -> Cut:
     proto = onnx.ModelProto()
     proto.CopyFrom(done.proto)
     nodes = {o: n for n in proto.graph.node for o in n.output}
+    replaced: set[str] = set()
     for (output, operand), name in recovered.rewired.items():
         node = nodes[output]
         node.input.extend([""] * (operand + 1 - len(node.input)))
+        replaced.add(node.input[operand])
         node.input[operand] = name
     added = set(recovered.rewired.values())
     proto.graph.initializer.extend(numpy_helper.from_array(recovered.values[n], n) for n in sorted(added))
-    edits = {n: _constant(a) for n, a in recovered.values.items() if n not in added}
-    return dataclasses.replace(done, proto=proto, edits={**done.edits, **edits})
+    edits = {**done.edits, **{n: _constant(a) for n, a in recovered.values.items() if n not in added}}
+    unread = _drop_unread(proto, replaced)
+    return dataclasses.replace(done, proto=proto, edits={n: e for n, e in edits.items() if n not in unread})
+
+
+def _drop_unread(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:
+    """Take what nothing reads any more off the main graph: of the tensors `names`, and of what they were made from.
+    Returns the names of the tensors that went."""
+    graph, gone, waiting = proto.graph, set[str](), list(names)
+    kept = {v.name for v in (*graph.input, *graph.output)}
+    read = Counter(n for node in graph.node for n in operands(node))
+    producers = {o: k for k, node in enumerate(graph.node) for o in node.output if o}
+    dropped: set[int] = set()
+    while waiting:
+        name = waiting.pop()
+        index = producers.get(name)
+        together = {name} if index is None else {o for o in graph.node[index].output if o}
+        if name in gone or any(read[o] or o in kept for o in together):
+            continue
+        gone |= together
+        if index is not None:
+            dropped.add(index)
+            read.subtract(operands(graph.node[index]))
+            waiting.extend(operands(graph.node[index]))
+    for index in sorted(dropped, reverse=True):
+        del graph.node[index]
+    for entries in (graph.initializer, graph.value_info):
+        for index in reversed([k for k, entry in enumerate(entries) if entry.name in gone]):
+            del entries[index]
+    return gone
 
 
 def _constant(array: Array) -> Callable[[Array], Array]:

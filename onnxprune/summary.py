@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -62,9 +63,10 @@ def report(
     before = _before(opened.original or opened)
     after = None
     if plan.kept or plan.blocks:
-        size = ModelFile.load(output, lean=True).bytes if output else 0
+        file = ModelFile.load(output, lean=True) if output else None
+        parameters = _written(opened, weights, file) if file else cost.parameters(found, weights, kept)
         nodes = len(found.nodes) - _dropped(found, plan)
-        after = Totals(nodes, cost.parameters(found, weights, kept), size, cost.macs(found, kept))
+        after = Totals(nodes, parameters, file.bytes if file else 0, cost.macs(found, kept))
     return Report(
         model=str(opened.model.path),
         output=str(output) if output else None,
@@ -81,6 +83,7 @@ def report(
         notes=(
             *_notes(opened, config, plan, proof),
             *_latency_notes(config, proof.latency if proof else None, pursuit),
+            *_size_notes(config, before, after if output else None),
             *_input_notes(config, plan, before, after, inputs, lack),
         ),
         reach=_reach(found, weights, single),
@@ -135,8 +138,15 @@ def _left(opened: Opened) -> float:
 
 
 def _parameter_names(opened: Opened) -> list[str]:
-    whole = {onnx.TensorProto.INT64, onnx.TensorProto.INT32, onnx.TensorProto.BOOL, onnx.TensorProto.STRING}
-    return [n for n in opened.analysis.weights if opened.shapes.element_types.get(n) not in whole]
+    types = opened.shapes.element_types
+    return cost.parameter_names({n: types.get(n, onnx.TensorProto.UNDEFINED) for n in opened.analysis.weights})
+
+
+def _written(opened: Opened, weights: Sequence[str], file: ModelFile) -> int:
+    """Parameters of the file that was written: what is left of `weights`, and what was added."""
+    stored, known = file.tensors(), opened.model.tensors()
+    added = cost.parameter_names({n: t.data_type for n, t in stored.items() if n not in known})
+    return sum(math.prod(stored[n].dims) for n in {*weights, *added} & stored.keys())
 
 
 def _group_reports(opened: Opened, plan: Plan, weights: Sequence[str], parameters: int) -> Iterator[GroupReport]:
@@ -220,6 +230,17 @@ def _notes(opened: Opened, config: Config, plan: Plan, proof: Proof | None) -> I
         removed = "channels or residual blocks" if plan.blocks else "channels"
         yield f"no output changes with the removed {removed} at the inputs tried, so the proof of exactness says little"
     yield from _result_notes(config, proof) if proof else ()
+
+
+def _size_notes(config: Config, before: Totals, after: Totals | None) -> Iterator[str]:
+    """Where the file that was written is larger than it was to be."""
+    kind, amount = parse_target(config.target) if config.target else ("", 0.0)
+    limit = amount * before.bytes if amount <= 1 else amount
+    if kind == "bytes" and after is not None and after.bytes > limit:
+        yield (
+            f"the file has {after.bytes:,} bytes and was to have {limit:,.0f} at most: recovery gave weights that "
+            "several layers share one of their own; a smaller --target leaves room for them"
+        )
 
 
 def _input_notes(

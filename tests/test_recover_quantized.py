@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import numpy_helper, parser
 
 from onnxprune import api, recovery
@@ -55,6 +56,17 @@ def test_a_quantized_model_is_refitted_on_its_own_grid(tmp_path: Path) -> None:
         assert pruned["b2"].data_type == onnx.TensorProto.INT32
         assert len(pruned) == 10
     assert errors[True] < 0.7 * errors[False]
+
+
+@pytest.mark.parametrize("kind", ["macs", "params", "size"])
+def test_quantized_weights_count_in_every_target(tmp_path: Path, kind: str) -> None:
+    path, data = saved(tmp_path), tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(1).normal(size=(200, 3, 8, 8)).astype(np.float32))
+    report = api.prune(path, Config(target=f"{kind}=0.6", round_to=1, calibration=data, output=tmp_path / "o.onnx"))
+    assert report.after is not None
+    totals = {"macs": "macs", "params": "parameters", "size": "bytes"}[kind]
+    kept = getattr(report.after, totals) / getattr(report.before, totals)
+    assert 0.5 < kept <= 0.6
 
 
 HALF = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ class Weights:
         for node in self.proto.graph.node:
             for name in operands(node):
                 self.users[name] = self.users.get(name, 0) + 1
+        for output in self.proto.graph.output:
+            self.users[output.name] = self.users.get(output.name, 0) + 1
         self.stored = set(stored_tensors(self.proto))
         self.nodes = {o: n for n in self.proto.graph.node for o in n.output}
 
@@ -46,13 +48,13 @@ class Weights:
         return sites.value(self.proto, self.get, name)
 
     def put(self, node: onnx.NodeProto, operand: int, array: Array) -> None:
-        """Give one operand of one node a new value; a weight that others read too is not touched but copied."""
+        """Give one operand of one node a new value: in the stored tensor that it is made from, where nothing else reads
+        that and what lies between can be undone, else in a tensor of its own."""
         name = node.input[operand] if operand < len(node.input) else ""
-        source = self.quantized(name)
-        if source is not None:
-            self.values[source.input[0]] = self._on_grid(source, array)
-            return
-        if not (name in self.stored and self.users.get(name) == 1) and name not in self.added:
+        chain = self._chain(name)
+        if chain is not None:
+            name, array = (chain[-1].input[0] if chain else name), self._undone(chain, array)
+        elif name not in self.added:
             output = next(o for o in node.output if o)
             name = f"{output}_operand{operand}_recovered"
             while len(node.input) <= operand:
@@ -64,34 +66,44 @@ class Weights:
             self.proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         self.values[name] = array
 
-    def quantized(self, name: str) -> onnx.NodeProto | None:
-        """The DequantizeLinear that makes the tensor `name` from a stored one that nothing else reads."""
-        node = self.nodes.get(name)
-        if node is None or not sites.is_dequantized(node) or self.users.get(name) != 1:
-            return None
-        return node if node.input[0] in self.stored and self.users.get(node.input[0]) == 1 else None
+    def _chain(self, name: str) -> list[onnx.NodeProto] | None:
+        """The nodes from the tensor `name` up to the stored one that it alone is made from; None where there is no such
+        tensor."""
+        chain: list[onnx.NodeProto] = []
+        while name not in self.stored and name in self.nodes and self.users.get(name) == 1:
+            node = self.nodes[name]
+            if not sites.is_constant_op(node) or not sites.is_undoable(node, self.constant(node.input[0]).dtype):
+                return None
+            chain.append(node)
+            name = node.input[0]
+        return chain if name in self.stored and self.users.get(name) == 1 else None
 
-    def _on_grid(self, node: onnx.NodeProto, array: Array) -> Array:
-        """The integers nearest to `array` on the grid of a DequantizeLinear."""
-        scale, zero = sites.grid(node, self.get, array.shape)
-        kind = self.get(node.input[0]).dtype
-        limits = np.iinfo(kind)
-        return np.asarray(np.clip(np.rint(array / scale) + zero, limits.min, limits.max), kind)
+    def _undone(self, chain: Sequence[onnx.NodeProto], array: Array) -> Array:
+        """What the nodes of a chain make `array` of, or what is nearest to it."""
+        for node in chain:
+            array = sites.undone(node, self.get, array, self.constant(node.input[0]).dtype)
+        return array
+
+    def _is_on_grid(self, name: str) -> bool:
+        """Whether the tensor `name` can be written to, and only numbers of the grid of its quantization."""
+        return any(node.op_type == "DequantizeLinear" for node in self._chain(name) or ())
 
     def rounded(self, site: Site, weight: Array, matrix: Float, scale: Float) -> Float | None:
         """`matrix` as it would be after `write`: on the grid of its quantization; None where it has none."""
-        if self.quantized(site.weight) is None:
+        if not self._is_on_grid(site.weight):
             return None
         array = sites.from_matrix(site, matrix / np.where(np.abs(scale) > 1e-12, scale, 1)[:, :, None], weight)
         return sites.to_matrix(site, self.nearest(site.weight, array)) * scale[:, :, None]
 
     def nearest(self, name: str, array: Array) -> Array:
         """What of `array` the tensor `name` can hold: values on the grid of its quantization, if it has one."""
-        source = self.quantized(name)
-        if source is None:
+        if not self._is_on_grid(name):
             return array
-        step, zero = sites.grid(source, self.get, array.shape)
-        return np.asarray((self._on_grid(source, array).astype(np.int32) - zero) * step)
+        chain = self._chain(name) or []
+        array = self._undone(chain, array)
+        for node in reversed(chain):
+            array = sites.applied(node, self.get, array)
+        return array
 
     def effective(self, site: Site, node: onnx.NodeProto, weight: Array) -> tuple[Float, Float, Float]:
         """W (groups, out, d), b (groups, out) and the scale (groups, out) of a following BatchNormalization."""

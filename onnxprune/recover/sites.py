@@ -64,11 +64,14 @@ def constants(proto: onnx.ModelProto, names: set[str]) -> set[str]:
     """`names` and every tensor made from them by Identity, Transpose, Cast or DequantizeLinear alone."""
     found = set(names)
     for node in proto.graph.node:
-        if (node.op_type in _CONSTANT_OPS and node.input[0] in found) or (
-            is_dequantized(node) and found.issuperset(n for n in node.input if n)
-        ):
+        if is_constant_op(node) and found.issuperset(n for n in node.input if n):
             found.add(node.output[0])
     return found
+
+
+def is_constant_op(node: onnx.NodeProto) -> bool:
+    """Whether a node makes a constant of a constant in a way known here: one that `applied` has."""
+    return node.op_type in _CONSTANT_OPS or is_dequantized(node)
 
 
 def is_dequantized(node: onnx.NodeProto) -> bool:
@@ -89,11 +92,15 @@ def grid(node: onnx.NodeProto, read: Callable[[str], Array], shape: tuple[int, .
 
 def value(proto: onnx.ModelProto, read: Callable[[str], Array], name: str) -> Array:
     """The value of a tensor in `constants`."""
-    producers = {n.output[0]: n for n in proto.graph.node if n.op_type in _CONSTANT_OPS or is_dequantized(n)}
+    producers = {n.output[0]: n for n in proto.graph.node if is_constant_op(n)}
     if name not in producers:
         return read(name)
     node = producers[name]
-    array = value(proto, read, node.input[0])
+    return applied(node, read, value(proto, read, node.input[0]))
+
+
+def applied(node: onnx.NodeProto, read: Callable[[str], Array], array: Array) -> Array:
+    """What such a node makes of the first operand `array`."""
     attributes = node_attributes(node)
     if node.op_type == "DequantizeLinear":
         scale, zero = grid(node, read, array.shape)
@@ -103,6 +110,26 @@ def value(proto: onnx.ModelProto, read: Callable[[str], Array], name: str) -> Ar
     if node.op_type == "Cast":
         return array.astype(onnx.helper.tensor_dtype_to_np_dtype(attributes["to"]))
     return array
+
+
+def is_undoable(node: onnx.NodeProto, dtype: np.dtype[Any]) -> bool:
+    """Whether such a node, whose first operand is of type `dtype`, can give any values, but for rounding."""
+    return node.op_type != "Cast" or dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def undone(node: onnx.NodeProto, read: Callable[[str], Array], array: Array, dtype: np.dtype[Any]) -> Array:
+    """The first operand, of type `dtype`, of which such a node makes `array`, or what is nearest to it."""
+    if node.op_type == "DequantizeLinear":
+        scale, zero = grid(node, read, array.shape)
+        limits = np.iinfo(dtype)
+        return np.asarray(np.clip(np.rint(array / scale) + zero, limits.min, limits.max), dtype)
+    if node.op_type == "Transpose":
+        turned = node_attributes(node).get("perm", list(reversed(range(array.ndim))))
+        return array.transpose(np.argsort(turned))
+    if node.op_type == "Cast" and dtype == np.float16:
+        largest = np.finfo(np.float16).max
+        return np.clip(array, -largest, largest).astype(dtype)
+    return array.astype(dtype)
 
 
 def find(
