@@ -4,13 +4,14 @@
     python benchmarks/suite.py WORK --torch TORCH_PYTHON --onnxsim ONNXSIM_PYTHON --output benchmarks/results/suite.json
     python benchmarks/suite.py WORK --models resnet50,unet --only speed --provider cuda
 
-TORCH_PYTHON has torch, torch-pruning, onnx and numpy; ONNXSIM_PYTHON has onnxsim; a peer without its interpreter is
-left out. WORK holds models and results and is made where it is missing. Besides the generated models there
-are those of this repository and, where they are found in ~/.cache/onnxprune-eval/models, those of PP-OCR.
+TORCH_PYTHON has torch, torch-pruning, onnx, onnxscript and numpy; ONNXSIM_PYTHON has onnxsim; a peer without its
+interpreter is left out. WORK holds models and results and is made where it is missing. Besides the generated models
+there are those of this repository and, where they are found in ~/.cache/onnxprune-eval/models, those of PP-OCR.
 
 Every tool removes half of the multiply-accumulates without data, by the L2 norm, one ratio for all layers; its time is
 the median of three runs from the shell to the file (onnxprune: verified). Torch-Pruning loads, prunes and exports, its
-ratio found beforehand; onnxsim removes what its recognisers find, at a sparsity bisected beforehand as far as it goes.
+ratio found beforehand, by the tracing exporter and, timed alone, by the slower one that torch takes by default; onnxsim
+removes what its recognisers find, at a sparsity bisected beforehand as far as it goes.
 Speed is measured by `onnxprune benchmark`, each result against its original. Memory is sampled over the process tree.
 """
 
@@ -46,6 +47,8 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 """What models with dynamic axes are timed at."""
 TOOLS = ("onnxprune", "torch-pruning", "onnxsim")
+TORCH_EXPORT = "tp, torch.export"
+"""Torch-Pruning with the exporter that torch takes by default: the same model, so that only its time is measured."""
 SHARE = 0.5
 REPEATS = 3
 LONG_S = 40.0
@@ -78,9 +81,12 @@ def command(tool: str, model: Path, output: Path, settings: argparse.Namespace, 
     if tool == "onnxprune":
         options = ["--target", f"macs={SHARE}", "--allocation", "uniform", "--no-recover", "--force", "-o", str(output)]
         return [sys.executable, "-m", "onnxprune", str(model), *options]
-    python = settings.torch if tool == "torch-pruning" else settings.onnxsim
-    source = model.with_suffix(".pt") if tool == "torch-pruning" else model
-    return [str(python), str(HERE / "suite_peers.py"), tool, str(source), str(output), "--ratio", str(ratio)]
+    peer, python, source = tool, settings.onnxsim, model
+    options = ["--ratio", str(ratio)]
+    if tool in ("torch-pruning", TORCH_EXPORT):
+        peer, python, source = "torch-pruning", settings.torch, model.with_suffix(".pt")
+        options += ["--torch-export"] if tool == TORCH_EXPORT else []
+    return [str(python), str(HERE / "suite_peers.py"), peer, str(source), str(output), *options]
 
 
 def environment() -> dict[str, str]:
@@ -235,6 +241,10 @@ def measure(name: str, model: Path, work: Path, settings: argparse.Namespace, ra
                 result["gain"] = round(result["speedup"] / result["macs_ratio"], 3)
             except onnxprune.OnnxPruneError as error:
                 result["error"] = str(error)
+    if settings.only != "speed" and usable("torch-pruning", name, settings):
+        say(f"{name}: {TORCH_EXPORT} ...")
+        ratio = ratios.get("torch-pruning", {}).get(name, SHARE)
+        row["tools"][TORCH_EXPORT] = timed(TORCH_EXPORT, model, work / f"{name}.torch-export.onnx", settings, ratio)
     return row
 
 
@@ -270,7 +280,7 @@ def verdicts(rows: list[Row]) -> list[str]:
 
 
 HEAD = (
-    f"{'model':<22}{'tool':<15}{'seconds':>8}{'MB peak':>9}{'x file':>7}{'MACs':>7}{'speed':>7}  {'95%':<15}{'gain':>5}"
+    f"{'model':<22}{'tool':<17}{'seconds':>8}{'MB peak':>9}{'x file':>7}{'MACs':>7}{'speed':>7}  {'95%':<15}{'gain':>5}"
 )
 
 
@@ -284,14 +294,14 @@ def table(rows: list[Row]) -> str:
 
 
 def _line(row: Row, tool: str, found: Row) -> str:
-    start = f"{row['model']:<22}{tool:<15}"
+    start = f"{row['model']:<22}{tool:<17}"
     if "error" in found:
         return f"{start}failed: {found['error'].splitlines()[-1][:70]}"
     peak = found.get("resident_bytes")
     times, interval = f"{peak / row['bytes']:.1f}" if peak else "", found.get("ci95")
     return (
         f"{start}{_number(found.get('seconds'), 1)}{_number(peak and peak / 1e6, 0, 9)}{times:>7}"
-        f"{_number(found['macs_ratio'], 2, 7)}{_number(found.get('speedup'), 2, 7)}  "
+        f"{_number(found.get('macs_ratio'), 2, 7)}{_number(found.get('speedup'), 2, 7)}  "
         f"{f'{interval[0]:.2f} to {interval[1]:.2f}' if interval else '':<15}{_number(found.get('gain'), 2, 5)}"
     )
 

@@ -1,6 +1,8 @@
 """A run of a peer of onnxprune, from the file to the pruned file; `suite.py` starts them in environments of their own.
 
 python suite_peers.py torch-pruning MODEL.pt OUT.onnx --ratio 0.3    (torch, torch-pruning, onnx)
+python suite_peers.py torch-pruning MODEL.pt OUT.onnx --torch-export  with the exporter that torch takes by default, not
+                                                                     the older and faster one (onnxscript)
 python suite_peers.py torch-pruning MODEL.pt --search 0.5            prints the ratio that leaves half of the MACs
 python suite_peers.py onnxsim MODEL.onnx OUT.onnx --ratio 0.5        (onnxsim)
 """
@@ -18,8 +20,8 @@ LEAST, MOST, ITERATIONS = 0.1, 0.5, 5
 """Where the ratio is looked for, and how often halved: to one part in eighty."""
 
 
-def torch_pruning(model_file: Path, output: Path | None, ratio: float, share: float | None) -> None:
-    """L2 norm of the group, one ratio for all layers, widths in steps that are fast here; then the tracing exporter."""
+def torch_pruning(model_file: Path, output: Path | None, ratio: float, share: float | None, torch_export: bool) -> None:
+    """L2 norm of the group, one ratio for all layers, widths in steps that are fast here; then an exporter."""
     import suite_models
     import torch
 
@@ -30,7 +32,7 @@ def torch_pruning(model_file: Path, output: Path | None, ratio: float, share: fl
         print(_search(model, inputs, share))
         return
     _cut(model, inputs, ratio)
-    suite_models.export(model.eval(), inputs, output)
+    suite_models.export(model.eval(), inputs, output, torch_export=torch_export)
 
 
 def _search(model: Any, inputs: Any, share: float) -> float:
@@ -111,11 +113,12 @@ def main() -> None:
     parser.add_argument("output", type=Path, nargs="?")
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--search", type=float)
+    parser.add_argument("--torch-export", action="store_true")
     arguments = parser.parse_args()
     if arguments.peer == "onnxsim":
         onnxsim(arguments.model, arguments.output, arguments.ratio)
     else:
-        torch_pruning(arguments.model, arguments.output, arguments.ratio, arguments.search)
+        torch_pruning(arguments.model, arguments.output, arguments.ratio, arguments.search, arguments.torch_export)
 
 
 if __name__ == "__main__":
