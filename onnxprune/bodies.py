@@ -32,13 +32,32 @@ def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return found
 
 
+def operands(node: onnx.NodeProto) -> Iterator[str]:
+    """Every tensor a node reads: its inputs, and what its subgraphs read of the tensors around them."""
+    yield from (n for n in node.input if n)
+    yield from captured_names(node)
+
+
 def captured_names(node: onnx.NodeProto) -> Iterator[str]:
-    """Every tensor name read inside the subgraphs of a node."""
+    """Every tensor around a node that its subgraphs read, once per reader: what they make or hold themselves is none,
+    from where on they do."""
     for graph in bodies(node):
-        yield from (o.name for o in graph.output)
+        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        own |= {sparse.values.name for sparse in graph.sparse_initializer}
         for inner in graph.node:
-            yield from inner.input
-            yield from captured_names(inner)
+            yield from (n for n in operands(inner) if n not in own)
+            own.update(inner.output)
+        yield from (o.name for o in graph.output if o.name not in own)
+
+
+def held_tensors(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """What the subgraphs of a node hold themselves, by name: initializers, and the tensors of Constant nodes."""
+    for graph in bodies(node):
+        yield from ((tensor.name, tensor) for tensor in graph.initializer)
+        for inner in graph.node:
+            if inner.op_type == "Constant":
+                yield from ((inner.output[0], a.t) for a in inner.attribute if a.name == "value")
+            yield from held_tensors(inner)
 
 
 def is_walkable(proto: onnx.ModelProto) -> bool:

@@ -18,7 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune import dims
-from onnxprune.bodies import captured_names, flat_nodes, graphs, numbered_graphs
+from onnxprune.bodies import flat_nodes, graphs, is_walkable, numbered_graphs, operands, walked_bodies
 from onnxprune.computed import is_statable, recompute
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
@@ -92,9 +92,10 @@ def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mappin
 
 
 def _count_readers(proto: onnx.ModelProto) -> dict[str, int]:
-    names = [o.name for o in proto.graph.output]
-    for node in proto.graph.node:
-        names += [*node.input, *captured_names(node)]
+    walkable = is_walkable(proto)
+    names = [o.name for graph in graphs(proto) for o in graph.output]
+    for _, node in flat_nodes(proto):
+        names += node.input if walkable and walked_bodies(node) else operands(node)
     return dict(Counter(names))
 
 

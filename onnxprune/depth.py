@@ -20,7 +20,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune import runtime, worker
-from onnxprune.bodies import captured_names
+from onnxprune.bodies import captured_names, operands
 from onnxprune.errors import ModelError, NothingToPruneError, UsageError
 from onnxprune.records import Block, Feed, RemovedBlock
 from onnxprune.shapes import Shapes
@@ -48,7 +48,7 @@ class _Graph:
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.nodes: Sequence[NodeProto] = graph.node
-        self.reads = [frozenset(n for n in (*node.input, *captured_names(node)) if n) for node in graph.node]
+        self.reads = [frozenset(operands(node)) for node in graph.node]
         self.maker = {o: index for index, node in enumerate(graph.node) for o in node.output if o}
         self.readers: dict[str, set[int]] = {}
         for index, names in enumerate(self.reads):
@@ -217,7 +217,7 @@ def _drop(graph: onnx.GraphProto, nodes: Collection[int], before: _Graph) -> Non
     lost = before.read_only_by(nodes) | {o for index in nodes for o in before.nodes[index].output}
     for index in sorted(nodes, reverse=True):
         del graph.node[index]
-    lost -= {name for node in graph.node for name in (*node.input, *captured_names(node))}
+    lost -= {name for node in graph.node for name in operands(node)}
     lost -= before.outputs | before.inputs
     for entries in (graph.initializer, graph.input, graph.value_info):
         _filter(entries, lambda entry: entry.name not in lost)

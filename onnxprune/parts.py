@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 
 from onnxprune import dims
-from onnxprune.bodies import captured_names
+from onnxprune.bodies import operands
 from onnxprune.dims import Dim
 from onnxprune.records import Owned, Role
 
@@ -60,7 +60,7 @@ def _index(proto: onnx.ModelProto, flat: Sequence[tuple[onnx.GraphProto, onnx.No
     readers: dict[str, list[int]] = {}
     makers: dict[str, int] = {}
     for index, (holder, node) in enumerate(flat):
-        for name in (*node.input, *captured_names(node)):
+        for name in operands(node):
             readers.setdefault(name, []).append(index)
         if holder is proto.graph:
             makers.update((name, index) for name in node.output if name)
@@ -83,10 +83,10 @@ def _needed_by(graph: _Graph, name: str, at: int) -> Owned:
         if index in gone or not all(is_unread(o) for o in graph.nodes[index].output if o):
             continue
         gone.add(index)
-        for source in {*graph.nodes[index].input, *captured_names(graph.nodes[index])}:
+        for source in set(operands(graph.nodes[index])):
             if source in graph.makers:
                 heapq.heappush(waiting, -graph.makers[source])
-            elif source and is_unread(source):
+            elif is_unread(source):
                 unread.add(source)
     made = {name for index in gone for name in graph.nodes[index].output if name}
     return Owned(frozenset(gone), frozenset(unread | made))

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from oracle import model, prunable, prune_and_compare, reasons
 
-from onnxprune.bodies import flat_nodes, numbered_graphs
+from onnxprune.bodies import captured_names, flat_nodes, held_tensors, numbered_graphs, operands
 
 BRANCHES = """(float[N,4] x, bool c) => (float[N,3] y) <float[4,8] w, float[8,8] u, float[8,3] v> {
     h = MatMul(x, w)
@@ -87,3 +87,24 @@ def test_inner_graphs_come_before_the_one_that_holds_them() -> None:
     assert [g.name for g, _ in numbered_graphs(m)] == ["f", m.graph.name]
     assert [n.op_type for _, n in flat_nodes(m)][-2:] == ["Loop", "MatMul"]
     assert isinstance(numbered_graphs(m)[0][0], onnx.GraphProto)
+
+
+def test_a_body_reads_what_it_neither_makes_nor_holds() -> None:
+    m = model("""(float[N,4] x, bool c, int64 n) => (float[N,4] y) <float[4,4] w> {
+        h = MatMul(x, w)
+        y = If (c) <
+            then_branch = f () => (float[N,4] p) {
+                a = Abs(h)
+                b = If (c) <
+                    then_branch = g () => (float[N,4] d) { d = Add(a, x) },
+                    else_branch = k () => (float[N,4] e) { e = Identity(own) }>
+                p = Loop (n, c, b) <body = l (int64 i, bool before, float[N,4] state)
+                    => (bool before, float[N,4] next) { next = Add(state, i) }>
+            },
+            else_branch = j () => (float[N,4] x) { z = Neg(x)  x = Neg(z) }>
+    }""")
+    conditional = m.graph.node[-1]
+    conditional.attribute[0].g.initializer.append(onnx.helper.make_tensor("own", 1, [1, 4], [1, 2, 3, 4]))
+    assert sorted(captured_names(conditional)) == ["c", "c", "h", "n", "x", "x"]
+    assert sorted(operands(conditional)) == ["c", "c", "c", "h", "n", "x", "x"]
+    assert [name for name, _ in held_tensors(conditional)] == ["own"]

@@ -21,6 +21,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune import runtime
+from onnxprune.bodies import bodies, held_tensors, operands
 from onnxprune.errors import ModelError
 from onnxprune.records import Feed
 from onnxprune.recover.holdout import Holdout
@@ -204,7 +205,7 @@ class Walk:
         model.opset_import.extend(self.proto.opset_import)
         model.functions.extend(self.proto.functions)
         model.graph.name = "segment"
-        model.graph.node.extend(self.nodes[i] for i in chosen)
+        model.graph.node.extend(self._with_weights(self.nodes[i]) for i in chosen)
         needed = {n for i in chosen for n in operands(self.nodes[i])}
         for name in sorted(n for n in needed - self.live if n in self.stored or n not in self.producer):
             model.graph.initializer.append(numpy_helper.from_array(np.asarray(self.read(name), order="C"), name))
@@ -213,6 +214,16 @@ class Walk:
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
         model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs)
         return model
+
+    def _with_weights(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The node with what its subgraphs hold themselves as it is now."""
+        if not bodies(node):
+            return node
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for name, tensor in held_tensors(copy):
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(self.read(name), order="C"), name))
+        return copy
 
 
 def stored_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -239,17 +250,6 @@ def above(
         chosen.add(index)
         stack.extend(operands(nodes[index]))
     return sorted(chosen)
-
-
-def operands(node: onnx.NodeProto) -> Iterator[str]:
-    """Every tensor a node reads, those captured by its subgraphs included."""
-    yield from (n for n in node.input if n)
-    for attribute in node.attribute:
-        graphs = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-        for graph in graphs:
-            yield from (o.name for o in graph.output)
-            for inner in graph.node:
-                yield from operands(inner)
 
 
 def reader(proto: onnx.ModelProto, read: Callable[[str], Array | None], values: Mapping[str, Array]) -> Read:

@@ -19,11 +19,12 @@ import onnx.version_converter
 from onnx import helper, numpy_helper
 
 from onnxprune import runtime
+from onnxprune.bodies import operands
 from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
 from onnxprune.recover.divergence import Probe, spread
-from onnxprune.recover.execution import Shelf, Walk, operands, stored_tensors
+from onnxprune.recover.execution import Shelf, Walk, stored_tensors
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.sites import Site
 

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnxprune.bodies import operands
 from onnxprune.recover import sites
-from onnxprune.recover.execution import operands, reader, stored_tensors
+from onnxprune.recover.execution import reader, stored_tensors
 from onnxprune.recover.sites import Site
 
 Array = npt.NDArray[Any]

@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnxprune.bodies import operands
 from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Feed
 from onnxprune.recover import recurrent, sites, statistics
-from onnxprune.recover.execution import Shelf, Walk, operands, stored_tensors
+from onnxprune.recover.execution import Shelf, Walk, stored_tensors
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.sites import Site
 from onnxprune.recover.task import Task

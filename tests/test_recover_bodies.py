@@ -1,0 +1,88 @@
+"""Choosing and recovering where the main graph holds If, Loop and Scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from oracle import model
+
+from onnxprune import damage, recovery
+from onnxprune.bodies import bodies
+from onnxprune.records import Feed
+
+IF = """(float[N,6] x) => (float[N,3] y) <float[6,8] w, float[8,3] v> {
+    a = MatMul(x, w)
+    b = Relu(a)
+    s = ReduceMax<keepdims=0>(x)
+    z = Constant<value_float=2.0>()
+    k = Greater(s, z)
+    c = If (k) <
+        then_branch = f () => (float[N,8] p) { u = Neg(b)  p = Abs(u) },
+        else_branch = g () => (float[N,8] q) { o = Neg(b)  q = Neg(o) }>
+    y = MatMul(c, v)
+}"""
+LOOP = """(float[N,6] x) => (float[N,3] y) <float[6,8] w, float[8,3] v> {
+    a = MatMul(x, w)
+    b = Relu(a)
+    h = MatMul(b, v)
+    n = Constant<value_int=2>()
+    go = Constant<value = bool {1}>()
+    y = Loop (n, go, h) <body = f (int64 i, bool before, float[N,3] state) => (bool after, float[N,3] next) {
+        after = Identity(before)
+        next = Tanh(state)
+    }>
+}"""
+HELD = """(float[N,6] x) => (float[N,3] y) <float[6,8] w, float[3,3] v> {
+    a = MatMul(x, w)
+    b = Relu(a)
+    s = ReduceMax<keepdims=0>(x)
+    z = Constant<value_float=2.0>()
+    k = Greater(s, z)
+    c = If (k) <
+        then_branch = f () => (float[N,3] p) { p = MatMul(b, r) },
+        else_branch = g () => (float[N,3] q) { t = Constant<value = float[8,3] {1,2,3,4,5,6,7,8,9,10,11,12,
+            13,14,15,16,17,18,19,20,21,22,23,24}>()  q = MatMul(b, t) }>
+    y = MatMul(c, v)
+}"""
+
+
+def source(folder: Path, proto: onnx.ModelProto) -> recovery.Source:
+    """The model with six batches of inputs."""
+    onnx.save(proto, folder / "model.onnx")
+    random = np.random.default_rng(0)
+    feeds: list[Feed] = [{"x": random.normal(size=(40, 6)).astype(np.float32)} for _ in range(6)]
+    return recovery.Source(str(folder / "model.onnx"), {}, feeds, 0, 1, 1 << 30)
+
+
+def held() -> onnx.ModelProto:
+    """A model whose branches hold a weight each, an initializer and a Constant; half of the units do nothing."""
+    proto = model(HELD, w=np.pad(np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32), ((0, 0), (0, 4))))
+    branch = bodies(next(n for n in proto.graph.node if n.op_type == "If"))[0]
+    branch.initializer.append(numpy_helper.from_array(np.arange(24, dtype=np.float32).reshape(8, 3), "r"))
+    return proto
+
+
+@pytest.mark.parametrize("text", [IF, LOOP], ids=["if", "loop"])
+@pytest.mark.parametrize("target", [None, ("macs", 0.6)], ids=["ratio", "target"])
+def test_channels_are_chosen_by_damage_beside_a_body(
+    tmp_path: Path, text: str, target: tuple[str, float] | None
+) -> None:
+    wanted = recovery.Wanted(["w:1"], "sensitivity", target, 0.5, {"w:1": 1}, "obs")
+    found = recovery.choose(source(tmp_path, model(text)), wanted)
+    assert 0 < len(found.kept["w:1"]) < 8
+    assert (target is None) == (not found.curves)
+
+
+def test_a_cut_model_runs_with_what_its_bodies_hold(tmp_path: Path) -> None:
+    opened = source(tmp_path, held())
+    found = recovery.open_source(opened)
+    weights = recovery.cut_weights(found, {"w:1": np.arange(4)})
+    limits = {"threads": 1, "memory_bytes": 1 << 30}
+    whole = damage.probed(found.file.proto, found.read, opened.feeds, **limits)
+    left = damage.probed(weights.proto, weights.get, opened.feeds, **limits)
+    for a, b in zip(whole, left, strict=True):
+        np.testing.assert_allclose(b[0], a[0], rtol=1e-5, atol=1e-5)
