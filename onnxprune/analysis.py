@@ -90,9 +90,7 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
         found = tuple(dims.atom(n) for n in shapes.shape.get(value.name, ()))
         state.tensors[value.name] = found
         _freeze(found, Refusal(value.name, "graph input", "the interface keeps its shape"))
-    walkable = is_walkable(proto)
-    for node in proto.graph.node:
-        _visit(state, node, walkable)
+    main, holders = _visit_all(state, proto)
     _settle_stacks(state, proto)
     _settle_comparisons(state)
     for value in proto.graph.output:
@@ -110,9 +108,23 @@ def analyse(proto: onnx.ModelProto, shapes: Shapes) -> Analysis:
         picks=tuple(state.picks),
         work=tuple(state.work),
         nodes=tuple(state.names),
+        main=main,
+        holders=holders,
         places=state.places,
         stacks=tuple(state.stacks),
     )
+
+
+def _visit_all(state: _State, proto: onnx.ModelProto) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Visit every node; returns `main` and `holders` of the analysis."""
+    walkable = is_walkable(proto)
+    main: list[int] = []
+    holders: list[int] = []
+    for index, node in enumerate(proto.graph.node):
+        _visit(state, node, walkable)
+        holders += [index] * (len(state.names) - len(holders))
+        main.append(len(holders) - 1)
+    return tuple(main), tuple(holders)
 
 
 def _freeze_measured(state: _State, proto: onnx.ModelProto) -> None:

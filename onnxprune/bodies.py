@@ -52,12 +52,18 @@ def captured_names(node: onnx.NodeProto) -> Iterator[str]:
 
 def held_tensors(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.TensorProto]]:
     """What the subgraphs of a node hold themselves, by name: initializers, and the tensors of Constant nodes."""
-    for graph in bodies(node):
+    for graph in (g for n in (node, *inner_nodes(node)) for g in bodies(n)):
         yield from ((tensor.name, tensor) for tensor in graph.initializer)
+        constants = (n for n in graph.node if n.op_type == "Constant")
+        yield from ((n.output[0], a.t) for n in constants for a in n.attribute if a.name == "value")
+
+
+def inner_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """Every node in the subgraphs of a node, and in theirs."""
+    for graph in bodies(node):
         for inner in graph.node:
-            if inner.op_type == "Constant":
-                yield from ((inner.output[0], a.t) for a in inner.attribute if a.name == "value")
-            yield from held_tensors(inner)
+            yield inner
+            yield from inner_nodes(inner)
 
 
 def is_walkable(proto: onnx.ModelProto) -> bool:

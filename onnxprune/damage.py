@@ -86,7 +86,7 @@ def _collect(walk: Walk, weights: Weights, analysis: Analysis, atoms: set[dims.D
             if layout is not None and len(layout) <= LARGEST:
                 walk.compute([site.x])
                 yield _of_channels(walk, site, matrix[0], layout)
-                log.info("statistics of %s, by channel", analysis.nodes[site.node])
+                log.info("statistics of %s, by channel", analysis.nodes[analysis.main[site.node]])
             continue
         walk.compute([site.x, site.out])
         moments, active = _moments(task, site, weight.shape[2:])
@@ -97,7 +97,7 @@ def _collect(walk: Walk, weights: Weights, analysis: Analysis, atoms: set[dims.D
         walk.shelf.put(site.node, "gram", 0, gram)
         walk.shelf.put(site.node, "weight", 0, matrix[0])
         yield Statistics(site, moments.mean_x[0], active, walk.shelf)
-        log.info("statistics of %s", analysis.nodes[site.node])
+        log.info("statistics of %s", analysis.nodes[analysis.main[site.node]])
 
 
 def _layout(axis: dims.Dim, site: Site, atoms: set[dims.Dim], inputs: int) -> obs.Index | None:

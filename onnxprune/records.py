@@ -278,7 +278,9 @@ class Analysis:
     `weights`: the dimensions of every stored weight, by name (a Constant node is named by its output); `tensors`:
     those of every tensor; `contractions`, `uses`, `picks` and `work` index `nodes`, the names of the walked nodes.
     `places`: the tensors whose elements are places on a dimension (results of TopK, ArgMax), and that dimension.
-    `stacks`: the Concats whose operands are the indices of a prunable dimension.
+    `stacks`: the Concats whose operands are the indices of a prunable dimension. `main`: for every node of
+    the main graph its number among `nodes`; `holders`: for every one of `nodes` where it lies in the main graph, or the
+    node whose body it is in.
     """
 
     groups: tuple[Group, ...]
@@ -289,6 +291,8 @@ class Analysis:
     picks: tuple[Pick, ...]
     work: tuple[Work, ...]
     nodes: tuple[str, ...]
+    main: tuple[int, ...]
+    holders: tuple[int, ...]
     places: Mapping[str, Dim] = field(default_factory=dict)
     stacks: tuple[Stack, ...] = ()
 

@@ -86,3 +86,30 @@ def test_a_cut_model_runs_with_what_its_bodies_hold(tmp_path: Path) -> None:
     left = damage.probed(weights.proto, weights.get, opened.feeds, **limits)
     for a, b in zip(whole, left, strict=True):
         np.testing.assert_allclose(b[0], a[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("text", [IF, LOOP], ids=["if", "loop"])
+def test_a_layer_that_lost_inputs_is_refitted_under_its_own_name(tmp_path: Path, text: str) -> None:
+    found = recovery.recover(source(tmp_path, model(text)), {"w:1": np.arange(4)}, tuned=False)
+    lost = next(n for n in model(text).graph.node if "v" in n.input)
+    assert [layer.node for layer in found.layers] == [f"MatMul({lost.output[0]})"]
+    assert found.layers[0].after < found.layers[0].before
+    assert set(found.values) == {"v"}
+
+
+def test_a_layer_behind_a_body_that_lost_inputs_is_refitted(tmp_path: Path) -> None:
+    proto = held()
+    random = np.random.default_rng(2)
+    proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(random.normal(size=(6, 8)).astype(np.float32), "w"))
+    found = recovery.recover(source(tmp_path, proto), {"w:1": np.arange(4)}, tuned=False)
+    assert [layer.node for layer in found.layers] == ["MatMul(y)"]
+    assert found.layers[0].after < found.layers[0].before
+
+
+def test_the_analysis_tells_where_in_the_main_graph_a_node_lies(tmp_path: Path) -> None:
+    found = recovery.open_source(source(tmp_path, model(IF)))
+    names = [found.analysis.nodes[number] for number in found.analysis.main]
+    assert names == [f"{n.op_type}({n.output[0]})" for n in found.file.proto.graph.node]
+    holders = dict(zip(found.analysis.nodes, found.analysis.holders, strict=True))
+    assert {holders[n] for n in ("Neg(u)", "Abs(p)", "Neg(o)", "Neg(q)", "If(c)")} == {names.index("If(c)")}
+    assert all(holders[name] == k for k, name in enumerate(names))

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxprune.bodies import operands
+from onnxprune.bodies import inner_nodes, operands
 from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Feed
 from onnxprune.recover import recurrent, sites, statistics
@@ -132,7 +132,9 @@ def _solve_all(task: Task, found: Sequence[Site]) -> Iterator[LayerReport]:
             solution = task.solve(step, ready) if task.fits else task.match(step)
         if solution is None:
             continue
-        report = LayerReport(task.analysis.nodes[step.node], solution.before, solution.after, solution.ridge)
+        report = LayerReport(
+            task.analysis.nodes[task.analysis.main[step.node]], solution.before, solution.after, solution.ridge
+        )
         log.info("%s: error %.4f -> %.4f", report.node, report.before, report.after)
         yield report
 
@@ -168,9 +170,11 @@ def _touched(task: Task) -> set[int]:
     axis, or that reads something else in the original."""
     changed: set[str] = set()
     touched: set[int] = set()
-    cutting = {c.node for c in task.analysis.contractions if any(task.is_cut(d) for d in c.dims)}
+    found = task.analysis
+    cutting = {found.holders[c.node] for c in found.contractions if any(task.is_cut(d) for d in c.dims)}
     for index, node in enumerate(task.proto.graph.node):
-        averaged = node.op_type in statistics.AVERAGING and task.is_cut(*task.analysis.tensors.get(node.input[0], ()))
+        averaging = (n for n in (node, *inner_nodes(node)) if n.op_type in statistics.AVERAGING)
+        averaged = any(task.is_cut(*found.tensors.get(n.input[0], ())) for n in averaging)
         other = list(node.input) != list(task.teacher.node_of(node).input)
         if index in cutting or averaged or other or any(n in changed for n in operands(node)):
             changed.update(node.output)
