@@ -13,6 +13,8 @@ from oracle import model
 from onnxprune import damage, recovery
 from onnxprune.bodies import bodies
 from onnxprune.records import Feed
+from onnxprune.recover import sites
+from onnxprune.recover.relax import flat_regions
 
 IF = """(float[N,6] x) => (float[N,3] y) <float[6,8] w, float[8,3] v> {
     a = MatMul(x, w)
@@ -113,3 +115,20 @@ def test_the_analysis_tells_where_in_the_main_graph_a_node_lies(tmp_path: Path) 
     holders = dict(zip(found.analysis.nodes, found.analysis.holders, strict=True))
     assert {holders[n] for n in ("Neg(u)", "Abs(p)", "Neg(o)", "Neg(q)", "If(c)")} == {names.index("If(c)")}
     assert all(holders[name] == k for k, name in enumerate(names))
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_what_a_body_reads_is_matched_as_it_is(tmp_path: Path, captured: bool) -> None:
+    text = """(float[N,6] x, bool k) => (float[N,8] y, float[N,8] z) <float[6,8] w, float[8,8] v, float[8] o> {
+        a = MatMul(x, w)  h = MatMul(a, v)  b = Add(h, o)  y = Relu(b)
+        z = If (k) <
+            then_branch = f () => (float[N,8] p) { p = Neg(READ) },
+            else_branch = g () => (float[N,8] q) { q = Identity(READ) }>
+    }"""
+    proto = model(text.replace("READ", "h" if captured else "x"))
+    stored = {"w", "v", "o"}
+    sizes = {t.name: tuple(t.dims) for t in proto.graph.initializer}
+    found = list(sites.find(proto, stored, stored.__contains__, lambda n: sizes.get(n, (4, 8))))[-1]
+    assert (found.out, found.bias) == (("h", None) if captured else ("b", 1))
+    flat = flat_regions(model(text.replace("READ", "b" if captured else "a")))
+    assert ("b" in flat) == (not captured)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
+from onnxprune.bodies import operands
 from onnxprune.recover.moments import Moments, Stream
 from onnxprune.recover.solve import Refit, Solution
 from onnxprune.shapes import constant_tensor, node_attributes
@@ -136,8 +137,8 @@ def flat_regions(proto: onnx.ModelProto) -> dict[str, tuple[np.float32, np.float
     )
     regions: dict[str, tuple[np.float32, np.float32] | None] = {o.name: None for o in proto.graph.output}
     for node in proto.graph.node:
-        for name in node.input:
-            own = _flat(node, values) if name == node.input[0] else None
+        for name in operands(node):
+            own = _flat(node, values) if [name] == node.input[:1] else None
             regions[name] = own if regions.get(name, own) == own else None
     return {name: region for name, region in regions.items() if region is not None}
 

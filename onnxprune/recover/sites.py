@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnxprune.bodies import operands
 from onnxprune.shapes import node_attributes
 
 Array = npt.NDArray[Any]
@@ -140,7 +141,7 @@ def find(
     known = constants(proto, stored)
     users: dict[str, list[int]] = {}
     for index, node in enumerate(proto.graph.node):
-        for name in node.input:
+        for name in operands(node):
             users.setdefault(name, []).append(index)
     outputs = {o.name for o in proto.graph.output}
     made = {n.output[0]: n for n in proto.graph.node if n.output[:1] and n.output[0] in known - stored}
