@@ -213,7 +213,7 @@ def macs_per_item(source: Source, model: OpenedSource) -> float:
     """Multiply-accumulates of one item of the calibration inputs: those of the representative sizes, scaled by area."""
     feed = source.feeds[0]
     name = max(feed, key=lambda n: feed[n].size)
-    size: int = feed[name][0].size
+    size: int = np.atleast_1d(feed[name])[0].size
     return cost.macs(model.analysis) * size / max(1, math.prod(model.shapes.inputs[name]))
 
 
@@ -233,7 +233,7 @@ def limited(feeds: Sequence[Feed], items: int) -> list[Feed]:
         if count >= items:
             break
         chosen.append(feed)
-        count += len(next(iter(feed.values())))
+        count += calibration.rows_of([feed])
     return chosen
 
 

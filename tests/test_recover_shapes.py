@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,3 +156,24 @@ def test_measuring_damage_keeps_to_the_memory(tmp_path: Path, monkeypatch: pytes
     recovery.choose(opened, wanted)
     assert len(limits) > 3
     assert max(limits) <= 12345678
+
+
+# ---- Inputs without axes ---------------------------------------------------------------------------------------------
+
+SCALED = (
+    "g (float t, float[n,6] x) => (float[n,4] y) { a = MatMul(x, w1)  r = Relu(a)  s = Mul(r, t)  y = MatMul(s, w2) }"
+)
+SCALAR = """g (float t) => (float[1,4] y) {
+    k = Constant<value_ints=[1,1]>()  m = Reshape(t, k)  a = MatMul(m, w1)  r = Relu(a)  y = MatMul(r, w2)
+}"""
+
+
+@pytest.mark.parametrize(("text", "rows"), [(SCALED, 8), (SCALAR, 0)], ids=["first of two", "the only one"])
+def test_an_input_may_have_no_axis(tmp_path: Path, text: str, rows: int) -> None:
+    opened = source(tmp_path, text, {"w1": (6 if rows else 1, 8), "w2": (8, 4)}, (8, 6))
+    feeds: list[Feed] = [{"t": np.array(1 + k, np.float32)} for k in range(12)]
+    feeds = [{**f, **({"x": opened.feeds[k % 4]["x"]} if rows else {})} for k, f in enumerate(feeds)]
+    opened = dataclasses.replace(opened, feeds=feeds)
+    wanted = recovery.Wanted(["w1:1"], "sensitivity", ("macs", 0.6), 0.5, {"w1:1": 1}, "obs")
+    assert 0 < len(recovery.choose(opened, wanted).kept["w1:1"]) < 8
+    assert len(recovery.limited(feeds, 8)) == (1 if rows else 8)
