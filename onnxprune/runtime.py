@@ -231,6 +231,13 @@ def run(session: InferenceSession, feeds: Mapping[str, Array]) -> dict[str, Arra
         raise ModelError(f"ONNX Runtime fails while it runs the model: {words(error)}") from error
 
 
+def as_array(value: Any) -> Array:
+    """What a session gives as an array: of a sequence or map (ZipMap) the values, behind each other."""
+    if isinstance(value, dict):
+        return np.asarray(list(value.values()))
+    return np.concatenate([np.ravel(as_array(v)) for v in value]) if isinstance(value, list) else np.asarray(value)
+
+
 def measure_types(
     model: bytes, folder: str, sizes: Mapping[str, Sequence[int]]
 ) -> dict[str, tuple[int, tuple[int, ...]]]:

@@ -108,16 +108,7 @@ def is_widened(path: Path) -> bool:
 
 def _run(session: Any, feed: Feed) -> Outputs:
     """All outputs as arrays: of a sequence of maps (ZipMap) the values."""
-    return {
-        name: value if isinstance(value, np.ndarray) else _flatten(value)
-        for name, value in runtime.run(session, feed).items()
-    }
-
-
-def _flatten(value: Any) -> Array:
-    if isinstance(value, dict):
-        return np.asarray(list(value.values()))
-    return np.concatenate([np.ravel(_flatten(v)) for v in value]) if isinstance(value, list) else np.asarray(value)
+    return {name: runtime.as_array(value) for name, value in runtime.run(session, feed).items()}
 
 
 def compare_quality(original: str, pruned: str, feeds: Sequence[Feed], *, data: str) -> Quality:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper, parser
 
 from onnxprune import damage, recovery
 from onnxprune.records import Feed
-from onnxprune.recover import execution, reconstruct
+from onnxprune.recover import divergence, execution, reconstruct
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.task import Task
 
@@ -177,3 +178,74 @@ def test_an_input_may_have_no_axis(tmp_path: Path, text: str, rows: int) -> None
     wanted = recovery.Wanted(["w1:1"], "sensitivity", ("macs", 0.6), 0.5, {"w1:1": 1}, "obs")
     assert 0 < len(recovery.choose(opened, wanted).kept["w1:1"]) < 8
     assert len(recovery.limited(feeds, 8)) == (1 if rows else 8)
+
+
+# ---- Sequences and maps ----------------------------------------------------------------------------------------------
+
+SEQUENCE = """
+g (float[n,6] x) => (float[2,4] y) {
+    a = MatMul(x, w1)  r = Relu(a)  h = MatMul(r, w2)  s = SplitToSequence<axis=0>(h, two)
+    i = SequenceAt(s, zero)  b = MatMul(i, w3)  q = Relu(b)  c = MatMul(q, w4)  j = SequenceAt(s, one)  y = Add(c, j)
+}
+"""
+SEQUENCE_SHAPES = {"w1": (6, 8), "w2": (8, 4), "w3": (4, 8), "w4": (8, 4)}
+MAPS = """g (float[n,6] x) => (float[n,3] y) {
+    a = MatMul(x, w1)  r = Relu(a)  h = MatMul(r, w2)  p = Softmax(h)  y = Identity(p)
+    z = ai.onnx.ml.ZipMap<classlabels_int64s=[0,1,2]>(p)
+}"""
+
+
+def with_sequence(folder: Path) -> recovery.Source:
+    """A model in which rows go through a sequence that is read on both sides of a layer."""
+    opened = source(folder, SEQUENCE, SEQUENCE_SHAPES, (8, 6))
+    proto = onnx.load(opened.model)
+    numbers = {"two": 2, "zero": 0, "one": 1}
+    proto.graph.initializer.extend(numpy_helper.from_array(np.array(k, np.int64), n) for n, k in numbers.items())
+    onnx.save(proto, opened.model)
+    return opened
+
+
+def with_maps(folder: Path) -> recovery.Source:
+    """A classifier that gives probabilities as a tensor and as a map for each row."""
+    opened = source(folder, MAPS, {"w1": (6, 8), "w2": (8, 3)}, (8, 6))
+    proto = onnx.load(opened.model)
+    proto.opset_import.append(onnx.helper.make_opsetid("ai.onnx.ml", 3))
+    map_type = onnx.helper.make_map_type_proto(onnx.TensorProto.INT64, onnx.helper.make_tensor_type_proto(1, None))
+    proto.graph.output.append(onnx.helper.make_value_info("z", onnx.helper.make_sequence_type_proto(map_type)))
+    onnx.save(proto, opened.model)
+    return opened
+
+
+def test_a_walk_goes_through_sequences(tmp_path: Path) -> None:
+    opened = with_sequence(tmp_path)
+    model = recovery.open_source(opened)
+    walk = execution.Walk(model.file.proto, model.read, opened.feeds, shelf=execution.Shelf(1 << 30))
+    left = {}
+    for name in ("a", "i", "b", "c", "y"):
+        walk.compute([name])
+        left[name] = walk.live - {"x", name}
+    assert left["i"] == left["b"] == left["c"] == {"h"}  # what the sequence is made from
+    assert not left["y"]
+    session = onnxruntime.InferenceSession(opened.model)
+    for batch, feed in enumerate(opened.feeds):
+        np.testing.assert_allclose(walk.get("y", batch), session.run(["y"], feed)[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [with_sequence, with_maps])
+@pytest.mark.parametrize("target", [None, ("macs", 0.6)], ids=["ratio", "target"])
+def test_models_with_sequences_and_maps_are_recovered(
+    tmp_path: Path, make: Callable[[Path], recovery.Source], target: tuple[str, float] | None
+) -> None:
+    wanted = recovery.Wanted(["w1:1"], "sensitivity", target, 0.5, {"w1:1": 1}, "obs")
+    opened = make(tmp_path)
+    kept = recovery.choose(opened, wanted).kept
+    assert 0 < len(kept["w1:1"]) < 8
+    layers = recovery.recover(opened, kept, tuned=False).layers
+    assert layers
+    assert layers[0].after < layers[0].before
+
+
+def test_maps_are_measured_by_the_tensor_they_are_made_from(tmp_path: Path) -> None:
+    proto = onnx.load(with_maps(tmp_path).model)
+    del proto.graph.output[0]
+    assert divergence.probes(proto) == [divergence.Probe("h", "categorical", -1)]

@@ -39,12 +39,18 @@ class Probe:
 
 
 def probes(proto: onnx.ModelProto) -> list[Probe]:
-    """One probe for every output, each tensor once."""
+    """One probe for every output that is a tensor or, by ZipMap, the rows of one; each tensor once."""
     producers = {o: n for n in proto.graph.node for o in n.output}
     version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
     found: dict[str, Probe] = {}
     for output in proto.graph.output:
-        probe = Probe(output.name, "real")
+        maker, kind = producers.get(output.name), output.type.WhichOneof("value")
+        if maker is not None and maker.op_type == "ZipMap":
+            probe = Probe(maker.input[0], "real")
+        elif kind in (None, "tensor_type"):
+            probe = Probe(output.name, "real")
+        else:
+            continue
         while probe.name in producers and (node := producers[probe.name]).op_type in _LAST:
             is_flat = version < 13 and node.op_type in ("Softmax", "LogSoftmax")
             default = 0 if node.op_type == "ArgMax" else 1 if is_flat else -1

@@ -115,6 +115,7 @@ class Walk:
                 self.users.setdefault(name, set()).add(i)
         self.done: set[int] = set()
         self.live: set[str] = set()
+        self.loose: set[str] = set()
         self.feeds = feeds
         self.live |= set(feeds[0])
         self.stored -= set(feeds[0])
@@ -126,21 +127,16 @@ class Walk:
         if not wanted:
             return
         chosen = self._segment(wanted)
-        inside = set(chosen)
-        outputs = [
-            o
-            for i in chosen
-            for o in self.nodes[i].output
-            if o and (o in wanted or self.users.get(o, set()) - self.done - inside)
-        ]
-        inputs = sorted({n for i in chosen for n in operands(self.nodes[i]) if n in self.live})
-        self._run(chosen, inputs, outputs)
-        self.done |= inside
+        session, outputs = self._keeping(chosen, wanted)
+        for b, results in enumerate(self._results(session, outputs)):
+            for name, array in zip(outputs, results, strict=True):
+                self.shelf.put(self, name, b, array)
+        self.done |= set(chosen)
         self.live |= set(outputs)
         self._tidy(set(names))
 
     def get(self, name: str, batch: int) -> Array:
-        """A computed tensor for one batch, or a stored weight."""
+        """A computed tensor for one batch, or a stored weight; of a computed sequence or map its numbers."""
         if name in self.feeds[batch]:
             return self.feeds[batch][name]
         return self.shelf.get(self, name, batch) if name in self.live else self.read(name)
@@ -151,9 +147,8 @@ class Walk:
 
     def results(self, name: str) -> Iterator[Array]:
         """A tensor by batch with the weights as they are now. Nothing of it is kept: a later `compute` runs it anew."""
-        chosen = self._segment([name])
-        inputs = sorted({n for i in chosen for n in operands(self.nodes[i]) if n in self.live})
-        yield from (found for (found,) in self._results(chosen, inputs, [name]))
+        session = self._session(self._segment([name]), [name])
+        yield from (found for (found,) in self._results(session, [name]))
 
     def node_of(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """The node of this model with the first output of `node`, which may be one of a version of the model."""
@@ -166,25 +161,45 @@ class Walk:
         self._tidy(set())
 
     def _tidy(self, pinned: set[str]) -> None:
+        done = self._settled(self.done)
         for name in sorted(self.live - pinned - set(self.feeds[0])):
-            if not self.users.get(name, set()) - self.done:
+            if not self.users.get(name, set()) - done:
                 self.live.discard(name)
                 for b in range(self.batches):
                     self.shelf.drop(self, name, b)
 
     def _segment(self, wanted: Sequence[str]) -> list[int]:
         """The nodes still to run for `wanted`, in graph order. A node whose result was dropped runs again."""
-        return above(self.nodes, wanted, self.producer, self.live | self.stored)
+        return above(self.nodes, wanted, self.producer, (self.live - self.loose) | self.stored)
 
-    def _run(self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        for b, results in enumerate(self._results(chosen, inputs, outputs)):
-            for name, array in zip(outputs, results, strict=True):
-                self.shelf.put(self, name, b, array)
+    def _settled(self, done: set[int]) -> set[int]:
+        """The nodes `done` that need not run again: those whose results are no tensors run again for who reads them."""
+        result = set(done)
+        for name in sorted(self.loose, key=lambda n: -self.producer[n]):
+            if self.users.get(name, set()) - result:
+                result.discard(self.producer[name])
+        return result
 
-    def _results(self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> Iterator[list[Array]]:
-        """Some outputs of the nodes `chosen`, by batch."""
+    def _keeping(self, chosen: Sequence[int], wanted: Sequence[str]) -> tuple[Any, list[str]]:
+        """A session of the nodes `chosen`, and which of their results it gives: those wanted, and the tensors needed
+        later. In the place of sequences and maps, which are no tensors, that is what they are made from."""
+        while True:
+            done = self._settled(self.done | set(chosen))
+            made = (o for i in chosen for o in self.nodes[i].output if o)
+            outputs = [o for o in made if o in wanted or (o not in self.loose and self.users.get(o, set()) - done)]
+            session = self._session(chosen, outputs)
+            loose = {o.name for o in session.get_outputs() if not o.type.startswith("tensor(")}
+            if loose <= self.loose:
+                return session, outputs
+            self.loose |= loose
+
+    def _session(self, chosen: Sequence[int], outputs: Sequence[str]) -> Any:
+        inputs = sorted({n for i in chosen for n in operands(self.nodes[i])} & (self.live - self.loose))
         model = self._model(chosen, inputs, outputs)
-        session = runtime.session(model.SerializeToString(), threads=self.threads, arena=False)
+        return runtime.session(model.SerializeToString(), threads=self.threads, arena=False)
+
+    def _results(self, session: Any, outputs: Sequence[str]) -> Iterator[list[Array]]:
+        """Some outputs of a session, by batch."""
         taken = [i.name for i in session.get_inputs()]
         for batch in range(self.batches):
             yield self._outputs(session, outputs, taken, batch)
@@ -193,7 +208,7 @@ class Walk:
         """Some outputs for one batch; ModelError where the runtime fails, which sizes it does not take make it do."""
         found = {n: np.asarray(self.get(n, batch), order="C") for n in taken}
         try:
-            return list(session.run(list(outputs), found))
+            return [runtime.as_array(value) for value in session.run(list(outputs), found)]
         except Exception as error:  # the runtime's exceptions share no base class
             sizes = ", ".join(f"{n!r} of {a.shape}" for n, a in self.feeds[batch].items())
             raise ModelError(
