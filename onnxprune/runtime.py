@@ -48,13 +48,15 @@ def session(
     arena: bool = True,
     folder: str | None = None,
     profile: str | None = None,
+    weights: Mapping[str, Array] | None = None,
 ) -> InferenceSession:
     """Return an ONNX Runtime session of a model file (or of serialised bytes) on exactly the provider asked for.
 
     `threads` 0 means all physical cores; `optimize` False turns the graph optimisations off; `prepack` False keeps
     weights as they are in memory (less memory, slower); `arena` False gives memory back after every run, which inputs
     of many sizes would else pile up; `folder` holds the external data of a model given as bytes.
-    `profile`: begin a profile in a file whose name begins so; `end_profiling` of the session ends it.
+    `profile`: begin a profile in a file whose name begins so; `end_profiling` of the session ends it. `weights`: the
+    numbers of initializers that the model declares as external data, by name: no strings, none of less than a byte.
     UsageError where the provider cannot be had: a session never falls back to another one. ModelError where ONNX
     Runtime refuses the model.
     """
@@ -66,6 +68,9 @@ def session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
+    given = {name: _value(runtime, array) for name, array in (weights or {}).items()}
+    if given:
+        options.add_external_initializers(list(given), list(given.values()))
     source = model if isinstance(model, bytes) else os.fspath(model)
     label = "the model" if isinstance(model, bytes) else f"'{source!s}'"
     # CUDA sessions always need the CPU beside them: the runtime keeps shape arithmetic there on purpose.
@@ -75,7 +80,15 @@ def session(
     except Exception as error:  # the runtime's exceptions share no base class
         raise ModelError(f"ONNX Runtime cannot load {label}: {words(error)}") from error
     _require_honoured(runtime, result, provider, wanted)
+    if given:  # where the runtime uses their memory as it is, they must live as long as the session
+        result.onnxprune_weights = given
     return result
+
+
+def _value(runtime: Any, array: Array) -> Any:
+    from onnx.helper import np_dtype_to_tensor_dtype
+
+    return runtime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, np_dtype_to_tensor_dtype(array.dtype))
 
 
 def require_provider(provider: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune import damage, recovery
+from onnxprune import damage, recovery, runtime
 from onnxprune.records import Feed
 from onnxprune.recover import divergence, execution, reconstruct
 from onnxprune.recover.layers import Weights
@@ -232,11 +233,8 @@ def test_a_walk_goes_through_sequences(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [with_sequence, with_maps])
-@pytest.mark.parametrize("target", [None, ("macs", 0.6)], ids=["ratio", "target"])
-def test_models_with_sequences_and_maps_are_recovered(
-    tmp_path: Path, make: Callable[[Path], recovery.Source], target: tuple[str, float] | None
-) -> None:
-    wanted = recovery.Wanted(["w1:1"], "sensitivity", target, 0.5, {"w1:1": 1}, "obs")
+def test_models_with_sequences_and_maps_are_recovered(tmp_path: Path, make: Callable[[Path], recovery.Source]) -> None:
+    wanted = recovery.Wanted(["w1:1"], "sensitivity", ("macs", 0.6), 0.5, {"w1:1": 1}, "obs")
     opened = make(tmp_path)
     kept = recovery.choose(opened, wanted).kept
     assert 0 < len(kept["w1:1"]) < 8
@@ -249,3 +247,50 @@ def test_maps_are_measured_by_the_tensor_they_are_made_from(tmp_path: Path) -> N
     proto = onnx.load(with_maps(tmp_path).model)
     del proto.graph.output[0]
     assert divergence.probes(proto) == [divergence.Probe("h", "categorical", -1)]
+
+
+# ---- Large weights ---------------------------------------------------------------------------------------------------
+
+MIXED = """
+g (float[n,6] x) => (float[n,4] y, string[1] s) {
+    a = MatMul(x, w1)  h = DequantizeLinear(q, scale)  r = MatMul(a, h)  b = Cast<to=1>(brain)  t = Add(r, b)
+    u = Cast<to=1>(half)  y = MatMul(t, u)  s = Identity(word)
+}
+"""
+
+
+@pytest.mark.parametrize(("room", "beside"), [(1 << 30, set()), (400, {"w1"}), (0, {"brain", "half", "q", "w1"})])
+def test_weights_that_no_model_has_room_for_are_given_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, beside: set[str]
+) -> None:
+    opened = source(tmp_path, MIXED, {"w1": (6, 12)}, (8, 6))
+    random = np.random.default_rng(3)
+    stored = {
+        "q": random.integers(-99, 99, (12, 10)).astype(np.int8),
+        "scale": np.array(0.01, np.float32),
+        "brain": random.normal(size=(10,)).astype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)),
+        "half": random.normal(size=(10, 4)).astype(np.float16),
+        "word": np.array(["a"], object),
+    }
+    proto = onnx.load(opened.model)
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in stored.items())
+    arrays = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    for array in arrays.values():
+        array.flags.writeable = False
+    monkeypatch.setattr(execution, "INLINE_BYTES", room)
+    monkeypatch.setattr(execution, "SMALL_BYTES", 10)
+    given: list[set[str]] = []
+    open_session = runtime.session
+
+    def session(model: bytes, **options: Any) -> Any:
+        given.append(set(options["weights"]))
+        return open_session(model, **options)
+
+    monkeypatch.setattr(execution.runtime, "session", session)
+    limits = {"threads": 1, "memory_bytes": 1 << 30}
+    found = damage.tensors_of(proto, arrays.__getitem__, ["y", "s"], opened.feeds, **limits)
+    assert given == [beside]
+    whole = onnxruntime.InferenceSession(proto.SerializeToString())
+    for feed, (y, s) in zip(opened.feeds, found, strict=True):
+        np.testing.assert_allclose(y, whole.run(["y"], feed)[0], rtol=1e-6, atol=1e-6)
+        assert s.tolist() == ["a"]

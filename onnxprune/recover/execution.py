@@ -30,6 +30,11 @@ from onnxprune.shapes import constant_tensor
 Array = npt.NDArray[Any]
 Read = Callable[[str], Array]
 
+INLINE_BYTES = 1 << 30
+"""Weights that lie in the model of a run, which can hold 2 GiB; what is larger than the room left is given beside."""
+SMALL_BYTES = 1 << 20
+"""Weights of this size or less always lie in it."""
+
 
 @dataclass(frozen=True)
 class _Filed:
@@ -195,8 +200,8 @@ class Walk:
 
     def _session(self, chosen: Sequence[int], outputs: Sequence[str]) -> Any:
         inputs = sorted({n for i in chosen for n in operands(self.nodes[i])} & (self.live - self.loose))
-        model = self._model(chosen, inputs, outputs)
-        return runtime.session(model.SerializeToString(), threads=self.threads, arena=False)
+        model, beside = self._model(chosen, inputs, outputs)
+        return runtime.session(model.SerializeToString(), threads=self.threads, arena=False, weights=beside)
 
     def _results(self, session: Any, outputs: Sequence[str]) -> Iterator[list[Array]]:
         """Some outputs of a session, by batch."""
@@ -215,20 +220,30 @@ class Walk:
                 f"the model does not run on the inputs it is to be fitted to, {sizes}: {runtime.words(error)}"
             ) from error
 
-    def _model(self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    def _model(
+        self, chosen: Sequence[int], inputs: Sequence[str], outputs: Sequence[str]
+    ) -> tuple[onnx.ModelProto, dict[str, Array]]:
+        """The nodes `chosen` as a model, and the weights that it has no room for."""
         model = onnx.ModelProto(ir_version=self.proto.ir_version)
         model.opset_import.extend(self.proto.opset_import)
         model.functions.extend(self.proto.functions)
         model.graph.name = "segment"
         model.graph.node.extend(self._with_weights(self.nodes[i]) for i in chosen)
         needed = {n for i in chosen for n in operands(self.nodes[i])}
+        room, beside = INLINE_BYTES, {}
         for name in sorted(n for n in needed - self.live if n in self.stored or n not in self.producer):
-            model.graph.initializer.append(numpy_helper.from_array(np.asarray(self.read(name), order="C"), name))
+            array = np.asarray(self.read(name), order="C")
+            if array.nbytes > max(room, SMALL_BYTES) and _has_bytes(array):
+                beside[name] = array
+                model.graph.initializer.append(_elsewhere(name, array))
+            else:
+                room -= array.nbytes
+                model.graph.initializer.append(numpy_helper.from_array(array, name))
         for name in inputs:
             kind = onnx.helper.np_dtype_to_tensor_dtype(self.get(name, 0).dtype)
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
         model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in outputs)
-        return model
+        return model, beside
 
     def _with_weights(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """The node with what its subgraphs hold themselves as it is now."""
@@ -239,6 +254,19 @@ class Walk:
         for name, tensor in held_tensors(copy):
             tensor.CopyFrom(numpy_helper.from_array(np.asarray(self.read(name), order="C"), name))
         return copy
+
+
+def _has_bytes(array: Array) -> bool:
+    """Whether the numbers are plain ones, of a byte or more each."""
+    return array.dtype.kind in "fiub" or array.dtype == onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16)
+
+
+def _elsewhere(name: str, array: Array) -> onnx.TensorProto:
+    """An initializer whose numbers the session is given apart from the model."""
+    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = onnx.TensorProto(name=name, data_type=kind, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="memory")
+    return tensor
 
 
 def stored_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
