@@ -24,6 +24,7 @@ from onnx import numpy_helper
 
 from onnxprune import allocate, analysis, calibration, cost, damage, shapes
 from onnxprune import target as targets
+from onnxprune.bodies import operands
 from onnxprune.criteria import obs
 from onnxprune.cut import Cut, cut
 from onnxprune.dims import Dim
@@ -31,7 +32,7 @@ from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
 from onnxprune.recover import divergence, tune
-from onnxprune.recover.execution import Read, Shelf, operands, reader
+from onnxprune.recover.execution import Read, Shelf, reader
 from onnxprune.recover.layers import Weights, weights_of
 from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, find_sites, reconstruct
 from onnxprune.target import Damage
