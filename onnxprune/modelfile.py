@@ -30,6 +30,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError
 from onnxprune.naming import make_names_unique
+from onnxprune.ordering import put_in_order
 from onnxprune.wire import without_weights
 
 if TYPE_CHECKING:
@@ -276,6 +277,8 @@ def _parse(path: Path, *, lean: bool = False) -> ModelProto:
         raise ModelError(f"{path}: the file holds no graph: it is no ONNX model, or was cut short. Export it again.")
     if not proto.graph.node:
         raise ModelError(f"{path}: the graph has no nodes: there is nothing to prune. Export the model again.")
+    for graph in (proto.graph, *proto.functions):
+        put_in_order(graph)
     return proto
 
 
@@ -546,8 +549,8 @@ def _raise_undefined(path: Path, nodes: Sequence[NodeProto], index: int, name: s
     for later in range(index, len(nodes)):
         if name in nodes[later].output:
             raise ModelError(
-                f"{path}: the graph is not topologically sorted: {reader} reads tensor '{name}', which only "
-                f"{_describe(nodes[later], later)} defines. Export the model again or sort its nodes."
+                f"{path}: the graph has a cycle: {reader} reads tensor '{name}', and "
+                f"{_describe(nodes[later], later)}, which defines it, needs what follows. Export the model again."
             )
     raise ModelError(
         f"{path}: {reader} reads tensor '{name}', which no input, initializer or earlier node defines. Export it again."

@@ -60,6 +60,7 @@ LEAVES = {
     "folding",
     "modelfile",
     "naming",
+    "ordering",
     "processor",
     "records",
     "rules",

@@ -571,9 +571,8 @@ def same_output(model: ModelProto) -> None:
     model.graph.node[3].output[0] = "h"
 
 
-def unsorted(model: ModelProto) -> None:
-    model.graph.node.append(model.graph.node[1])
-    del model.graph.node[1]
+def circular(model: ModelProto) -> None:
+    model.graph.node[1].input[0] = model.graph.node[-1].output[0]
 
 
 def undefined_input(model: ModelProto) -> None:
@@ -614,7 +613,7 @@ def undefined_in_function(model: ModelProto) -> None:
         (same_initializer, "two initializers are named 'W'"),
         (same_input, "two graph inputs are named 'x'"),
         (same_output, r"node '#3' \(MatMul\) defines tensor 'h' again"),
-        (unsorted, r"not topologically sorted: node '#1' \(Add\) reads tensor 'h', which only node '#3' \(MatMul\)"),
+        (circular, r"the graph has a cycle: node '#1' \(MatMul\) reads tensor 'y', and node '#\d' \(\w+\), which"),
         (undefined_input, r"node 'first' \(MatMul\) reads tensor 'ghost', which no input, initializer or earlier"),
         (undefined_output, "graph output 'ghost' is defined by nothing"),
         (undefined_in_subgraph, r"\(Relu\) reads tensor 'ghost'"),

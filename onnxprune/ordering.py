@@ -1,0 +1,56 @@
+"""The order of nodes: runtimes sort the nodes of a graph themselves, so files exist that are not in order."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+
+import onnx
+
+from onnxprune.bodies import bodies
+
+
+def put_in_order(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+    """Sort the nodes of a graph or function and of its bodies, in place, so that each stands behind those whose results it reads.
+
+    Nodes that can keep their place among the others do, and a graph in order is not touched. Nodes of a cycle, and
+    those behind it, come last, as they were.
+    """
+    for node in graph.node:
+        for body in bodies(node):
+            put_in_order(body)
+    reads = [[*node.input, *(name for body in bodies(node) for name in _read(body))] for node in graph.node]
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    needs = [{makers[name] for name in names if name in makers} for names in reads]
+    if any(need >= index for index, found in enumerate(needs) for need in found):
+        nodes = list(graph.node)
+        del graph.node[:]
+        graph.node.extend(nodes[index] for index in _sorted(needs))
+
+
+def _read(body: onnx.GraphProto) -> Iterator[str]:
+    """The names that a body reads of the graphs around it: what it does not define itself."""
+    own = {i.name for i in body.input} | {t.name for t in body.initializer}
+    own |= {t.values.name for t in body.sparse_initializer} | {o for n in body.node for o in n.output}
+    for node in body.node:
+        yield from (name for name in node.input if name not in own)
+        yield from (name for inner in bodies(node) for name in _read(inner) if name not in own)
+    yield from (o.name for o in body.output if o.name not in own)
+
+
+def _sorted(needs: Sequence[set[int]]) -> list[int]:
+    """The indices, each behind those it needs, the smallest that is ready first; those never ready come last."""
+    waiting = [len(found) for found in needs]
+    readers: dict[int, list[int]] = {}
+    for index, found in enumerate(needs):
+        for need in found:
+            readers.setdefault(need, []).append(index)
+    ready = [index for index, count in enumerate(waiting) if count == 0]
+    order = []
+    while ready:
+        order.append(heapq.heappop(ready))
+        for reader in readers.get(order[-1], ()):
+            waiting[reader] -= 1
+            if waiting[reader] == 0:
+                heapq.heappush(ready, reader)
+    return order + [index for index, count in enumerate(waiting) if count > 0]
