@@ -12,12 +12,17 @@ import onnx
 
 from onnxprune import dims, rules
 from onnxprune.bodies import (
+    bodies,
+    by_life,
     captured_names,
     entering,
     flat_nodes,
     graphs,
     is_walkable,
     leaving,
+    live_bodies,
+    live_nodes,
+    outer_names,
     returning,
     walked_bodies,
 )
@@ -40,13 +45,15 @@ from onnxprune.records import (
 from onnxprune.rules import Operator
 from onnxprune.rules.opaque import why_no_rule
 from onnxprune.rules.registry import SizeMismatchError
-from onnxprune.shapes import Shapes, graph_inputs, node_attributes
+from onnxprune.shapes import Shapes, constant_tensor, graph_inputs, node_attributes
 from onnxprune.unknown import Makers
 
 Dims = tuple[Dim, ...]
 LINEAR = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 MOVES = {"Cast", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators whose result is still a weight if their operand is one."""
+PASSIVE = {"Cast", "Constant", "Identity", "Squeeze", "Transpose", "Unsqueeze"}
+"""Operators that a runtime takes operands of any width for."""
 CARRIES = MOVES | {"Expand", "Flatten", "Gather", "Tile"}
 """Operators whose results are made of elements of their first operand."""
 
@@ -138,11 +145,13 @@ def _freeze_measured(state: _State, proto: onnx.ModelProto) -> None:
     results.update(n for graph in walked if graph is not proto.graph for node in graph.node for n in node.input)
     stated = {(use.node, use.where) for use in state.uses}
     for index, node in enumerate(flat):
-        results.update(captured_names(node))
+        results.update(name for body in bodies(node) for name in outer_names(body))
         for operand, name in enumerate(node.input if any(o not in derived for o in node.output if o) else ()):
             if (index, operand) not in stated and name in derived and state.shapes.dynamic_values[name].any():
                 reason = "takes a number computed from this width and from the size of the input"
                 _freeze(numbers.widths(name), Refusal(node_name(node, index), node.op_type, reason))
+    for asking in (n for n in flat if n.op_type == "If" and n.output and n.output[0] in state.shapes.taken):
+        _freeze(numbers.widths(asking.input[0]), Refusal(asking.name, "If", "asks for this width"))
     for name in sorted(results & derived):
         _freeze(numbers.widths(name), Refusal(name, "Shape", "the size is a result of the model, or of a body"))
     for use in state.uses:
@@ -173,8 +182,11 @@ def _add_weight(state: _State, name: str, sizes: Sequence[int]) -> None:
 
 def _visit(state: _State, node: onnx.NodeProto, walkable: bool) -> None:
     walked = walked_bodies(node) if walkable else []
-    for body in walked:
-        _visit_body(state, node, body)
+    for body, lives in by_life(node, state.shapes.taken) if walkable else ():
+        if lives:
+            _visit_body(state, node, body)
+        else:
+            _pass_over(state, node, body)
     index, name = len(state.names), node_name(node, len(state.names))
     state.names.append(name)
     if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
@@ -227,10 +239,26 @@ def _visit_body(state: _State, node: onnx.NodeProto, body: onnx.GraphProto) -> N
         _tie(state, node, state.tensors.get(before), state.tensors.get(after))
 
 
+def _pass_over(state: _State, node: onnx.NodeProto, body: onnx.GraphProto) -> None:
+    """A branch that never runs says nothing of the tensors it reads, but it has to stay one that a runtime loads."""
+    inner = list(live_nodes(body, {}))
+    state.names += [node_name(n, len(state.names) + k) for k, n in enumerate(inner)]
+    for tensor in body.initializer:
+        _add_weight(state, tensor.name, tensor.dims)
+    for constant in (n for n in inner if n.op_type == "Constant"):
+        stored = constant_tensor(constant)
+        if stored is not None:
+            _add_weight(state, constant.output[0], stored.dims)
+    if any(n.op_type not in PASSIVE or n.domain not in ("", "ai.onnx") for n in inner):
+        reason = Refusal(node.name, node.op_type, "read in a branch that never runs")
+        for name in captured_names(node):
+            _freeze(state.tensors.get(name, ()), reason)
+
+
 def _leave_bodies(state: _State, node: onnx.NodeProto, op: Operator) -> None:
     """Tie the results of a control flow node to the outputs of its bodies."""
     results = dict(zip(node.output, op.outputs, strict=True))
-    for body in walked_bodies(node):
+    for body in live_bodies(node, state.shapes.taken):
         for link in leaving(node, body):
             outer = results[link.outer]
             if link.axis is not None and outer:

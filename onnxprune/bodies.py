@@ -6,7 +6,7 @@ Bodies are walked where every tensor name occurs once in the whole model, so tha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -66,6 +66,16 @@ def inner_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
             yield from inner_nodes(inner)
 
 
+def outer_names(body: onnx.GraphProto) -> Iterator[str]:
+    """The names that a body reads of the graphs around it: what neither it nor a body in it defines."""
+    own = {i.name for i in body.input} | {t.name for t in body.initializer}
+    own |= {t.values.name for t in body.sparse_initializer} | {o for n in body.node for o in n.output}
+    for node in body.node:
+        yield from (name for name in node.input if name not in own)
+        yield from (name for inner in bodies(node) for name in outer_names(inner) if name not in own)
+    yield from (o.name for o in body.output if o.name not in own)
+
+
 def is_walkable(proto: onnx.ModelProto) -> bool:
     """Whether bodies are walked: every name is defined once, and Scan is not the batched one of opset 8."""
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
@@ -86,6 +96,28 @@ def _defined(graph: onnx.GraphProto) -> Iterator[str]:
 def walked_bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """The subgraphs of a node whose ties to the outside are known."""
     return bodies(node) if node.op_type in ("If", "Loop", "Scan") and node.domain in ("", "ai.onnx") else []
+
+
+def by_life(node: onnx.NodeProto, taken: Mapping[str, bool]) -> list[tuple[onnx.GraphProto, bool]]:
+    """Those of `walked_bodies`, and whether each may run. `taken`: by the first result of an If, whether it is always
+    its `then_branch` that runs, or never; an If that is not there may run both."""
+    known = taken.get(node.output[0]) if node.op_type == "If" and node.output else None
+    if known is None:
+        return [(body, True) for body in walked_bodies(node)]
+    return [(a.g, (a.name == "then_branch") is known) for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+
+
+def live_bodies(node: onnx.NodeProto, taken: Mapping[str, bool]) -> list[onnx.GraphProto]:
+    """Those of `walked_bodies` that may run."""
+    return [body for body, lives in by_life(node, taken) if lives]
+
+
+def live_nodes(graph: onnx.GraphProto, taken: Mapping[str, bool]) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of its bodies that may run."""
+    for node in graph.node:
+        for body in live_bodies(node, taken):
+            yield from live_nodes(body, taken)
+        yield node
 
 
 def flat_nodes(proto: onnx.ModelProto) -> list[tuple[onnx.GraphProto, onnx.NodeProto]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import onnx
 
-from onnxprune.bodies import bodies
+from onnxprune.bodies import bodies, outer_names
 
 
 def put_in_order(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
-    """Sort the nodes of a graph or function and of its bodies, in place, so that each stands behind those whose results it reads.
+    """Sort the nodes of a graph or function and of its bodies, in place: each behind those whose results it reads.
 
     Nodes that can keep their place among the others do, and a graph in order is not touched. Nodes of a cycle, and
     those behind it, come last, as they were.
@@ -19,23 +19,13 @@ def put_in_order(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
     for node in graph.node:
         for body in bodies(node):
             put_in_order(body)
-    reads = [[*node.input, *(name for body in bodies(node) for name in _read(body))] for node in graph.node]
+    reads = [[*node.input, *(name for body in bodies(node) for name in outer_names(body))] for node in graph.node]
     makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     needs = [{makers[name] for name in names if name in makers} for names in reads]
     if any(need >= index for index, found in enumerate(needs) for need in found):
         nodes = list(graph.node)
         del graph.node[:]
         graph.node.extend(nodes[index] for index in _sorted(needs))
-
-
-def _read(body: onnx.GraphProto) -> Iterator[str]:
-    """The names that a body reads of the graphs around it: what it does not define itself."""
-    own = {i.name for i in body.input} | {t.name for t in body.initializer}
-    own |= {t.values.name for t in body.sparse_initializer} | {o for n in body.node for o in n.output}
-    for node in body.node:
-        yield from (name for name in node.input if name not in own)
-        yield from (name for inner in bodies(node) for name in _read(inner) if name not in own)
-    yield from (o.name for o in body.output if o.name not in own)
 
 
 def _sorted(needs: Sequence[set[int]]) -> list[int]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune import analysis, calibration, masking, shapes, verify, worker
+from onnxprune.branches import settled_numbers
 from onnxprune.config import Config
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError, VerificationError
@@ -48,6 +49,7 @@ def prove(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequenc
                 "feeds": list(feeds),
                 "seed": config.seed,
                 "tolerance": tolerance,
+                "settled": settled_numbers(opened.model.proto, opened.shapes.taken),
             },
             timeout_s=VERIFY_LIMIT_S,
         )

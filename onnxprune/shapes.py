@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,8 @@ import onnx
 from onnx import TensorProto, TypeProto
 
 from onnxprune import worker
-from onnxprune.bodies import entering, flat_nodes, is_walkable, leaving, walked_bodies
+from onnxprune.bodies import entering, flat_nodes, is_walkable, leaving, live_bodies, live_nodes
+from onnxprune.conditions import Settled
 from onnxprune.errors import ModelError, OnnxPruneError, UsageError
 from onnxprune.folding import LARGEST, evaluate
 from onnxprune.records import NO_NAMES
@@ -66,12 +67,22 @@ ANALYSIS_SIZES = (
     Sizes(5, (48, 480), 40),
     Sizes(7, (32, 128), 24),
     Sizes(5, (32, 192), 40),
+    Sizes(7, (192, 256), 512),
+    Sizes(5, (224, 320), 576),
+    Sizes(7, (192, 256), 1024),
+    Sizes(5, (224, 320), 16000),
+    Sizes(7, (192, 256), 24000),
     Sizes(1, (224, 224), 16),
     Sizes(1, (64, 64), 8),
     Sizes(2, (64, 64), 8),
 )
 """Tried in this order; the first two that fit are compared to tell dynamic from fixed, so their sums and products
-differ as well. Heights of 48 and 32 are those of text line recognisers; odd batches meet no width by chance."""
+differ as well. Heights of 48 and 32 are those of text line recognisers; odd batches meet no width by chance. Sound
+comes as hundreds or thousands of samples."""
+FAR = 16
+"""Factor of the sizes of one more walk, where conditions decide which nodes run."""
+WINDOWED = {"AveragePool", "Conv", "ConvInteger", "LpPool", "MaxPool", "QLinearConv"}
+"""Operators whose window must have a place on the operand."""
 RUN_SIZES = (
     Sizes(2, (64, 96), 12),
     Sizes(1, (128, 64), 20),
@@ -92,7 +103,8 @@ class Shapes:
     `shape`: sizes at the representative input sizes. `values`: small known constants and arithmetic on shapes.
     `derived`: the names in `values` that come out of a node (not a stored constant). `dynamic`: for a tensor in
     `shape` or `values`, a bool array over axes or elements telling which change with the input sizes.
-    `inputs`: the representative sizes of the graph inputs. `element_types`: TensorProto data types.
+    `inputs`: the representative sizes of the graph inputs. `element_types`: TensorProto data types. `taken`: by the
+    first result of every If whose condition is the same in all runs, whether it takes its `then_branch`.
     """
 
     shape: Mapping[str, Shape]
@@ -102,6 +114,7 @@ class Shapes:
     dynamic_values: Mapping[str, npt.NDArray[np.bool_]]
     inputs: Mapping[str, Shape]
     element_types: Mapping[str, int]
+    taken: Mapping[str, bool]
 
 
 class ContradictionError(Exception):
@@ -114,6 +127,7 @@ class _Setting:
     opsets: list[onnx.OperatorSetIdProto]
     declared: Types
     walkable: bool
+    both: frozenset[str]
 
 
 @dataclass
@@ -122,6 +136,7 @@ class _Walk:
     values: dict[str, Array]
     derived: set[str]
     inputs: dict[str, Shape]
+    taken: dict[str, bool] = field(default_factory=dict)
 
 
 def infer(proto: onnx.ModelProto, given: Mapping[str, Shape] | None = None, folder: Path | None = None) -> Shapes:
@@ -136,20 +151,92 @@ def infer(proto: onnx.ModelProto, given: Mapping[str, Shape] | None = None, fold
     """
     given = dict(given or {})
     _check_given(proto, given)
-    dynamic = is_dynamic(proto, given)
-    walks = ((s, w) for s in ANALYSIS_SIZES if (w := _try_walk(proto, given, s, folder)) is not None)
-    sizes, first = next(walks, (ANALYSIS_SIZES[0], None))
+    both: frozenset[str] = frozenset()
+    while True:
+        model = _Model(proto, given, folder, both)
+        walks = _walks(model)
+        found = _shapes(walks)
+        undecided = _undecided(model, walks)
+        if not undecided:
+            return found
+        both |= undecided
+
+
+def _undecided(model: _Model, walks: Sequence[_Walk]) -> set[str]:
+    """The Ifs of which one branch was walked although the other may run at other sizes."""
+    names = {name for walk in walks for name in walk.taken}
+    if not names:
+        return names
+    far = _far_walk(model, walks[0])
+    if far is None or not _all_vary(model.proto, [*walks, far]):
+        return names
+    found = _shapes([*walks, far])
+    makers = {o: n for _, n in flat_nodes(model.proto) for o in n.output if o}
+    settled = Settled(makers, found.values, found.dynamic_values)
+    return {name for name in names if name not in found.taken or not settled.holds(makers[name].input[0])}
+
+
+def _far_walk(model: _Model, near: _Walk) -> _Walk | None:
+    """A walk at sizes far larger, where what strides and windows leave of a small size by chance is no longer the same;
+    None where the model does not fit them."""
+    free = set(_free_axes(model.proto))
+    sizes = {n: tuple(FAR * k if (n, a) in free else k for a, k in enumerate(s)) for n, s in near.inputs.items()}
+    try:
+        return walk_graph(model.proto, sizes, {}, model.both)
+    except (onnx.shape_inference.InferenceError, ContradictionError) as error:
+        log.debug("input sizes %s do not fit: %s", sizes, error)
+        return None
+
+
+def _free_axes(proto: onnx.ModelProto) -> list[tuple[str, int]]:
+    """(input, axis) of every input axis whose size the model leaves free."""
+    return [
+        (i.name, axis)
+        for i in graph_inputs(proto)
+        for axis, d in enumerate(i.type.tensor_type.shape.dim)
+        if d.dim_value <= 0
+    ]
+
+
+def _all_vary(proto: onnx.ModelProto, walks: Sequence[_Walk]) -> bool:
+    """Whether every input axis that the model leaves free has several sizes in these walks."""
+    return all(len({w.inputs[n][axis] for w in walks if n in w.inputs}) > 1 for n, axis in _free_axes(proto))
+
+
+class _Model(NamedTuple):
+    """A model, shapes given for its inputs, the folder of its external data, and the Ifs that may take either branch
+    (by their first results)."""
+
+    proto: onnx.ModelProto
+    given: Mapping[str, Shape]
+    folder: Path | None
+    both: frozenset[str]
+
+
+def _walks(model: _Model) -> list[_Walk]:
+    """The walk at the first sizes that fit, and those that tell what moves; sizes that leave windows without a place
+    only where no others fit."""
+    proto, given = model.proto, model.given
+    for empty in (False, True):
+        fitting = _fitting(model, empty)
+        sizes, first = next(fitting, (ANALYSIS_SIZES[0], None))
+        if first is not None:
+            others = [next(fitting, (sizes, _Walk({}, {}, set(), {})))[1]] if is_dynamic(proto, given) else []
+            return [first, *others, *_varied_walks(model, sizes)]
     shapeless = [
         i.name for i in graph_inputs(proto) if not i.type.tensor_type.HasField("shape") and i.name not in given
     ]
-    if first is None and shapeless:
+    if shapeless:
         raise ModelError(
             f"input {shapeless[0]!r} has no shape in the model; give one with --input-shape {shapeless[0]}:..."
         )
-    if first is None:
-        raise ModelError(_contradiction(proto, given))
-    others = [next(walks, (sizes, _Walk({}, {}, set(), {})))[1]] if dynamic else []
-    return _shapes(first, [*others, *_varied_walks(proto, given, sizes, folder)])
+    raise ModelError(_contradiction(proto, given))
+
+
+def _fitting(model: _Model, empty: bool) -> Iterator[tuple[Sizes, _Walk]]:
+    for sizes in ANALYSIS_SIZES:
+        if (walk := _try_walk(model, model.given, sizes, empty)) is not None:
+            yield sizes, walk
 
 
 def _contradiction(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> str:
@@ -166,28 +253,40 @@ def _contradiction(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> str:
     )
 
 
-def _varied_walks(
-    proto: onnx.ModelProto, given: Mapping[str, Shape], sizes: Sizes, folder: Path | None
-) -> Iterator[_Walk]:
-    """Walks that show which axes of the `given` inputs are dynamic: all varied at once, or else each that fits."""
-    together, alone = variations(proto, given)
+def _varied_walks(model: _Model, sizes: Sizes) -> Iterator[_Walk]:
+    """Walks that show which axes of the given inputs are dynamic: all varied at once, or else each that fits."""
+    together, alone = variations(model.proto, model.given)
     for varied in together:
-        if (walk := _try_walk(proto, varied, sizes, folder)) is not None:
+        if (walk := _try_walk(model, varied, sizes, True)) is not None:
             yield walk
             return
     for choices in alone:
-        yield from itertools.islice((w for v in choices if (w := _try_walk(proto, v, sizes, folder)) is not None), 1)
+        yield from itertools.islice((w for v in choices if (w := _try_walk(model, v, sizes, True)) is not None), 1)
 
 
-def _try_walk(proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic: Sizes, folder: Path | None) -> _Walk | None:
+def _try_walk(model: _Model, given: Mapping[str, Shape], dynamic: Sizes, empty: bool) -> _Walk | None:
+    """A walk at these sizes; None where the model does not fit them. `empty`: windows may find no place."""
+    proto = model.proto
     sizes = concrete_inputs(proto, given, dynamic)
     try:
-        walk = walk_graph(proto, sizes, {})
-        missing = [o for _, n in flat_nodes(proto) for o in n.output if o and not _is_concrete(walk.types.get(o))]
-        return walk_graph(proto, sizes, _measure(proto, sizes, missing, folder)) if missing else walk
+        walk = walk_graph(proto, sizes, {}, model.both)
+        if not empty:
+            _require_places(proto, walk)
+        nodes = live_nodes(proto.graph, walk.taken) if is_walkable(proto) else proto.graph.node
+        missing = [o for n in nodes for o in n.output if o and not _is_concrete(walk.types.get(o))]
+        measured = _measure(proto, sizes, missing, model.folder) if missing else {}
+        return walk_graph(proto, sizes, measured, model.both) if missing else walk
     except (onnx.shape_inference.InferenceError, ContradictionError) as error:
         log.debug("input sizes %s do not fit: %s", sizes, error)
         return None
+
+
+def _require_places(proto: onnx.ModelProto, walk: _Walk) -> None:
+    """Raises ContradictionError where a window is larger than its operand: the inputs are too small."""
+    for node in (node for _, node in flat_nodes(proto) if node.op_type in WINDOWED):
+        shape = shape_of(walk.types.get(node.output[0]))
+        if shape is not None and min(shape, default=1) <= 0:
+            raise ContradictionError(f"{node.op_type} {node.name!r} has results of shape {shape}")
 
 
 def graph_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -305,8 +404,11 @@ def _measure(
     return {n: onnx.helper.make_tensor_type_proto(*found[n]) for n in missing if n in found}
 
 
-def walk_graph(proto: onnx.ModelProto, inputs: Mapping[str, Shape], measured: Types) -> _Walk:
-    """One walk over the nodes at concrete input sizes; `measured` types stand in where nothing else is known.
+def walk_graph(
+    proto: onnx.ModelProto, inputs: Mapping[str, Shape], measured: Types, both: frozenset[str] = frozenset()
+) -> _Walk:
+    """One walk over the nodes at concrete input sizes; `measured` types stand in where nothing else is known. Of an If
+    whose condition is known only that branch is walked, except of those in `both` (by their first results).
 
     Raises onnx.shape_inference.InferenceError on contradictions.
     """
@@ -320,6 +422,7 @@ def walk_graph(proto: onnx.ModelProto, inputs: Mapping[str, Shape], measured: Ty
         opsets=list(proto.opset_import),
         declared={v.name: v.type for v in itertools.chain(proto.graph.value_info, proto.graph.output)} | measured,
         walkable=is_walkable(proto),
+        both=both,
     )
     for node in proto.graph.node:
         _visit(walk, node, setting)
@@ -445,7 +548,10 @@ def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def _infer_bodies(walk: _Walk, node: onnx.NodeProto, setting: _Setting) -> dict[str, TypeProto]:
     """Walk the bodies of a control flow node; the types of its results as far as the bodies tell."""
     found: dict[str, TypeProto] = {}
-    for body in walked_bodies(node):
+    condition = walk.values.get(node.input[0]) if node.op_type == "If" else None
+    if condition is not None and condition.size == 1 and node.output[0] not in setting.both:
+        walk.taken[node.output[0]] = bool(condition.reshape(()))
+    for body in live_bodies(node, walk.taken):
         for value in body.input:
             walk.types[value.name] = value.type
         for link in entering(node, body):
@@ -503,8 +609,9 @@ def _is_concrete(kind: TypeProto | None) -> bool:
     return shape_of(kind) is not None
 
 
-def _shapes(first: _Walk, others: Sequence[_Walk]) -> Shapes:
+def _shapes(walks: Sequence[_Walk]) -> Shapes:
     """What differs between the first walk and any of the others is dynamic."""
+    first, *others = walks
     shape = {n: s for n, t in first.types.items() if (s := shape_of(t)) is not None}
     axes = {n: np.zeros(len(s), bool) for n, s in shape.items()}
     elements = {n: np.zeros(np.shape(first.values[n]), bool) for n in first.derived}
@@ -512,7 +619,8 @@ def _shapes(first: _Walk, others: Sequence[_Walk]) -> Shapes:
         axes = {n: moving | _changed(shape[n], shape_of(other.types.get(n))) for n, moving in axes.items()}
         elements = {n: moving | _changed(first.values[n], other.values.get(n)) for n, moving in elements.items()}
     types = {n: t.tensor_type.elem_type for n, t in first.types.items() if t.HasField("tensor_type")}
-    return Shapes(shape, first.values, frozenset(first.derived), axes, elements, first.inputs, types)
+    taken = {n: then for n, then in first.taken.items() if all(other.taken.get(n) is then for other in others)}
+    return Shapes(shape, first.values, frozenset(first.derived), axes, elements, first.inputs, types, taken)
 
 
 def _changed(a: Any, b: Any) -> npt.NDArray[np.bool_]:

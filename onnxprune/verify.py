@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -188,11 +188,13 @@ def prove(
     feeds: Sequence[Feed],
     seed: int,
     tolerance: float,
+    settled: Collection[int] = (),
 ) -> Proof:
     """Exactness on made-up inputs of two of `sizes`, quality on `feeds` or the same inputs. Run in a child process.
 
     `uncut`: what was masked and cut where that is not the original (residual blocks removed); like `masked` it has its
-    external data in `folder`. `bounds`: for integer inputs, one more than the largest value.
+    external data in `folder`. `bounds`: for integer inputs, one more than the largest value. `settled`: the Ifs that run
+    one branch alone, which no other is forced on (as `branches.settled_numbers`).
     """
     wide = is_widened(Path(original))
     reference = _probed_session(Path(masked), folder, wide)
@@ -206,10 +208,10 @@ def prove(
     exactness = exactness_of(
         expected, found, uncut_outputs, _bounded_outputs(skeleton(Path(pruned), lean=True)), tolerance
     )
-    if has_branches(skeleton(Path(masked))):
+    if has_branches(skeleton(Path(masked)), settled):
         models = (before, (masked, folder), (pruned, str(Path(pruned).parent)))
         for then in (True, False):
-            exactness = _with_branch(exactness, then, models, made, tolerance, wide)
+            exactness = _with_branch(exactness, _Branch(then, settled), models, made, tolerance, wide)
     if not feeds:
         outputs = all_outputs(pruned, made, wide=wide)
         original_outputs = _outputs_alone(*whole, made, wide) if uncut else uncut_outputs
@@ -224,23 +226,30 @@ def _outputs_alone(model: str, folder: str, feeds: Sequence[Feed], wide: bool) -
     return [_run(session, feed) for feed in feeds]
 
 
+class _Branch(NamedTuple):
+    """The branch that every If takes, other than those with the numbers in `settled`."""
+
+    then: bool
+    settled: Collection[int]
+
+
 def _with_branch(
     so_far: Exactness,
-    then: bool,
+    branch: _Branch,
     models: Sequence[tuple[str, str]],
     feeds: Sequence[Feed],
     tolerance: float,
     wide: bool,
 ) -> Exactness:
-    """The worse of `so_far` and the exactness where every If takes one branch, on those of `feeds` that the masked
+    """The worse of `so_far` and the exactness where every If takes that branch, on those of `feeds` that the masked
     model then runs on. `models`: uncut, masked and pruned, with the folders of their external data.
     """
     uncut, masked, pruned = ((Path(path), folder) for path, folder in models)
-    working, expected = _those_that_run(_probed_session(*masked, wide, then), feeds)
+    working, expected = _those_that_run(_probed_session(*masked, wide, branch), feeds)
     if not working or not _has_numbers(expected):
         return so_far
-    before = _those_that_run(_probed_session(*uncut, wide, then), working)[1]
-    session = _probed_session(*pruned, wide, then)
+    before = _those_that_run(_probed_session(*uncut, wide, branch), working)[1]
+    session = _probed_session(*pruned, wide, branch)
     found = [_run_pruned(session, feed) for feed in working]
     forced = exactness_of(expected, found, before, _bounded_outputs(skeleton(pruned[0])), tolerance)
     return Exactness(
@@ -344,14 +353,14 @@ def _bounded_outputs(proto: onnx.ModelProto) -> set[str]:
     return {o for n in proto.graph.node if n.op_type in BOUNDED for o in n.output if o in outputs}
 
 
-def _probed_session(path: Path, folder: str, wide: bool, then: bool | None = None) -> Any:
+def _probed_session(path: Path, folder: str, wide: bool, branch: _Branch | None = None) -> Any:
     """A session, graph optimisations off, that also returns what goes into the last bounded or discrete operators.
 
-    `wide`: half precision is computed in float32. `then`: the branch that every If takes, None for what it says.
+    `wide`: half precision is computed in float32. `branch`: what Ifs are made to take, None for what they say.
     """
     proto = skeleton(path, lean=path.parent == Path(folder))
-    if then is not None:
-        take_branch(proto, then)
+    if branch is not None:
+        take_branch(proto, *branch)
     producers = {o: n for n in proto.graph.node for o in n.output}
     names = [o.name for o in proto.graph.output]
     for name in list(names):

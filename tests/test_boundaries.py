@@ -53,6 +53,7 @@ DRIVERS = {
 LEAVES = {
     "bodies",
     "closeness",
+    "conditions",
     "criteria",
     "dims",
     "errors",
