@@ -200,7 +200,7 @@ def _load(
         option=option,
     )
     calibration.check_rows(found.feeds, _first_axes(opened), f"{option} {place}")
-    calibration.check_indices(found.feeds, calibration.index_bounds(opened.model.graph, opened.shapes.shape), option)
+    calibration.check_indices(found.feeds, calibration.index_limits(opened.model.graph, opened.shapes), option)
     return found
 
 
@@ -240,7 +240,7 @@ def _synthetic(opened: Opened, config: Config) -> Gathered:
         "model": str(opened.model.path),
         "given": config.input_shapes,
         "rows": max(rows, LEAST_ROWS),
-        "bounds": calibration.index_bounds(opened.model.graph, opened.shapes.shape),
+        "bounds": calibration.index_bounds(opened.model.graph, opened.shapes),
         "seed": config.seed,
         "values": _breeding_values(opened),
     }

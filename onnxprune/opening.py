@@ -91,7 +91,7 @@ def without_blocks(opened: Opened, config: Config, feeds: Sequence[Feed]) -> Ope
             feeds=depth.first_rows(feeds),
             seed=config.seed,
             sizes=proving.run_shapes(opened, config),
-            bounds=calibration.index_bounds(model.graph, found.shape),
+            bounds=calibration.index_bounds(model.graph, found),
         )
     if not removed:
         return opened

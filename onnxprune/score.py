@@ -35,13 +35,20 @@ def score(
         for group, axis in members:
             if not _spans_evenly(analysis.weights[tensor][axis], group.dim):
                 continue
-            rows = group_rows(weight, axis, analysis.weights[tensor][axis], group.dim)
+            rows = _without_masks(group_rows(weight, axis, analysis.weights[tensor][axis], group.dim))
             found = measure(rows, generators[group.id])
             if not np.isfinite(found).all():
                 raise ModelError(f"weight {tensor!r} holds NaN or infinity; the model is damaged, export it again")
             mean = float(found.mean())
             totals[group.id] += found / mean if mean > 0 else found
     return totals
+
+
+def _without_masks(rows: FloatArray) -> FloatArray:
+    """Zero where every index is infinite: what a table adds to hide a place tells no index from another."""
+    if rows.dtype.kind != "f" or np.isfinite(rows).all():
+        return rows
+    return np.asarray(np.where(np.isinf(rows).all(0), rows.dtype.type(0), rows))
 
 
 def _by_tensor(analysis: Analysis, groups: Iterable[Group]) -> dict[str, list[tuple[Group, int]]]:

@@ -118,6 +118,14 @@ def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
         _scores(CONVOLUTION, "l2", w=w)
 
 
+def test_infinities_that_every_index_shares_are_a_mask() -> None:
+    w = np.random.default_rng(0).standard_normal((8, 3, 3, 3))
+    hidden, plain = w.copy(), w.copy()
+    hidden[:, 1, 2, 0], plain[:, 1, 2, 0] = -np.inf, 0
+    found, wanted = (_scores(CONVOLUTION, "l2", w=w)[0]["w:0"] for w in (hidden, plain))
+    np.testing.assert_array_equal(found, wanted)
+
+
 # ---- Criteria --------------------------------------------------------------------------------------------------------
 
 

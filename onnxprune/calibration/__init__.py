@@ -8,7 +8,16 @@ batching   batches of equal rows
 """
 
 from onnxprune.calibration.batching import BATCH, batches, fixed_rows, mixed
-from onnxprune.calibration.checks import check_indices, check_rows, fitting, index_bounds, ranges, remarks, rows_of
+from onnxprune.calibration.checks import (
+    check_indices,
+    check_rows,
+    fitting,
+    index_bounds,
+    index_limits,
+    ranges,
+    remarks,
+    rows_of,
+)
 from onnxprune.calibration.loading import Loaded, load
 from onnxprune.calibration.places import exists
 
@@ -22,6 +31,7 @@ __all__ = [
     "fitting",
     "fixed_rows",
     "index_bounds",
+    "index_limits",
     "load",
     "mixed",
     "ranges",

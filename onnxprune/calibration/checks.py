@@ -12,10 +12,23 @@ import onnx_graphsurgeon as gs
 
 from onnxprune.errors import UsageError
 from onnxprune.records import Feed, Range
-from onnxprune.shapes import Shape, graph_inputs
+from onnxprune.shapes import Shape, Shapes, graph_inputs
 
-_PASSING = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"}
-_TABLES = {"Gather": (0, 1)}
+_PASSING = {
+    "Cast",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+}
+"""Operators whose results are elements of their first operand."""
+_TABLES = {"Gather": (0, 1), "GatherElements": (0, 1), "ScatterElements": (0, 1)}
 """Operators that look up rows: (operand of the table, operand of the indices)."""
 
 
@@ -144,25 +157,32 @@ def _is_repeated(feeds: Sequence[Feed], name: str) -> bool:
     return all(f[name].shape[1:] == row.shape[1:] and bool((f[name] == row).all()) for f in feeds)
 
 
-def index_bounds(graph: gs.Graph, shapes: Mapping[str, Shape]) -> dict[str, int]:
-    """For every graph input that ends as the index of a lookup, the rows of the smallest table it is used on."""
-    bounds: dict[str, int] = {}
-    for value in graph.inputs:
-        found = list(_table_sizes(value, shapes, set()))
-        if found:
-            bounds[value.name] = min(found)
-    return bounds
+def index_bounds(graph: gs.Graph, shapes: Shapes) -> dict[str, int]:
+    """For every graph input that ends as the index of a lookup, the rows that the tables it is used on have at least,
+    at any input size: those of the smallest, or 1 where the rows of a table follow the input."""
+    tables = {value.name: _tables(value, shapes, set()) for value in graph.inputs}
+    return {name: min(1 if moving else rows for rows, moving in found) for name, found in tables.items() if found}
 
 
-def _table_sizes(tensor: gs.Tensor, shapes: Mapping[str, Shape], seen: set[str]) -> list[int]:
-    sizes: list[int] = []
+def index_limits(graph: gs.Graph, shapes: Shapes) -> dict[str, int]:
+    """As `index_bounds`, of the tables whose rows are the same at any input size."""
+    tables = {
+        value.name: [rows for rows, moving in _tables(value, shapes, set()) if not moving] for value in graph.inputs
+    }
+    return {name: min(found) for name, found in tables.items() if found}
+
+
+def _tables(tensor: gs.Tensor, shapes: Shapes, seen: set[str]) -> list[tuple[int, bool]]:
+    """The rows of every table that a tensor is an index of, and whether they follow the input."""
+    found: list[tuple[int, bool]] = []
     for node in tensor.outputs:
         table, index = _TABLES.get(node.op, (0, -1))
         if 0 <= index < len(node.inputs) and node.inputs[index] is tensor:
-            shape = shapes.get(node.inputs[table].name)
-            axis = node.attrs.get("axis", 0)
-            sizes += [shape[axis]] if shape else []
-        elif node.op in _PASSING and node.outputs[0].name not in seen:
-            seen.add(node.outputs[0].name)
-            sizes += _table_sizes(node.outputs[0], shapes, seen)
-    return sizes
+            name, axis = node.inputs[table].name, node.attrs.get("axis", 0)
+            if shapes.shape.get(name):
+                found.append((shapes.shape[name][axis], bool(shapes.dynamic_axes[name][axis])))
+        elif node.op in _PASSING and node.inputs[0] is tensor:
+            for result in (o for o in node.outputs if o.name not in seen):
+                seen.add(result.name)
+                found += _tables(result, shapes, seen)
+    return found
