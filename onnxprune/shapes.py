@@ -547,29 +547,51 @@ def node_attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 def _infer_bodies(walk: _Walk, node: onnx.NodeProto, setting: _Setting) -> dict[str, TypeProto]:
     """Walk the bodies of a control flow node; the types of its results as far as the bodies tell."""
-    found: dict[str, TypeProto] = {}
     condition = walk.values.get(node.input[0]) if node.op_type == "If" else None
     if condition is not None and condition.size == 1 and node.output[0] not in setting.both:
         walk.taken[node.output[0]] = bool(condition.reshape(()))
-    for body in live_bodies(node, walk.taken):
-        for value in body.input:
-            walk.types[value.name] = value.type
-        for link in entering(node, body):
-            inner = _without_axis(walk.types.get(link.outer), link.axis)
-            if inner is not None:
-                walk.types[link.inner] = inner
-        for tensor in body.initializer:
-            add_constant(walk.types, walk.values, tensor.name, tensor)
+    live = live_bodies(node, walk.taken)
+    possible = [body for body in live if _walk_body(walk, node, body, setting, len(live) > 1)]
+    if live and not possible:
+        raise ContradictionError(f"neither branch of {node.op_type} {node.name!r} fits the sizes of the inputs")
+    found: dict[str, TypeProto] = {}
+    for link in (link for body in possible for link in leaving(node, body)):
+        kind = walk.types.get(link.inner)
+        known = _is_concrete(kind) and link.axis is None
+        if kind is not None and known and shape_of(found.get(link.outer, kind)) == shape_of(kind):
+            found[link.outer] = kind
+        else:
+            found[link.outer] = TypeProto()
+    return found
+
+
+def _walk_body(
+    walk: _Walk, node: onnx.NodeProto, body: onnx.GraphProto, setting: _Setting, one_of_several: bool
+) -> bool:
+    """Walk a body. False where it is `one_of_several` and does not fit the sizes of the inputs: it cannot be the one
+    that runs at them, and nothing is known of its tensors."""
+    for value in body.input:
+        walk.types[value.name] = value.type
+    for link in entering(node, body):
+        inner = _without_axis(walk.types.get(link.outer), link.axis)
+        if inner is not None:
+            walk.types[link.inner] = inner
+    for tensor in body.initializer:
+        add_constant(walk.types, walk.values, tensor.name, tensor)
+    try:
         for inner_node in body.node:
             _visit(walk, inner_node, setting)
-        for link in leaving(node, body):
-            kind = walk.types.get(link.inner)
-            known = _is_concrete(kind) and link.axis is None
-            if kind is not None and known and shape_of(found.get(link.outer, kind)) == shape_of(kind):
-                found[link.outer] = kind
-            else:
-                found[link.outer] = TypeProto()
-    return found
+    except (onnx.shape_inference.InferenceError, ContradictionError) as error:
+        if not one_of_several:
+            raise
+        log.debug("a branch of %s does not fit: %s", node.name, error)
+        for name in (o for n in live_nodes(body, {}) for o in n.output):
+            walk.types.pop(name, None)
+            walk.values.pop(name, None)
+            walk.derived.discard(name)
+            walk.taken.pop(name, None)
+        return False
+    return True
 
 
 def _without_axis(kind: TypeProto | None, axis: int | None) -> TypeProto | None:

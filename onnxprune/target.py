@@ -52,17 +52,25 @@ def by_damage(
         if not moves and not strict:
             return Allocation(split.counts)
         if not moves:
-            wanted, least = (float(amount / max(split.whole, 1)) for amount in (target, split.total))
-            share = f"{wanted:.3f} of the original" if wanted > 0 else "less than what no cut changes"
-            raise NothingToPruneError(
-                f"the target is {share}, and the groups that may shrink allow {least:.3f} at least; give a larger "
-                "target, or free groups kept by --keep"
-            )
+            raise NothingToPruneError(_out_of_reach(split, target, len(groups) - len(able)))
         _, name, count = min(moves)
         split.set(name, count)
     for group in able:
         split.give_back(group, steps[group.id], target)
     return Allocation(split.counts)
+
+
+def _out_of_reach(split: _Split, target: float, unmeasured: int) -> str:
+    wanted, least = (float(amount / max(split.whole, 1)) for amount in (target, split.total))
+    share = f"{wanted:.3f} of the original" if wanted > 0 else "less than what no cut changes"
+    hint = (
+        f", or --allocation uniform: {unmeasured} of the groups keep their width because it is not measured what their "
+        "removal harms (what reads them is recurrent, quantized or the like)"
+    )
+    return (
+        f"the target is {share}, and the groups that may shrink allow {least:.3f} at least; give a larger "
+        f"target, or free groups kept by --keep{hint if unmeasured else ''}"
+    )
 
 
 def nearest(

@@ -10,6 +10,7 @@ from oracle import graph, model, prunable, prune_and_compare, reasons
 
 from onnxprune import cli
 from onnxprune.branches import has_branches, settled_numbers, take_branch
+from onnxprune.errors import ModelError
 
 ASKED = """(float[N,1,T] x, bool c) => (float[N,8,T] y) <float[8,1,1] w, float[8,8,1] v> {
     h = Conv(x, w)
@@ -127,3 +128,24 @@ def test_a_model_that_asks_for_ranks_is_pruned(tmp_path: Path) -> None:
     arguments = [str(path), "--ratio", "0.5", "--no-recover", "-o", str(tmp_path / "p.onnx")]
     result = CliRunner().invoke(cli.command, arguments, prog_name="onnxprune")
     assert result.exit_code == 0, result.output
+
+
+def test_a_branch_that_does_not_fit_the_sizes_is_not_the_one_that_runs() -> None:
+    m = model("""(float[1,512] x, bool c) => (float[1,3] y)
+            <float[512,64] w, float[64,3] v, float[256,64] other, float[64,3] last> {
+        y = If (c) <
+            then_branch = f () => (float[1,3] p) { h = MatMul(x, w) p = MatMul(h, v) },
+            else_branch = g () => (float[1,3] q) { k = MatMul(x, other) q = MatMul(k, last) }>
+    }""")
+    assert prunable(m) == {"w:1": 64}
+    assert "other:1" not in prunable(m)
+
+
+def test_where_no_branch_fits_the_model_is_refused() -> None:
+    m = model("""(float[1,512] x, bool c) => (float[1,3] y) <float[256,3] w> {
+        y = If (c) <
+            then_branch = f () => (float[1,3] p) { p = MatMul(x, w) },
+            else_branch = g () => (float[1,3] q) { q = MatMul(x, w) }>
+    }""")
+    with pytest.raises(ModelError, match="contradict each other"):
+        graph(m)

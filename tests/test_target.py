@@ -7,6 +7,7 @@ import pytest
 
 from onnxprune import target
 from onnxprune.dims import Dim
+from onnxprune.errors import NothingToPruneError
 from onnxprune.records import Allocation, Group
 from onnxprune.target import Cost, Damage
 
@@ -37,6 +38,15 @@ def test_the_smallest_split_where_the_target_is_out_of_reach() -> None:
     terms: list[Cost] = [((groups[0].dim,), 1)]
     found = target.by_damage(groups, _even(groups), terms, 1, {"g0": 16}, strict=False)
     assert found.counts == {"g0": 16}
+
+
+def test_groups_without_a_measure_are_told_of() -> None:
+    groups = _groups(64, 64)
+    terms: list[Cost] = [((g.dim,), 1) for g in groups]
+    with pytest.raises(NothingToPruneError, match="allow 0.625 at least.*--allocation uniform: 1 of the groups"):
+        target.by_damage(groups, _even(groups[:1]), terms, 20, {g.id: 16 for g in groups})
+    with pytest.raises(NothingToPruneError, match="--keep$"):
+        target.by_damage(groups, _even(groups), terms, 20, {g.id: 16 for g in groups})
 
 
 @pytest.mark.parametrize("seed", range(20))
