@@ -12,7 +12,6 @@ import onnx
 
 from onnxprune import dims, rules
 from onnxprune.bodies import (
-    bodies,
     by_life,
     captured_names,
     entering,
@@ -145,7 +144,7 @@ def _freeze_measured(state: _State, proto: onnx.ModelProto) -> None:
     results.update(n for graph in walked if graph is not proto.graph for node in graph.node for n in node.input)
     stated = {(use.node, use.where) for use in state.uses}
     for index, node in enumerate(flat):
-        results.update(name for body in bodies(node) for name in outer_names(body))
+        results.update(captured_names(node))
         for operand, name in enumerate(node.input if any(o not in derived for o in node.output if o) else ()):
             if (index, operand) not in stated and name in derived and state.shapes.dynamic_values[name].any():
                 reason = "takes a number computed from this width and from the size of the input"
@@ -251,7 +250,7 @@ def _pass_over(state: _State, node: onnx.NodeProto, body: onnx.GraphProto) -> No
             _add_weight(state, constant.output[0], stored.dims)
     if any(n.op_type not in PASSIVE or n.domain not in ("", "ai.onnx") for n in inner):
         reason = Refusal(node.name, node.op_type, "read in a branch that never runs")
-        for name in captured_names(node):
+        for name in outer_names(body):
             _freeze(state.tensors.get(name, ()), reason)
 
 

@@ -39,15 +39,20 @@ def operands(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def captured_names(node: onnx.NodeProto) -> Iterator[str]:
-    """Every tensor around a node that its subgraphs read, once per reader: what they make or hold themselves is none,
-    from where on they do."""
+    """Every tensor around a node that its subgraphs read, once per reader."""
     for graph in bodies(node):
-        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-        own |= {sparse.values.name for sparse in graph.sparse_initializer}
-        for inner in graph.node:
-            yield from (n for n in operands(inner) if n not in own)
-            own.update(inner.output)
-        yield from (o.name for o in graph.output if o.name not in own)
+        yield from outer_names(graph)
+
+
+def outer_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Every tensor around a body that it reads, once per reader: what it makes or holds itself is none, from where on
+    it does."""
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    own |= {sparse.values.name for sparse in graph.sparse_initializer}
+    for inner in graph.node:
+        yield from (n for n in operands(inner) if n not in own)
+        own.update(inner.output)
+    yield from (o.name for o in graph.output if o.name not in own)
 
 
 def held_tensors(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.TensorProto]]:
@@ -64,16 +69,6 @@ def inner_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         for inner in graph.node:
             yield inner
             yield from inner_nodes(inner)
-
-
-def outer_names(body: onnx.GraphProto) -> Iterator[str]:
-    """The names that a body reads of the graphs around it: what neither it nor a body in it defines."""
-    own = {i.name for i in body.input} | {t.name for t in body.initializer}
-    own |= {t.values.name for t in body.sparse_initializer} | {o for n in body.node for o in n.output}
-    for node in body.node:
-        yield from (name for name in node.input if name not in own)
-        yield from (name for inner in bodies(node) for name in outer_names(inner) if name not in own)
-    yield from (o.name for o in body.output if o.name not in own)
 
 
 def is_walkable(proto: onnx.ModelProto) -> bool:

@@ -87,7 +87,7 @@ def cut(proto: onnx.ModelProto, analysis: Analysis, shapes: Shapes, kept: Mappin
     _restate_value_info(surgery)
     _insert_nodes(surgery)
     _store_lists(surgery)
-    _forget(surgery, lost)
+    _forget(surgery, lost | _no_longer_read(surgery))
     return Cut(copy, slices, surgery.edits)
 
 
@@ -97,6 +97,14 @@ def _count_readers(proto: onnx.ModelProto) -> dict[str, int]:
     for _, node in flat_nodes(proto):
         names += node.input if walkable and walked_bodies(node) else operands(node)
     return dict(Counter(names))
+
+
+def _no_longer_read(surgery: _Surgery) -> set[str]:
+    """Initializers that nodes read before, and none does now that their sizes are stated anew."""
+    readers = _count_readers(surgery.proto)
+    graph = surgery.proto.graph
+    stored = {t.name for t in graph.initializer} - {i.name for i in graph.input}
+    return {name for name in stored if surgery.readers.get(name) and not readers.get(name)}
 
 
 def _as_mask(size: int, indices: IndexArray) -> npt.NDArray[np.bool_]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import onnx
 
-from onnxprune.bodies import bodies, outer_names
+from onnxprune.bodies import bodies, operands
 
 
 def put_in_order(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
@@ -19,7 +19,7 @@ def put_in_order(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
     for node in graph.node:
         for body in bodies(node):
             put_in_order(body)
-    reads = [[*node.input, *(name for body in bodies(node) for name in outer_names(body))] for node in graph.node]
+    reads = [list(operands(node)) for node in graph.node]
     makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     needs = [{makers[name] for name in names if name in makers} for names in reads]
     if any(need >= index for index, found in enumerate(needs) for need in found):

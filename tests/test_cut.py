@@ -259,3 +259,22 @@ def test_old_files_get_no_initializer_that_is_not_an_input() -> None:
     done = cut(m, found, sizes, {"w:1": np.array([0])})
     result = applied(done)
     assert {t.name for t in result.graph.initializer} <= {i.name for i in result.graph.input}
+
+
+def test_sizes_that_are_stated_anew_and_read_no_more_are_dropped() -> None:
+    m = model("""(float[N,4] x) => (float[N,3] y) <float[4,8] w, float[4,8] u, int64[2] s = {4, 4},
+            float[4,3] v, float[3] unread> {
+        h = MatMul(x, w)
+        k = MatMul(x, u)
+        a, b = Split<axis=1>(h, s)
+        c, d = Split<axis=1>(k, s)
+        e = Add(a, b)
+        f = Add(c, d)
+        g = Add(e, f)
+        y = MatMul(g, v)
+    }""")
+    assert list(prunable(m).values()) == [4]
+    pruned = prune(m, {name: np.array([0, 2]) for name in prunable(m)}).pruned
+    assert "s" not in {t.name for t in pruned.graph.initializer}
+    assert "unread" in {t.name for t in pruned.graph.initializer}
+    prune_and_compare(m, ratio=0.5)
