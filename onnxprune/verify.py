@@ -176,7 +176,7 @@ def worst_of(first: Exactness, second: Exactness) -> Exactness:
     )
 
 
-def prove(
+def prove(  # noqa: PLR0913 - all that the child process has to know
     original: str,
     masked: str,
     pruned: str,
@@ -193,8 +193,8 @@ def prove(
     """Exactness on made-up inputs of two of `sizes`, quality on `feeds` or the same inputs. Run in a child process.
 
     `uncut`: what was masked and cut where that is not the original (residual blocks removed); like `masked` it has its
-    external data in `folder`. `bounds`: for integer inputs, one more than the largest value. `settled`: the Ifs that run
-    one branch alone, which no other is forced on (as `branches.settled_numbers`).
+    external data in `folder`. `bounds`: for integer inputs, one more than the largest value. `settled`: the Ifs that
+    run one branch alone, which no other is forced on (as `branches.settled_numbers`).
     """
     wide = is_widened(Path(original))
     reference = _probed_session(Path(masked), folder, wide)
