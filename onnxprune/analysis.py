@@ -139,9 +139,7 @@ def _freeze_measured(state: _State, proto: onnx.ModelProto) -> None:
     flat = [node for _, node in flat_nodes(proto)]
     numbers = Numbers(flat, state.tensors, state.shapes)
     derived = state.shapes.derived
-    walked = graphs(proto)
-    results = {o.name for graph in walked for o in graph.output}
-    results.update(n for graph in walked if graph is not proto.graph for node in graph.node for n in node.input)
+    results = {o.name for graph in graphs(proto) for o in graph.output}
     stated = {(use.node, use.where) for use in state.uses}
     for index, node in enumerate(flat):
         results.update(captured_names(node))
