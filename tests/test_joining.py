@@ -13,8 +13,8 @@ from onnx import numpy_helper, parser
 from onnxprune import api, gathering, worker
 from onnxprune.config import Config
 from onnxprune.errors import WorkerError
+from onnxprune.holdout import Holdout
 from onnxprune.records import Feed
-from onnxprune.recover.holdout import Holdout
 from onnxprune.synthetic import breeding, images, join, joining
 
 NET = """

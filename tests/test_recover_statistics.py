@@ -10,10 +10,10 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxprune import recovery
+from onnxprune.holdout import Holdout
 from onnxprune.records import Feed
 from onnxprune.recover import statistics
 from onnxprune.recover.execution import Shelf, Walk, reader
-from onnxprune.recover.holdout import Holdout
 
 RNG = np.random.default_rng
 

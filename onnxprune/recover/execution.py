@@ -23,8 +23,8 @@ from onnx import numpy_helper
 from onnxprune import runtime
 from onnxprune.bodies import bodies, held_tensors, operands
 from onnxprune.errors import ModelError
+from onnxprune.holdout import Holdout
 from onnxprune.records import Feed
-from onnxprune.recover.holdout import Holdout
 from onnxprune.shapes import constant_tensor
 
 Array = npt.NDArray[Any]

@@ -14,10 +14,10 @@ from onnx import numpy_helper
 from onnxprune import dims
 from onnxprune.criteria import obs
 from onnxprune.dims import Dim
+from onnxprune.holdout import HELD_OUT
 from onnxprune.records import Analysis
 from onnxprune.recover import large, recurrent, sites, statistics
 from onnxprune.recover.execution import Walk, stored_tensors
-from onnxprune.recover.holdout import HELD_OUT
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.relax import Block, Side, flat_regions, relax

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune import runtime
+from onnxprune.augmentation import augment, is_image
 from onnxprune.records import Feed
 from onnxprune.recover import sites
-from onnxprune.recover.augmentation import augment, is_image
 from onnxprune.recover.divergence import probes
 from onnxprune.recover.gradients import Adam, Feature, Layer, Tests, Trainer
 from onnxprune.recover.layers import Weights

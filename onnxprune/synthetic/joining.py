@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.augmentation import augment, is_image
+from onnxprune.holdout import Holdout
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Feed
-from onnxprune.recover.augmentation import augment, is_image
-from onnxprune.recover.holdout import Holdout
 from onnxprune.synthetic import breeding, drawing, signals
 from onnxprune.synthetic.drawing import Input
 from onnxprune.synthetic.features import Describer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxprune import augmentation
 from onnxprune.records import Feed
-from onnxprune.recover import augmentation
 
 
 def images(count: int = 4, height: int = 12, width: int = 40) -> Feed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxprune.recover.holdout import HELD_OUT, Holdout
+from onnxprune.holdout import HELD_OUT, Holdout
 
 
 def test_every_fifth_item_across_batches() -> None:
