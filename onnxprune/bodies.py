@@ -6,7 +6,7 @@ Bodies are walked where every tensor name occurs once in the whole model, so tha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import onnx
@@ -69,6 +69,22 @@ def inner_nodes(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
         for inner in graph.node:
             yield inner
             yield from inner_nodes(inner)
+
+
+def above(
+    nodes: Sequence[onnx.NodeProto], wanted: Iterable[str], producer: Mapping[str, int], known: Set[str] = frozenset()
+) -> list[int]:
+    """The numbers of the nodes that make the tensors `wanted` of the tensors `known`, ascending."""
+    chosen: set[int] = set()
+    stack = list(wanted)
+    while stack:
+        name = stack.pop()
+        index = producer.get(name)
+        if name in known or index is None or index in chosen:
+            continue
+        chosen.add(index)
+        stack.extend(operands(nodes[index]))
+    return sorted(chosen)
 
 
 def is_walkable(proto: onnx.ModelProto) -> bool:

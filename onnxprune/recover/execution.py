@@ -10,7 +10,7 @@ Memory: the tensors on the frontier, for all batches; what exceeds the limit of 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune import runtime
-from onnxprune.bodies import bodies, held_tensors, operands
+from onnxprune.bodies import above, bodies, held_tensors, operands
 from onnxprune.errors import ModelError
 from onnxprune.holdout import Holdout
 from onnxprune.records import Feed
@@ -277,22 +277,6 @@ def stored_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
         if tensor is not None:
             found[node.output[0]] = tensor
     return found
-
-
-def above(
-    nodes: Sequence[onnx.NodeProto], wanted: Iterable[str], producer: Mapping[str, int], known: Set[str] = frozenset()
-) -> list[int]:
-    """The numbers of the nodes that make the tensors `wanted` of the tensors `known`, ascending."""
-    chosen: set[int] = set()
-    stack = list(wanted)
-    while stack:
-        name = stack.pop()
-        index = producer.get(name)
-        if name in known or index is None or index in chosen:
-            continue
-        chosen.add(index)
-        stack.extend(operands(nodes[index]))
-    return sorted(chosen)
 
 
 def reader(proto: onnx.ModelProto, read: Callable[[str], Array | None], values: Mapping[str, Array]) -> Read:

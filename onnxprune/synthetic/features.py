@@ -12,10 +12,10 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune import runtime
+from onnxprune.bodies import above, operands
 from onnxprune.errors import ModelError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Feed
-from onnxprune.recover.execution import above
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def features_of(graph: onnx.GraphProto) -> dict[str, int]:
             continue
         seen.add(name)
         if node.op_type not in LAST:
-            stack.extend(reversed(node.input))
+            stack.extend(reversed(list(operands(node))))
         elif node.input[0] in producers:
             found.setdefault(node.input[0], 1 if node.op_type in ("Conv", "ConvTranspose") else -1)
     return found
