@@ -187,8 +187,8 @@ class Latency:
     """Interleaved comparison of two models. `speedup` is the median of the paired ratios before/after.
 
     `ci95` is its bootstrap interval; `noise_floor` the interval of the same measure of the first model against
-    itself; `significant` is False where `ci95` holds 1, where equal models differ as much, or where the medians of all
-    runs say the opposite. `nodes_per_provider` counts nodes of the second model; `inputs` are the shapes it was fed.
+    itself; `significant` is False where `ci95` holds 1 or meets the noise floor, or where the medians of all runs say
+    the opposite. `nodes_per_provider` counts nodes of the second model; `inputs` are the shapes it was fed.
     """
 
     provider: str

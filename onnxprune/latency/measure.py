@@ -139,7 +139,7 @@ def _compare_one(
     nodes, inputs = _facts(_open(second, settings), feeds)
     before, after, (ratio, low, high) = _timed(first, second, feeds, settings, settings.budget_s)
     medians = float(np.median(before) / np.median(after))
-    found = statistics.is_significant(ratio, (low, high), noise) and not statistics.medians_disagree(ratio, medians)
+    found = statistics.is_significant((low, high), noise) and not statistics.medians_disagree(ratio, medians)
     return Latency(
         provider=settings.provider,
         batch=_batch(inputs),
@@ -154,6 +154,7 @@ def _compare_one(
         nodes_per_provider=nodes,
         warnings=(
             *busy,
+            *statistics.floor_warnings(noise),
             *statistics.interval_warnings(ratio, low, high, before.size),
             *statistics.discord_warnings(ratio, medians),
             *_placement_warnings(settings, nodes),

@@ -70,9 +70,20 @@ def half_width(median: float, low: float, high: float) -> float:
     return max(high - median, median - low) / median
 
 
-def is_significant(ratio: float, interval: tuple[float, float], noise: tuple[float, float]) -> bool:
-    """Whether `ratio` differs from 1: its interval leaves 1 out, and equal models do not differ as much."""
-    return not (interval[0] <= 1.0 <= interval[1] or noise[0] <= ratio <= noise[1])
+def is_significant(interval: tuple[float, float], noise: tuple[float, float]) -> bool:
+    """Whether a ratio differs from 1: its interval lies beyond 1 and beyond what equal models differ by."""
+    return interval[0] > max(noise[1], 1.0) or interval[1] < min(noise[0], 1.0)
+
+
+def floor_warnings(noise: tuple[float, float]) -> tuple[str, ...]:
+    """The warning about a model that is measured to be faster or slower than itself."""
+    low, high = noise
+    if low <= 1.0 <= high:
+        return ()
+    off = max(1.0 - low, high - 1.0)
+    said = f"the first model measures {low:.3f} to {high:.3f} times as fast as itself, which leaves 1 out"
+    advice = "measure again when the machine is quiet, or with a larger --budget"
+    return (f"{said}: trust no figure of this run to better than {off:.0%}; {advice}",)
 
 
 def medians_disagree(ratio: float, medians: float) -> bool:

@@ -76,18 +76,33 @@ def test_unpaired_timings_are_refused(before: int, after: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "interval", "noise", "expected"),
+    ("interval", "noise", "expected"),
     [
-        (1.3, (1.2, 1.4), (0.98, 1.02), True),
-        (0.8, (0.7, 0.9), (0.98, 1.02), True),
-        (1.3, (0.9, 1.6), (0.98, 1.02), False),
-        (1.05, (1.04, 1.06), (0.93, 1.07), False),
+        ((1.2, 1.4), (0.98, 1.02), True),
+        ((0.7, 0.9), (0.98, 1.02), True),
+        ((0.9, 1.6), (0.98, 1.02), False),
+        ((1.04, 1.06), (0.93, 1.07), False),
+        ((1.05, 1.30), (0.93, 1.07), False),
+        ((0.97, 0.99), (0.83, 0.96), False),
+        ((0.90, 0.99), (0.83, 0.96), False),
+        ((1.90, 2.10), (0.83, 0.96), True),
     ],
 )
-def test_significance_needs_the_interval_and_the_noise_floor(
-    ratio: float, interval: tuple[float, float], noise: tuple[float, float], expected: bool
+def test_significance_needs_an_interval_beyond_the_noise_floor(
+    interval: tuple[float, float], noise: tuple[float, float], expected: bool
 ) -> None:
-    assert statistics.is_significant(ratio, interval, noise) is expected
+    assert statistics.is_significant(interval, noise) is expected
+
+
+def test_a_noise_floor_that_leaves_1_out_is_said() -> None:
+    assert statistics.floor_warnings((0.98, 1.02)) == ()
+    assert statistics.floor_warnings((1.0, 1.0)) == ()
+    (text,) = statistics.floor_warnings((0.83, 0.96))
+    assert text == (
+        "the first model measures 0.830 to 0.960 times as fast as itself, which leaves 1 out: trust no figure of this "
+        "run to better than 17%; measure again when the machine is quiet, or with a larger --budget"
+    )
+    assert "better than 4%" in statistics.floor_warnings((1.01, 1.04))[0]
 
 
 def test_a_wide_interval_is_said() -> None:
