@@ -57,6 +57,16 @@ def test_the_picture_of_a_record_without_samples_shows_the_medians() -> None:
     ET.fromstring(picture.histogram(bare, "bare"))
 
 
+def test_pictures_of_several_models_stand_below_each_other() -> None:
+    record = _latency((1.0, 2.0), (1.0, 2.0))
+    assert picture.histograms(["a", "b"], [record]) == picture.histogram(record, "a and b")
+    found = ET.fromstring(picture.histograms(["a", "b", "c"], [record, record]))
+    text = " ".join(found.itertext())
+    assert "a and b" in text and "a and c" in text
+    assert found.get("viewBox") == "0 0 720 760"
+    ET.fromstring(drawing.page(picture.histogram(record, "x"), "a < b").split("\n", 1)[1])
+
+
 def test_ticks_are_few_and_round() -> None:
     assert drawing.ticks(0.0, 10.0) == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     for low, high in ((0.0, 1.0), (3.1, 3.9), (17.0, 18.01), (0.0, 99.0)):

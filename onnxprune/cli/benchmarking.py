@@ -17,9 +17,17 @@ from onnxprune.cli.options import (
     provider_option,
     seed_option,
 )
-from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width, write_text
+from onnxprune.cli.terminal import (
+    Voice,
+    deliver,
+    failures,
+    file_of,
+    has_colour,
+    progress,
+    terminal_width,
+    write_picture,
+)
 from onnxprune.config import check_paths, check_report_path
-from onnxprune.errors import UsageError
 from onnxprune.preparation import Preparation
 
 
@@ -37,7 +45,7 @@ from onnxprune.preparation import Preparation
     "--budget", type=float, default=10.0, show_default=True, metavar="SECONDS", help="Time for each comparison."
 )
 @json_option
-@click.option("--svg", type=PATH, metavar="FILE", help="Draw both distributions (two models).")
+@click.option("--svg", type=PATH, metavar="FILE", help="Draw the distributions; a page where FILE ends in .html.")
 @seed_option
 @messages
 def benchmark_command(  # noqa: PLR0913 - one argument per flag
@@ -82,15 +90,13 @@ def benchmark_command(  # noqa: PLR0913 - one argument per flag
                 seed=seed,
             )
         if svg:
-            write_text(svg, picture.histogram(results[0], f"{models[0].name} and {models[1].name}"))
+            write_picture(svg, picture.histograms([model.name for model in models], results))
         data = plain_json.dumps(plain_json.comparison_data(models, results, seed=seed))
         text = console.comparison_text(models, results, width=terminal_width(), colour=has_colour())
         deliver(text, data, json_path, voice)
 
 
 def _check_reports(models: Sequence[Path], calibration: Path | None, json_path: Path | None, svg: Path | None) -> None:
-    if svg and len(models) != 2:
-        raise UsageError(f"--svg draws two models, {len(models)} are given")
     read = {f"the model {model}": model for model in models}
     check_paths({**read, "--calibration": calibration}, {"--json": file_of(json_path), "--svg": svg})
     check_report_path("--json", file_of(json_path), "{")

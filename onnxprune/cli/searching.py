@@ -8,7 +8,17 @@ import click
 
 from onnxprune.cli.options import PATH, cluster_options, json_option, messages
 from onnxprune.cli.pruning import prune_command
-from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width, write_text
+from onnxprune.cli.terminal import (
+    Voice,
+    deliver,
+    failures,
+    file_of,
+    has_colour,
+    progress,
+    terminal_width,
+    write_picture,
+    write_text,
+)
 from onnxprune.config import Config, check_paths, check_report_path
 from onnxprune.distribution import Workers
 
@@ -94,7 +104,7 @@ def search_command(  # noqa: PLR0913 - one argument per flag
             )
         data = plain_json.dumps(plain_json.search_data(found))
         write_text(folder / "front.json", data)
-        write_text(svg or folder / "front.svg", scatter.front(found))
+        write_picture(svg or folder / "front.svg", scatter.front(found))
         deliver(several.search_text(found, width=terminal_width(), colour=has_colour()), data, json_path, voice)
 
 

@@ -16,7 +16,16 @@ from onnxprune.cli.options import (
     recovery_options,
     seed_option,
 )
-from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width, write_text
+from onnxprune.cli.terminal import (
+    Voice,
+    deliver,
+    failures,
+    file_of,
+    has_colour,
+    progress,
+    terminal_width,
+    write_picture,
+)
 from onnxprune.config import Config, check_paths, check_report_path
 
 
@@ -87,6 +96,6 @@ def sensitivity_command(  # noqa: PLR0913 - one argument per flag
         with progress(voice, "sensitivity ..."):
             found = sensitivity(model, config)
         if svg:
-            write_text(svg, picture.curves(found, f"Sensitivity of {model.name}"))
+            write_picture(svg, picture.curves(found, f"Sensitivity of {model.name}"))
         text = curves.sensitivity_text(found, width=terminal_width(), colour=has_colour())
         deliver(text, plain_json.dumps(plain_json.sensitivity_data(found)), json_path, voice)

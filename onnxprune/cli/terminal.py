@@ -59,6 +59,15 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
+def write_picture(path: Path, svg: str) -> None:
+    """Write an SVG, or a page that shows it where the name is one of HTML; OutputError where that fails."""
+    if path.suffix.lower() in (".html", ".htm"):
+        from onnxprune.report import drawing
+
+        svg = drawing.page(svg, path.stem)
+    write_text(path, svg)
+
+
 def _print(text: str) -> None:
     try:
         click.echo(text, nl=False)

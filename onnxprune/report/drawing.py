@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -19,6 +20,18 @@ def start(width: int, height: int, title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}><title>{escape(title)}</title>\n'
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
     )
+
+
+def page(svg: str, title: str) -> str:
+    """A picture as a self-contained HTML page."""
+    head = f'<meta charset="utf-8"/><title>{escape(title)}</title>'
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body>\n{svg}</body></html>\n'
+
+
+def stacked(panels: Sequence[str], width: int, height: int, title: str) -> str:
+    """Pictures of one size below each other, as one."""
+    placed = [f'<g transform="translate(0 {height * k})">\n{panel}</g>' for k, panel in enumerate(panels)]
+    return "\n".join([start(width, height * len(panels), title), *placed, "</svg>"]) + "\n"
 
 
 def text(x: float, y: float, words: str, attributes: str = "") -> str:

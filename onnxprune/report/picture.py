@@ -16,6 +16,12 @@ _BINS = 60
 _COLOURS = {"before": drawing.BLUE, "after": drawing.VERMILION}
 
 
+def histograms(models: Sequence[str], results: Sequence[Latency]) -> str:
+    """A picture of every further model's latency beside the first one's, below each other."""
+    panels = [histogram(r, f"{models[0]} and {name}") for name, r in zip(models[1:], results, strict=True)]
+    return panels[0] if len(panels) == 1 else drawing.stacked(panels, _WIDTH, _HEIGHT, ", ".join(models))
+
+
 def histogram(latency: Latency, title: str) -> str:
     """A self-contained SVG picture of the two latency distributions, in milliseconds.
 
