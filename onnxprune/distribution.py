@@ -11,12 +11,14 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxprune import __version__
 from onnxprune.errors import UsageError, WorkerError
+from onnxprune.folder import belonging_to, owned
 
 log = logging.getLogger(__name__)
 
@@ -67,19 +69,25 @@ class Workers:
 
 
 def each(
-    function: Callable[[Common, Item], Result], common: Common, items: Sequence[tuple[str, Item]], workers: Workers
+    function: Callable[[Common, Item], Result],
+    common: Common,
+    items: Sequence[tuple[str, Item]],
+    workers: Workers,
+    *,
+    results: Iterable[Path] = (),
 ) -> Iterator[Result]:
     """`function(common, item)` of every named item, in the order in which they are finished.
 
-    An exception of one ends all. `function` is found by its name on other machines. Raises UsageError where the cluster
-    cannot be reached or used, WorkerError where a worker is lost.
+    An exception of one ends all, and nothing is left then of temporary files, nor of unfinished models in the folders
+    `results` that the items write to. `function` is found by its name on other machines. Raises UsageError where the
+    cluster cannot be reached or used, WorkerError where a worker is lost.
     """
     workers.check()
     if not items:
         return
     if workers.backend == "local":
         jobs = min(workers.jobs or default_jobs(), len(items))
-        found = _alone(function, common, items) if jobs == 1 else _local(function, common, items, jobs)
+        found = _alone(function, common, items) if jobs == 1 else _local(function, common, items, jobs, results)
     elif workers.backend == "dask":
         found = _dask(function, common, items, str(workers.scheduler))
     else:
@@ -107,7 +115,11 @@ def _alone(
 
 
 def _local(
-    function: Callable[[Common, Item], Result], common: Common, items: Sequence[tuple[str, Item]], jobs: int
+    function: Callable[[Common, Item], Result],
+    common: Common,
+    items: Sequence[tuple[str, Item]],
+    jobs: int,
+    results: Iterable[Path],
 ) -> Iterator[Done[Result]]:
     from concurrent.futures.process import BrokenProcessPool
 
@@ -117,10 +129,11 @@ def _local(
         joblib.Parallel(n_jobs=jobs, backend="loky", batch_size=1, return_as="generator_unordered"),
         os.getcwd(),
     )
-    try:
-        yield from run(joblib.delayed(_run_in)(folder, function, common, item) for item in items)
-    except BrokenProcessPool as error:
-        raise WorkerError(f"{LOST}; give fewer --jobs") from error
+    with owned(results) as root:
+        try:
+            yield from run(joblib.delayed(_run_in)((folder, root), function, common, item) for item in items)
+        except BrokenProcessPool as error:
+            raise WorkerError(f"{LOST}; give fewer --jobs") from error
 
 
 def _dask(
@@ -211,11 +224,15 @@ def _run(function: Callable[[Common, Item], Result], common: Common, item: tuple
 
 
 def _run_in(
-    folder: str, function: Callable[[Common, Item], Result], common: Common, item: tuple[str, Item]
+    places: tuple[str, Path], function: Callable[[Common, Item], Result], common: Common, item: tuple[str, Item]
 ) -> Done[Result]:
-    """`_run` in the folder of the process that asks: this one may be left from a time when that was in another."""
-    os.chdir(folder)
-    return _run(function, common, item)
+    """`_run` in the folder of the process that asks: this one may be left from a time when that was in another.
+
+    `places`: that folder, and the one for temporary files, which outlives this process.
+    """
+    os.chdir(places[0])
+    with belonging_to(places[1]):
+        return _run(function, common, item)
 
 
 class _Warnings(logging.Handler):

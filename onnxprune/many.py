@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import traceback
@@ -13,7 +14,7 @@ from onnxprune.api import prune
 from onnxprune.config import Config, default_output, parse_target
 from onnxprune.distribution import Workers
 from onnxprune.errors import OnnxPruneError, UsageError
-from onnxprune.folder import make_folder
+from onnxprune.folder import make_folder, unless_empty
 from onnxprune.records import Pruned
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,12 @@ def prune_many(models: Sequence[str | Path], config: Config | None = None, *, jo
     """
     config, paths = config or Config(), [Path(model) for model in models]
     outputs = _check(paths, config, jobs)
-    if config.output is not None and not config.dry_run:
-        make_folder(config.output, if_file="several models need a folder, and this is a file; choose another")
     tasks = [(str(path), (path, output)) for path, output in zip(paths, outputs, strict=True)]
-    found = {done.model: done for done in distribution.each(attempt, config, tasks, Workers(jobs))}
+    results = {(output or path).parent for path, output in zip(paths, outputs, strict=True)}
+    with contextlib.nullcontext() if config.output is None else unless_empty(config.output):
+        if config.output is not None and not config.dry_run:
+            make_folder(config.output, if_file="several models need a folder, and this is a file; choose another")
+        found = {done.model: done for done in distribution.each(attempt, config, tasks, Workers(jobs), results=results)}
     return tuple(found[str(path)] for path in paths)
 
 

@@ -29,6 +29,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from onnxprune.errors import ModelError, OutputError
+from onnxprune.folder import unfinished
 from onnxprune.naming import make_names_unique
 from onnxprune.ordering import put_in_order
 from onnxprune.wire import without_weights
@@ -612,7 +613,7 @@ def write(
         _refuse_existing(_data_path(path), force)
     with contextlib.ExitStack() as stack:
         with _output_errors(path):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".onnxprune-", dir=path.parent)))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=unfinished(), dir=path.parent)))
             names = _Writer(model, edits, folder / path.name, external).run(proto)
         if check is not None:
             check(folder / path.name)

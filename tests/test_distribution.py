@@ -107,6 +107,41 @@ def test_a_lost_worker_is_an_error() -> None:
         list(distribution.each(dies, 0, ITEMS, Workers(2)))
 
 
+@pytest.mark.parametrize("ends", ["error", "death"])
+def test_what_workers_leave_is_removed_however_they_end(ends: str, tmp_path: Path) -> None:
+    def work(common: tuple[str, str], item: int) -> None:
+        import os
+        import tempfile
+        import time
+        from pathlib import Path
+
+        from onnxprune.errors import UsageError
+        from onnxprune.folder import unfinished
+
+        notes = Path(common[0])
+        if item == 0:
+            places = [tempfile.mkdtemp(prefix="onnxprune-"), tempfile.mkdtemp(prefix=unfinished(), dir=common[1])]
+            (notes / "new").write_text("\n".join([*places, os.environ["TMPDIR"]]))
+            (notes / "new").rename(notes / "made")
+            time.sleep(60)
+        while not (notes / "made").exists():
+            time.sleep(0.01)
+        if common[1].endswith("death"):
+            os._exit(1)
+        raise UsageError("wrong")
+
+    results, notes = tmp_path / ends, tmp_path / "notes"
+    results.mkdir()
+    notes.mkdir()
+    (results / ".onnxprune-another").mkdir()
+    common = (str(notes), str(results))
+    with pytest.raises((UsageError, WorkerError)):
+        list(distribution.each(work, common, ITEMS[:2], Workers(2), results=[results]))
+    made = (notes / "made").read_text().splitlines()
+    assert len(made) == 3 and not any(Path(path).exists() for path in made)
+    assert [path.name for path in results.iterdir()] == [".onnxprune-another"], "that is of another process"
+
+
 @pytest.mark.parametrize(
     ("workers", "word"),
     [

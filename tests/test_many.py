@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +149,35 @@ def test_a_folder_that_may_not_be_written_is_refused_at_once(
     assert done.stderr == f"error: {out}: no permission to write to this folder; choose another\n"
     with pytest.raises(OutputError, match="no permission to write to this folder"):
         Store(out)
+
+
+def test_an_interrupt_of_parallel_work_leaves_nothing(tmp_path: Path) -> None:
+    models = [build(tmp_path / f"{name}.onnx", 16) for name in "ab"]
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import pathlib, time\n"
+        "def make():\n"
+        f"    pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "    time.sleep(60)\n"
+        "    yield {}\n"
+    )
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, "-m", "onnxprune", *models, "-o", tmp_path / "out", "--jobs", "2"]
+    process = subprocess.Popen(
+        [*map(str, command), "--calibration", f"{slow}:make"],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+    )
+    while not (tmp_path / "begun").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.decode().splitlines()[-1]) == (130, "error: interrupted")
+    assert list(temporary.iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_folder_is_left_where_every_model_fails(models: list[Path], tmp_path: Path) -> None:
+    assert call(models[1], tmp_path / "none.onnx", "-o", tmp_path / "out").exit_code == 3
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from onnxprune.comparison import benchmark, leading_rows
 from onnxprune.config import Config
 from onnxprune.distribution import Workers
 from onnxprune.errors import NothingToPruneError, OnnxPruneError, WorkerError
+from onnxprune.folder import unless_empty
 from onnxprune.modelfile import skeleton
 from onnxprune.records import SearchReport, Trial, TrialResult
 from onnxprune.trials import cargo, space, work
@@ -52,8 +53,10 @@ def search(
     space.check(config, wanted, path)
     before = inspect(path, config.input_shapes).before
     rows = leading_rows(skeleton(path), config.batch)
-    store = Store(Path(folder) if folder else config.output_for(path).with_name(f"{path.stem}_search"))
-    results, reused = _results(path, config, wanted, store, workers)
+    place = Path(folder) if folder else config.output_for(path).with_name(f"{path.stem}_search")
+    with unless_empty(place):
+        store = Store(place)
+        results, reused = _results(path, config, wanted, store, workers)
     if all(result.after is None for result in results.values()):
         raise _none(list(results.values()))
     results = {trial: _as_asked(result, config, rows) for trial, result in results.items()}
