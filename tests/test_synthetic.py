@@ -316,7 +316,7 @@ def test_the_range_of_the_training_data_is_found(tmp_path: Path, scaling: guesse
     text, values = _folded(values) if folded else (NET, values)
     found = _make(_save(tmp_path / "net.onnx", text, values))
     (guess,) = [g for g in found.guesses if g.startswith("values of 'image'")]
-    why = "the balance of the layers (a guess)" if folded else "the BatchNormalization statistics"
+    why = "the spread of the layers (a guess)" if folded else "the BatchNormalization statistics"
     assert f"by {why}" in guess
     assert guess.startswith(f"values of 'image': {scaling.words}, by")
 
@@ -327,7 +327,10 @@ def test_the_divergence_is_zero_where_the_statistics_agree() -> None:
     assert guesses.divergence([own], {"t": x}) == pytest.approx(0, abs=1e-9)
     assert guesses.divergence([own], {"t": 2 * x}) > 0.5
     assert guesses.divergence([own], {"t": 1000 * x}) == guesses.WORST
-    assert guesses.divergence([guesses.Probe("t")], {"t": x}) == pytest.approx(2 / 3, rel=0.1)
+    plain = guesses.Probe("t")
+    assert guesses.divergence([plain], {"t": (x - 2) / 3}) == pytest.approx(0, abs=0.02)
+    assert guesses.divergence([plain], {"t": x}) == pytest.approx((9 + 4 - 1 - np.log(9)) / 2, rel=0.1)
+    assert guesses.divergence([plain], {"t": 255 * x}) == guesses.WORST
 
 
 def test_nothing_to_go_by_is_said(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ the divergence between two normal distributions, mean over channels (each at mos
 
     D = ((s + (u - m)^2) / v - 1 - log(s / v)) / 2        u, s: mean and variance of what it sees now
 
-Where BatchNormalization was folded into the convolutions, their results are still about centred over the training
-data, and lie to one side of zero for inputs of the wrong range: then D is the median of |u| / sqrt(s) over channels.
+Where BatchNormalization was folded into the convolutions, their results are still about standard normal over the
+training data, so that m is 0 and v is 1: inputs too large or small, or to one side of zero, move them away from that.
 """
 
 from __future__ import annotations
@@ -111,8 +111,7 @@ def _divergence(probe: Probe, value: Array) -> float:
     mean, variance = x.mean(axes), x.var(axes) + 1e-12
     if not np.isfinite(mean).all():
         return WORST
-    if probe.mean is None or probe.variance is None:
-        return float(min(WORST, np.median(np.abs(mean) / np.sqrt(variance))))
-    stored = np.maximum(probe.variance, 1e-12)
-    each = ((variance + np.square(mean - probe.mean)) / stored - 1 - np.log(variance / stored)) / 2
+    centre, spread = (0.0, 1.0) if probe.mean is None or probe.variance is None else (probe.mean, probe.variance)
+    stored = np.maximum(spread, 1e-12)
+    each = ((variance + np.square(mean - centre)) / stored - 1 - np.log(variance / stored)) / 2
     return float(np.minimum(each, WORST).mean())

@@ -138,7 +138,7 @@ def _scaling(
     trial = _Trial(file, inputs, found, bounds, seed)
     scores = {s: trial.score(s) for s in drawing.candidates(first)}
     scaling = min(scores, key=scores.__getitem__)
-    why = "the BatchNormalization statistics" if found[0].mean is not None else "the balance of the layers (a guess)"
+    why = "the BatchNormalization statistics" if found[0].mean is not None else "the spread of the layers (a guess)"
     listed = ", ".join(f"{s.words} {score:.2g}" for s, score in sorted(scores.items(), key=lambda item: item[1])[:3])
     return scaling, [f"values of {label}: {scaling.words}, by {why}: {listed}"]
 
