@@ -191,10 +191,12 @@ def orders(
 
 @dataclass
 class Curve:
-    """Damage of removing `removed` indices (ascending, first 0) of a group: divergence of the outputs."""
+    """Damage of removing `removed` indices (ascending, first 0) of a group: divergence of the outputs, where what reads
+    the group is `refitted`, or else of the cut alone."""
 
     removed: list[int] = field(default_factory=list)
     damage: list[float] = field(default_factory=list)
+    refitted: bool = True
 
     def at(self, count: float) -> float:
         """The damage of removing `count`, between the measured ones by straight lines."""
@@ -233,8 +235,7 @@ WORST = 1e6
 
 
 def curves(
-    proto: onnx.ModelProto,
-    read: Callable[[str], Array],
+    model: Weights,
     analysis: Analysis,
     groups: Sequence[Group],
     found: Sequence[Statistics],
@@ -244,22 +245,25 @@ def curves(
     memory_bytes: int,
     threads: int = 1,
     levels: Sequence[float] = LEVELS,
+    without: Callable[[Group, obs.Index], Weights],
 ) -> dict[str, Curve]:
-    """Cut one group at a time, refit its consumers, and measure the error at the outputs."""
-    probes = divergence.probes(proto)
-    reference = probed(proto, read, feeds, threads=threads, memory_bytes=memory_bytes)
+    """Cut one group at a time, refit its consumers, and measure the error at the outputs.
+
+    `without`: the model cut by some indices of a group that has no consumers with statistics.
+    """
+    probes = divergence.probes(model.proto)
+    reference = probed(model.proto, model.get, feeds, threads=threads, memory_bytes=memory_bytes)
     result = {}
     for group in groups:
-        if group.id not in order:
-            continue
-        curve = Curve([0], [0.0])
         own = consumers(analysis, group, found)
+        curve = Curve([0], [0.0], bool(own))
         for level in levels:
             removed = round(group.size * level)
-            if removed <= curve.removed[-1] or removed >= group.size:
+            if removed <= curve.removed[-1] or removed > group.size - group.least:
                 continue
-            without = _without(proto, read, own, order[group.id].order[:removed])
-            result_of = probed(without.proto, without.get, feeds, threads=threads, memory_bytes=memory_bytes)
+            gone = order[group.id].order[:removed]
+            left = _without(model.proto, model.get, own, gone) if own else without(group, gone)
+            result_of = probed(left.proto, left.get, feeds, threads=threads, memory_bytes=memory_bytes)
             damage = divergence.divergence(probes, reference, result_of)
             curve.removed.append(removed)
             curve.damage.append(max(damage if damage < WORST else WORST, curve.damage[-1]))

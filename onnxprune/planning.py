@@ -112,7 +112,7 @@ def _require_reachable(opened: Opened, config: Config, target: str, chosen: Sequ
     whole = cost.total(terms, {}) + rest
 
     def least(settings: Config) -> int:
-        counts = _fewest(opened, settings, chosen)
+        counts = fewest(opened, settings, chosen)
         return cost.total(terms, {g.dim: counts[g.id] for g in chosen}) + rest
 
     found, wanted = least(config), amount * whole if amount <= 1 else amount
@@ -142,14 +142,14 @@ def _met_already(kind: str, amount: float, whole: float) -> str:
     return f"the target is met already: it is {sides[0]}, and the model has {sides[1]}; give a smaller --target"
 
 
-def _fewest(opened: Opened, config: Config, chosen: Sequence[Group]) -> Mapping[str, int]:
+def fewest(opened: Opened, config: Config, chosen: Sequence[Group]) -> Mapping[str, int]:
     """The fewest indices of each group that any split leaves."""
     fast = widths.known(config.provider, config.run_threads)
     if config.allocation == "uniform":
         round_to = None if config.round_to == "auto" else config.round_to
         return allocate.uniform(opened.analysis, chosen, ratio=1.0, round_to=round_to, widths=fast).counts
-    steps = _steps(opened, config, chosen, fast)
-    return {g.id: min(g.size, -(-targets.floor(g, steps[g.id]) // steps[g.id]) * steps[g.id]) for g in chosen}
+    wide = steps(opened, config, chosen, fast)
+    return {g.id: min(g.size, -(-targets.floor(g, wide[g.id]) // wide[g.id]) * wide[g.id]) for g in chosen}
 
 
 def _chosen(opened: Opened, config: Config, prunable: Sequence[Group]) -> list[Group]:
@@ -256,18 +256,14 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
         timeout_s=recovery.LIMIT_S if config.calibration or config.target else recovery.QUICK_LIMIT_S,
         threads=config.threads,
     )
-    if config.target:
-        return Plan(dict(choice.kept))
-    # Groups that no layer to be refitted reads (the hidden units of a recurrent cell) go by their weights.
-    others = [g for g in chosen if g.id not in choice.kept]
-    return Plan({**_norm_plan(opened, config, others, "l2").kept, **choice.kept})
+    return Plan(dict(choice.kept))
 
 
 def _wanted(opened: Opened, config: Config, chosen: Sequence[Group]) -> recovery.Wanted:
-    steps = _steps(opened, config, chosen, widths.known(config.provider, config.run_threads))
+    multiples = steps(opened, config, chosen, widths.known(config.provider, config.run_threads))
     target = parse_target(config.target) if config.target else None
     names = [g.id for g in chosen]
-    return recovery.Wanted(names, config.allocation, target, config.ratio, steps, config.measure, config.recover)
+    return recovery.Wanted(names, config.allocation, target, config.ratio, multiples, config.measure, config.recover)
 
 
 def _within_budget(
@@ -288,7 +284,7 @@ def _within_budget(
     return Decision(Plan(dict(found.kept)), found.recovered, found.rounds)
 
 
-def _steps(opened: Opened, config: Config, groups: Sequence[Group], fast: FastWidths) -> dict[str, int]:
+def steps(opened: Opened, config: Config, groups: Sequence[Group], fast: FastWidths) -> dict[str, int]:
     """What the counts of every group are multiples of."""
     if config.round_to != "auto":
         return {g.id: config.round_to for g in groups}
@@ -300,8 +296,8 @@ def _paced(
 ) -> Decision:
     """The plan that meets a latency target: latency by node, order and damage of removals, candidates measured."""
     find = widths.measured if config.round_to == "auto" else widths.known
-    steps = _steps(opened, config, chosen, find(config.provider, config.run_threads))
-    pace = pacing.Pace(opened, config, chosen, steps, timed)
+    multiples = steps(opened, config, chosen, find(config.provider, config.run_threads))
+    pace = pacing.Pace(opened, config, chosen, multiples, timed)
     begun = pacing.start(pace)
     if config.measure in MEASURED_CRITERIA and source is not None:
         wanted = _wanted(opened, config, chosen)

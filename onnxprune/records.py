@@ -476,7 +476,8 @@ class Round:
 class GroupCurve:
     """Damage at the outputs when `removed` indices of a group of `size` go and its consumers are refitted.
 
-    0: the same outputs; 1: as wrong as their mean. Both lists are empty where nothing that is refitted reads the group.
+    0: the same outputs; 1: as wrong as their mean. Not `refitted`: no layer that is refitted reads the group, and the
+    damage is that of the cut alone.
     """
 
     id: str
@@ -485,6 +486,7 @@ class GroupCurve:
     macs_share: float
     removed: tuple[int, ...]
     damage: tuple[float, ...]
+    refitted: bool = True
 
 
 @dataclass(frozen=True)

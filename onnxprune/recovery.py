@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from onnxprune import allocate, analysis, calibration, cost, damage, shapes
+from onnxprune import allocate, analysis, calibration, cost, damage, score, select, shapes
 from onnxprune import target as targets
 from onnxprune.bodies import operands
 from onnxprune.criteria import obs
@@ -170,33 +170,37 @@ def choose(source: Source, wanted: Wanted) -> Choice:
 
 def prepare(source: Source, wanted: Wanted, levels: Sequence[float] | None = None) -> Prepared:
     """Statistics, the order of removal in every group, and where a target is split by it, the measured damage (at the
-    shares `levels`)."""
+    shares `levels`). Groups that nothing with statistics reads go by the norm of their weights.
+
+    Raises ModelError where a weight of a group holds no number.
+    """
     model = open_source(source)
     names = set(wanted.groups)
     groups = [g for g in model.analysis.groups if g.id in names]
+    norms = score.score(model.analysis, groups, model.stored, criterion="l2", seed=source.seed)
+    by_norm = {name: select.path(values) for name, values in norms.items()}
     measured: dict[str, damage.Curve] = {}
     with contextlib.closing(Shelf(source.memory_bytes)) as shelf:
         found = damage.collect(
             model.file.proto, model.read, model.analysis, groups, source.feeds,
             shelf=shelf, seed=source.seed, threads=source.threads,
         )  # fmt: skip
-        order = damage.orders(model.analysis, groups, found, wanted.criterion)
+        order = {**by_norm, **damage.orders(model.analysis, groups, found, wanted.criterion)}
         if wanted.allocation == "sensitivity" and wanted.target is not None:
             few, affordable = _effort(source, model, len(order))
             measured = damage.curves(
-                model.file.proto, model.read, model.analysis, groups, found, order, few,
+                Weights(model.file.proto, model.read), model.analysis, groups, found, order, few,
                 memory_bytes=source.memory_bytes, threads=source.threads, levels=levels or affordable,
+                without=lambda group, gone: cut_weights(model, {group.id: np.setdiff1d(np.arange(group.size), gone)}),
             )  # fmt: skip
     return Prepared(source, model, groups, order, measured)
 
 
-def measure_curves(
-    source: Source, wanted: Wanted, levels: Sequence[float]
-) -> tuple[int, dict[str, tuple[list[int], list[float]]]]:
-    """The rows measured on, and (removed, damage) of every group that can be, by its id. Run in a child process."""
+def measure_curves(source: Source, wanted: Wanted, levels: Sequence[float]) -> tuple[int, Mapping[str, damage.Curve]]:
+    """The rows measured on, and the damage of every group by its id. Run in a child process."""
     found = prepare(source, wanted, levels)
     few, _ = _effort(source, found.model, len(found.order))
-    return calibration.rows_of(few), {name: (c.removed, c.damage) for name, c in found.measured.items()}
+    return calibration.rows_of(few), found.measured
 
 
 def allocated(found: Prepared, wanted: Wanted) -> dict[str, IndexArray]:
@@ -205,7 +209,7 @@ def allocated(found: Prepared, wanted: Wanted) -> dict[str, IndexArray]:
     kept = {}
     for group in found.groups:
         removed = group.size - counts.counts[group.id]
-        if removed and group.id in found.order:
+        if removed:
             kept[group.id] = np.setdiff1d(np.arange(group.size), found.order[group.id].order[:removed])
     return kept
 
@@ -278,7 +282,7 @@ def _allocate(
     order: Mapping[str, obs.Path], measured: Mapping[str, damage.Curve],
 ) -> Allocation:  # fmt: skip
     if wanted.target is None:
-        return _uniform(groups, wanted, order, wanted.ratio)
+        return _uniform(groups, wanted, wanted.ratio)
     terms, rest = terms_of(model.file, model.analysis, wanted.target[0])
     whole = cost.total(terms, {}) + rest
     limit = wanted.target[1]
@@ -291,7 +295,7 @@ def _allocate(
         return cost.total(terms, kept)
 
     if wanted.allocation == "uniform":
-        return targets.uniformly(lambda r: _uniform(groups, wanted, order, r), price, target)
+        return targets.uniformly(lambda r: _uniform(groups, wanted, r), price, target)
     mixes = damages(groups, wanted, order, measured)
     candidates = [targets.by_damage(groups, own, terms, target, wanted.steps) for own in mixes]
     return candidates[best(source, model, groups, order, candidates)]
@@ -301,17 +305,16 @@ def damages(
     groups: Sequence[Group], wanted: Wanted, order: Mapping[str, obs.Path], measured: Mapping[str, damage.Curve]
 ) -> list[Mapping[str, Damage]]:
     """The damage of removing indices, by group id: one for every mix where it was measured."""
-    able = [g for g in groups if g.id in order]
     if wanted.allocation != "sensitivity":
-        return [{g.id: _path_damage(order[g.id], wanted.allocation != "global") for g in able}]
-    return [{g.id: _mixed(measured[g.id], g.size, mix) for g in able if g.id in measured} for mix in MIXES]
+        return [{g.id: _path_damage(order[g.id], wanted.allocation != "global") for g in groups}]
+    return [{g.id: _mixed(measured[g.id], g.size, mix) for g in groups} for mix in MIXES]
 
 
-def _uniform(groups: Sequence[Group], wanted: Wanted, order: Mapping[str, obs.Path], ratio: float) -> Allocation:
+def _uniform(groups: Sequence[Group], wanted: Wanted, ratio: float) -> Allocation:
     counts = {}
     for g in groups:
         count = max(g.least, round(g.size * (1 - ratio)))
-        counts[g.id] = allocate.round_count(count, g.size, wanted.steps[g.id]) if g.id in order else g.size
+        counts[g.id] = allocate.round_count(count, g.size, wanted.steps[g.id])
     return Allocation(counts)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from onnxprune.criteria.obs import Path
 from onnxprune.records import Allocation, FloatArray, Plan, Removal
 
 
@@ -17,6 +18,16 @@ def select(scores: Mapping[str, FloatArray], allocation: Allocation) -> Plan:
         if count < len(found):
             kept[name] = np.sort(np.argsort(-found, kind="stable")[:count])
     return Plan(kept)
+
+
+def path(scores: FloatArray) -> Path:
+    """The indices in the order in which `select` gives them up. The cost of each is its share of the squared scores: of
+    the variance, if every index had as much of it as its weights say.
+    """
+    order = np.argsort(-scores, kind="stable")[::-1]
+    squares = scores[order] ** 2
+    gone = np.concatenate([[0.0], np.cumsum(squares)[:-1]]) / max(float(squares.sum()), 1e-30)
+    return Path(order[:-1], gone)
 
 
 def removal(scores: FloatArray) -> Removal:

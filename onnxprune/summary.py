@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from onnxprune import allocate, cost, processor, widths, wording
+from onnxprune import allocate, cost, processor, unpruned, widths, wording
 from onnxprune.config import Config, parse_target
 from onnxprune.dims import Dim, resolve
 from onnxprune.modelfile import ModelFile
@@ -74,7 +74,7 @@ def report(
         options=_options(opened, config, plan),
         before=before,
         after=after,
-        groups=tuple(_group_reports(opened, plan, weights, before.parameters)),
+        groups=tuple(_group_reports(opened, config, plan, weights, before.parameters)),
         refusals=_refusals(found, weights),
         exactness=proof.exactness if proof else None,
         quality=proof.quality if proof else None,
@@ -149,10 +149,13 @@ def _written(opened: Opened, weights: Sequence[str], file: ModelFile) -> int:
     return sum(math.prod(stored[n].dims) for n in {*weights, *added} & stored.keys())
 
 
-def _group_reports(opened: Opened, plan: Plan, weights: Sequence[str], parameters: int) -> Iterator[GroupReport]:
+def _group_reports(
+    opened: Opened, config: Config, plan: Plan, weights: Sequence[str], parameters: int
+) -> Iterator[GroupReport]:
     shares, left = cost.macs_shares(opened.analysis), _left(opened)
     counted = set(weights)
     readers = wording.readers(opened.model.proto, opened.analysis)
+    reasons = unpruned.reasons(opened, config, plan)
     for g in opened.analysis.groups:
         tensors = {o.tensor for o in g.occurrences} & counted
         amount = cost.parameters(opened.analysis, tensors)
@@ -162,7 +165,7 @@ def _group_reports(opened: Opened, plan: Plan, weights: Sequence[str], parameter
             group=g,
             kept=len(plan.kept[g.id]) if pruned else g.size,
             status="frozen" if g.refusal else "pruned" if pruned else "kept",
-            reason=f"{g.refusal.op} {g.refusal.node}: {g.refusal.reason}" if g.refusal else "",
+            reason=f"{g.refusal.op} {g.refusal.node}: {g.refusal.reason}" if g.refusal else reasons.get(g.id, ""),
             macs_share=shares.get(g.dim, 0.0) * left,
             parameters_share=amount / parameters if parameters else 0.0,
             words=wording.words(opened.analysis, g, ties),

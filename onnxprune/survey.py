@@ -46,7 +46,11 @@ def sensitivity(model: str | Path, config: Config) -> Sensitivity:
     shares, readers = cost.macs_shares(opened.analysis), wording.readers(opened.model.proto, opened.analysis)
     found = []
     for g in groups:
-        removed, damage = curves.get(g.id, ([], []))
+        curve = curves[g.id]
         words = wording.words(opened.analysis, g, wording.ties(g, readers))
-        found.append(GroupCurve(g.id, words, g.size, shares.get(g.dim, 0.0), tuple(removed), tuple(damage)))
+        found.append(
+            GroupCurve(
+                g.id, words, g.size, shares.get(g.dim, 0.0), tuple(curve.removed), tuple(curve.damage), curve.refitted
+            )
+        )
     return Sensitivity(str(model), rows, config.seed, config.measure, LEVELS, tuple(found))

@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 from oracle import Pruned, differences, feeds, graph, groups, model, prunable, prune, reasons, replace_weight, stored
 
-from onnxprune import allocate, cost, plan, processor, wording
+from onnxprune import allocate, cost, plan, processor, recovery, wording
 from onnxprune.errors import UsageError
 
 EXPERTS = 6
@@ -329,3 +329,16 @@ def test_experts_are_neither_rounded_nor_cut_below_the_choice() -> None:
         allocate.uniform(found, [group], ratio=r, round_to=None, widths=fast).counts[group.id] for r in (0.3, 0.5, 0.9)
     ]
     assert counts == [4, 3, 2]
+
+
+def test_the_damage_of_experts_is_measured_down_to_the_choice(tmp_path: Path) -> None:
+    proto = build(CHOSEN)
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    name = experts_of(proto)
+    source = recovery.Source(str(tmp_path / "m.onnx"), {}, list(feeds(proto)), 0, 1, 1 << 30)
+    wanted = recovery.Wanted([name], "sensitivity", ("macs", 0.95), 0.5, {name: 1}, "obs")
+    curve = recovery.prepare(source, wanted).measured[name]
+    assert (curve.removed, curve.refitted) == ([0, 1, 2, 3, 4], False)
+    assert 0 < curve.damage[1] <= curve.damage[-1]
+    kept = recovery.choose(source, wanted).kept[name]
+    assert 2 <= len(kept) < EXPERTS

@@ -76,14 +76,14 @@ def test_the_command_prints_a_line_per_group_and_writes_both_files(model: Path) 
     assert sorted(p.name for p in model.parent.iterdir()) == sorted([*before, "r.json", "c.svg"])
 
 
-def test_groups_without_a_curve_are_explained() -> None:
+def test_groups_that_nothing_refitted_reads_are_marked() -> None:
     measured = GroupCurve("a", "8 features of a", 8, 0.5, (0, 4), (0.0, 0.2))
     found = Sensitivity("net.onnx", 64, 0, "obs", (0.5,), (measured,))
-    assert "not measured" not in curves.sensitivity_text(found)
-    other = GroupCurve("b", "4 hidden units of b", 4, 0.5, (), ())
+    assert "*" not in curves.sensitivity_text(found)
+    other = GroupCurve("b", "4 hidden units of b", 4, 0.5, (0, 2), (0.0, 0.1), refitted=False)
     lines = curves.sensitivity_text(replace(found, groups=(measured, other))).splitlines()
-    assert "-: not measured, as no layer that is refitted reads the group" in lines
-    assert next(line for line in lines if line.startswith("4 hidden")).split()[-1] == "-"
+    assert "*: the damage of the cut alone, as no layer that is refitted reads the group" in lines
+    assert next(line for line in lines if line.startswith("4 hidden")).split()[-3:] == ["*", "50.0%", "0.1000"]
 
 
 def test_what_cannot_be_measured_is_an_error(model: Path) -> None:

@@ -17,6 +17,7 @@ from onnxprune.records import (
     Occurrence,
     Pursuit,
     Report,
+    Status,
     Tie,
     Totals,
     WidthCalibration,
@@ -36,7 +37,7 @@ _ROLES = {"produced": 0, "carried": 2, "contracted": 1}
 def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False, every: bool = False) -> str:
     """What a pruning run did: sizes before and after, proofs, latency, what could not be pruned and why.
 
-    `every`: all layers and refusals, not just the worst.
+    `every`: all layers and refusals, not just the worst, and why groups were kept whole.
     """
     page = Page(width, colour)
     page.line(_headline(report))
@@ -58,6 +59,8 @@ def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False, ever
     if report.latency:
         _latency_lines(page, report.latency)
     quality.add(page, report, every)
+    if every:
+        _unpruned(page, report, "kept", "Groups kept whole")
     _refusals(page, report, len(report.refusals) if every else _ROWS)
     _notes(page, report)
     return page.text()
@@ -81,7 +84,7 @@ def inspect_text(report: Report, *, width: int = WIDTH, colour: bool = False, ev
         page.table("Prunable groups", _groups_table(free if every else free[:_ROWS], every))
         _more(page, 0 if every else len(free) - _ROWS)
     if every:
-        _frozen_groups(page, report)
+        _unpruned(page, report, "frozen", "Frozen groups")
     _refusals(page, report, len(report.refusals) if every else _ROWS)
     return page.text()
 
@@ -290,14 +293,15 @@ def _coupled(occurrences: Sequence[Occurrence]) -> str:
     return "\n".join(f"{o.tensor} axis {o.axis} {o.role}" for o in ordered)
 
 
-def _frozen_groups(page: Page, report: Report) -> None:
-    frozen = _by_share(entry for entry in report.groups if entry.status == "frozen")
+def _unpruned(page: Page, report: Report, status: Status, title: str) -> None:
+    """The groups of that status, and why."""
+    found = _by_share(entry for entry in report.groups if entry.status == status)
     table = new_table("group", "MACs", "params", "reason", wide=("reason",))
-    for entry in frozen:
+    for entry in found:
         shares = numbers.share(entry.macs_share), numbers.share(entry.parameters_share)
         table.add_row(_group_cell(entry, True), *shares, escape(entry.reason))
-    if frozen:
-        page.table("Frozen groups", table)
+    if found:
+        page.table(title, table)
 
 
 def _refusals(page: Page, report: Report, rows: int) -> None:

@@ -113,7 +113,7 @@ def _group_lines(entry: GroupReport) -> list[str]:
     lines = [entry.words or f"{entry.group.size} in {entry.group.id}", entry.group.id]
     if entry.group.renormalised:
         lines.append("renormalised")
-    return [*lines, entry.reason] if entry.reason else lines
+    return [*lines, entry.reason] if entry.status == "frozen" else lines
 
 
 def _operator_lines(name: str, tied: Iterable[Tie]) -> list[str]:

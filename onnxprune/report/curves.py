@@ -19,22 +19,18 @@ def sensitivity_text(found: Sensitivity, *, width: int = WIDTH, colour: bool = F
         f"order by {found.criterion}"
     )
     page.line("0: the same outputs, 1: as wrong as their mean")
-    if not all(group.removed for group in found.groups):
-        page.line("-: not measured, as no layer that is refitted reads the group")
+    if not all(group.refitted for group in found.groups):
+        page.line("*: the damage of the cut alone, as no layer that is refitted reads the group")
     shown = new_table("group", "MACs", *(f"-{level:.0%}" for level in found.levels))
-    for group in sorted(found.groups, key=_middle):
-        label = f"{group.words or group.id}"
-        shown.add_row(escape(label), numbers.share(group.macs_share), *(_cell(group, level) for level in found.levels))
+    for group in sorted(found.groups, key=lambda g: at(g, 0.5)):
+        label = f"{group.words or group.id}{'' if group.refitted else ' *'}"
+        shown.add_row(
+            escape(label),
+            numbers.share(group.macs_share),
+            *(numbers.plain(at(group, level), 4) for level in found.levels),
+        )
     page.table("", shown)
     return page.text()
-
-
-def _cell(group: GroupCurve, level: float) -> str:
-    return numbers.plain(at(group, level), 4) if group.removed else "-"
-
-
-def _middle(group: GroupCurve) -> float:
-    return at(group, 0.5) if group.removed else float("inf")
 
 
 def at(group: GroupCurve, level: float) -> float:

@@ -124,9 +124,8 @@ _LEGEND_ROW = 18
 
 
 def curves(found: Sensitivity, title: str) -> str:
-    """A self-contained SVG picture of damage (up to 1) by share removed, a line for every group that was measured."""
-    groups = [g for g in found.groups if g.removed]
-    height = _BOTTOM + 70 + _LEGEND_ROW * len(groups)
+    """A self-contained SVG picture of damage (up to 1) by share removed, a line for every group."""
+    height = _BOTTOM + 70 + _LEGEND_ROW * len(found.groups)
     parts = [
         drawing.start(_WIDTH, height, title),
         drawing.text(_LEFT, 24, title, "font-size='16' font-weight='600'"),
@@ -140,7 +139,7 @@ def curves(found: Sensitivity, title: str) -> str:
         parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_RIGHT}" y2="{y:.1f}" stroke="#e4e4e4"/>')
         parts.append(drawing.text(_LEFT - 8, y + 4, f"{tick:g}", "text-anchor='end'"))
         parts.append(drawing.text(x, _BOTTOM + 19, f"{tick:.0%}", "text-anchor='middle'"))
-    for index, group in enumerate(groups):
+    for index, group in enumerate(found.groups):
         colour, dash = _LINES[index % len(_LINES)], "none" if index < len(_LINES) else "5 3"
         pairs = zip(group.removed, group.damage, strict=True)
         points = " ".join(f"{_x(r / group.size, edges):.1f},{_y(min(d, 1.0), 1.0):.1f}" for r, d in pairs)
