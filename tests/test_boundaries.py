@@ -54,6 +54,7 @@ DRIVERS = {
     "summary",
     "survey",
     "trials",
+    "unpruned",
     "widths",
 }
 LEAVES = {
