@@ -621,6 +621,21 @@ def write(
             return _publish(folder, path.parent, names, force)
 
 
+def publish(files: Mapping[str, bytes], path: Path, *, force: bool = False) -> None:
+    """Put the finished files of a model, by name, beside each other, the model itself to `path`: all or nothing.
+
+    Raises OutputError where they must not or cannot be written.
+    """
+    with _output_errors(path), tempfile.TemporaryDirectory(prefix=unfinished(), dir=path.parent) as folder:
+        names = sorted(files, key=lambda name: name == path.name)
+        for name in names:
+            with (Path(folder) / name).open("wb") as file:
+                file.write(files[name])
+                file.flush()
+                os.fsync(file.fileno())
+        _publish(Path(folder), path.parent, names, force)
+
+
 def _data_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 

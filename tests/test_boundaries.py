@@ -43,6 +43,7 @@ DRIVERS = {
     "distribution",
     "evaluation",
     "gathering",
+    "jobs",
     "many",
     "opening",
     "pacing",

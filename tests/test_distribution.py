@@ -232,6 +232,88 @@ def test_files_reach_workers_that_do_not_see_them(cluster: Any, tmp_path: Path) 
         list(distribution.each(work.attempt, named, items, Workers(None, "dask", address, True)))
 
 
+def _twins(folder: Path) -> list[Path]:
+    """Two models and, between them, a file that is none."""
+    model = build(folder)
+    (folder / "twin.onnx").write_bytes(model.read_bytes())
+    (folder / "broken.onnx").write_text("no model")
+    return [model, folder / "broken.onnx", folder / "twin.onnx"]
+
+
+@pytest.mark.parametrize("shared_paths", [False, True])
+def test_many_models_on_a_cluster(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_paths: bool
+) -> None:
+    """Files, reports and errors are those of this machine, and nothing else is written."""
+    models = [Path(model.name) for model in _twins(tmp_path)]
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for place, workers in {
+        "near": Workers(1),
+        "far": Workers(backend="dask", scheduler=cluster.scheduler_address, shared_paths=shared_paths),
+    }.items():
+        config = Config(calibration=Path("inputs.npz"), round_to=1, output=Path(place))
+        found[place] = onnxprune.prune_many(models, config, workers=workers)
+    assert [entry.exit_code for entry in found["far"]] == [0, 3, 0], found["far"]
+    for far, near in zip(found["far"], found["near"], strict=True):
+        assert (far.model, far.error) == (near.model, near.error)
+        if far.report is None or near.report is None:
+            continue
+        assert str(tmp_path) not in repr(far) and "/in/" not in repr(far)
+        assert far.report.output == near.report.output.replace("near", "far") if near.report.output else None
+        assert (far.report.inputs, far.report.notes) == (near.report.inputs, near.report.notes)
+        assert {**far.report.options, "output": None} == {**near.report.options, "output": None}
+        assert Path(str(far.report.output)).read_bytes() == Path(str(near.report.output)).read_bytes()
+    assert sorted(path.name for path in Path("far").iterdir()) == ["net.onnx", "twin.onnx"]
+    again = onnxprune.prune_many(models, config, workers=workers)
+    assert [entry.exit_code for entry in again] == [2, 3, 2] and "the file exists" in str(again[0].error)
+
+
+def test_models_and_results_travel(cluster: Any, tmp_path: Path) -> None:
+    from onnxprune import jobs
+    from onnxprune.trials import cargo
+
+    model = build(tmp_path)
+    proto = onnx.load(model)
+    onnx.save(proto, model, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    config = Config(calibration=tmp_path / "inputs.npz", round_to=1)
+    shipment = list(jobs.Shipment([jobs.Job(model, tmp_path / "small.onnx")], travels=True))
+    packed = cargo.pack_options(config, travels=True)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    workers = Workers(backend="dask", scheduler=cluster.scheduler_address)
+    (back,) = distribution.each(jobs.attempt_far, packed, shipment, workers)
+    assert back.pruned.exit_code == 0, back.pruned.error
+    done = jobs.received(back, shipment[0][1].job, force=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.onnx", "small.onnx.data"]
+    assert {tuple(t.dims) for t in onnx.load(tmp_path / "small.onnx").graph.initializer} >= {(8, 16), (16, 4)}
+    assert done.report is not None and done.report.output == str(tmp_path / "small.onnx")
+    taken = jobs.received(back, shipment[0][1].job, force=False)
+    assert taken.exit_code == 2 and "the file exists" in str(taken.error)
+
+
+def test_a_dry_run_on_a_cluster_writes_nothing(cluster: Any, tmp_path: Path) -> None:
+    model, _, twin = _twins(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    workers = Workers(backend="dask", scheduler=cluster.scheduler_address)
+    config = Config(round_to=1, recover=False, dry_run=True, output=tmp_path / "out")
+    found = onnxprune.prune_many([model, twin], config, workers=workers)
+    assert [entry.exit_code for entry in found] == [0, 0]
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_model_that_is_too_large_to_travel(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxprune.trials import cargo
+
+    model, _, twin = _twins(tmp_path)
+    twin.write_bytes(twin.read_bytes() + onnx.ModelProto(doc_string=" " * 10_000).SerializeToString())
+    monkeypatch.setattr(cargo, "MOST_BYTES", model.stat().st_size + 1000)
+    workers = Workers(backend="dask", scheduler=cluster.scheduler_address)
+    config = Config(round_to=1, recover=False, output=tmp_path / "out")
+    found = onnxprune.prune_many([model, twin], config, workers=workers)
+    assert [entry.exit_code for entry in found] == [0, 2] and "--shared-paths" in str(found[1].error)
+
+
 def test_clusters_that_cannot_be_used(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     workers = Workers(backend="dask", scheduler=cluster.scheduler_address)
     monkeypatch.setattr(distribution, "__version__", "99.0")

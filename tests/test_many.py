@@ -18,7 +18,8 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import Config, cli, many
+from onnxprune import Config, Workers, cli
+from onnxprune import jobs as running
 from onnxprune.errors import OutputError, UsageError
 from onnxprune.trials.store import Store
 
@@ -82,7 +83,7 @@ def test_the_worst_exit_code_wins(models: list[Path], tmp_path: Path) -> None:
 
 
 def test_a_fault_of_the_tool_is_an_error_of_one_model(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(many, "prune", lambda *a: 1 / 0)
+    monkeypatch.setattr(running, "prune", lambda *a: 1 / 0)
     found = onnxprune.prune_many([models[0], models[2]])
     assert [entry.exit_code for entry in found] == [1, 1]
     assert "internal error: ZeroDivisionError" in str(found[0].error)
@@ -112,6 +113,9 @@ def test_what_cannot_be_done_with_several(models: list[Path], tmp_path: Path) ->
     ):
         with pytest.raises(UsageError, match=words):
             onnxprune.prune_many(given, config, jobs=jobs)
+    for config in (Config(benchmark=True), Config(target="latency=0.5", dry_run=True)):
+        with pytest.raises(UsageError, match="measured on this machine.*no --backend"):
+            onnxprune.prune_many([a, b], config, workers=Workers(backend="dask", scheduler="tcp://127.0.0.1:1"))
     with pytest.raises(OutputError, match="need a folder"):
         onnxprune.prune_many([a, b], Config(output=a))
     assert not (tmp_path / "out").exists()
@@ -143,7 +147,7 @@ def test_a_folder_that_may_not_be_written_is_refused_at_once(
     out.mkdir(mode=0o555)
     # The superuser may write everywhere, so the answer of the system is given here.
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != out and able(path, mode))
-    monkeypatch.setattr(many, "prune", lambda *given: pytest.fail("a model is pruned"))
+    monkeypatch.setattr(running, "prune", lambda *given: pytest.fail("a model is pruned"))
     done = call(models[0], models[2], "-o", out, *CUT)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == f"error: {out}: no permission to write to this folder; choose another\n"
@@ -180,4 +184,22 @@ def test_an_interrupt_of_parallel_work_leaves_nothing(tmp_path: Path) -> None:
 
 def test_no_folder_is_left_where_every_model_fails(models: list[Path], tmp_path: Path) -> None:
     assert call(models[1], tmp_path / "none.onnx", "-o", tmp_path / "out").exit_code == 3
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [("--backend", "dask"), ("--scheduler", "tcp://a:1"), ("--shared-paths",)])
+def test_one_model_is_pruned_here(models: list[Path], given: tuple[str, ...]) -> None:
+    done = call(models[0], *CUT, *given)
+    assert (done.exit_code, done.stdout) == (2, "") and "are for several models" in done.stderr
+
+
+def test_options_of_a_cluster_are_checked_at_once(models: list[Path], tmp_path: Path) -> None:
+    done = call(models[0], models[2], "-o", tmp_path / "out", *CUT, "--backend", "dask")
+    assert done.exit_code == 2 and "--backend dask needs --scheduler" in done.stderr
+    assert (
+        "--jobs is for this machine"
+        in call(
+            models[0], models[2], *CUT, "--backend", "dask", "--scheduler", "tcp://127.0.0.1:1", "--jobs", "2"
+        ).stderr
+    )
     assert not (tmp_path / "out").exists()

@@ -10,12 +10,15 @@ import click
 
 from onnxprune.cli.terminal import Voice, deliver, file_of, has_colour, progress, terminal_width
 from onnxprune.config import Config, check_paths, check_report_path
+from onnxprune.distribution import Workers
 
 if TYPE_CHECKING:
     from onnxprune.records import Pruned
 
 
-def prune_several(models: Sequence[Path], config: Config, jobs: int, json_path: Path | None, voice: Voice) -> None:
+def prune_several(
+    models: Sequence[Path], config: Config, workers: Workers, json_path: Path | None, voice: Voice
+) -> None:
     """Prune the models; an error line for each that fails. Ends with the largest of their exit codes."""
     report = file_of(json_path)
     read = {f"the model {model}": model for model in models}
@@ -25,7 +28,7 @@ def prune_several(models: Sequence[Path], config: Config, jobs: int, json_path: 
     from onnxprune.report import plain_json, several
 
     with progress(voice, "prune ..."):
-        found = prune_many(models, config, jobs=jobs)
+        found = prune_many(models, config, workers=workers)
     for entry in found:
         if entry.error is not None:
             click.echo(f"error: {_named(entry)}", err=True)

@@ -106,12 +106,14 @@ def cluster_options(function: Function) -> Function:
     """The options that say where work is done, beside this machine."""
     options = (
         click.option(
-            "--backend", type=click.Choice(BACKENDS), default="local", show_default=True, help="Where trials run."
+            "--backend",
+            type=click.Choice(BACKENDS),
+            default="local",
+            show_default=True,
+            help="Where models are pruned.",
         ),
         click.option("--scheduler", metavar="ADDRESS", help="Of the cluster: tcp://10.0.0.1:8786."),
-        click.option(
-            "--shared-paths", is_flag=True, help="The cluster sees the same files: the model need not be sent."
-        ),
+        click.option("--shared-paths", is_flag=True, help="The cluster sees the same files: none need be sent."),
     )
     return _with(options, function)
 

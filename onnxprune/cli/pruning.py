@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from onnxprune.cli.many import prune_several
 from onnxprune.cli.options import (
     PATH,
     calibration_option,
+    cluster_options,
     image_options,
     input_shape_option,
     json_option,
@@ -25,6 +27,7 @@ from onnxprune.cli.options import (
 )
 from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width
 from onnxprune.config import ALLOCATIONS, NOTHING_TO_SPLIT, Config, RoundTo, check_paths, check_report_path
+from onnxprune.distribution import Workers
 from onnxprune.errors import UsageError
 
 
@@ -123,11 +126,10 @@ from onnxprune.errors import UsageError
 @click.option(
     "--jobs",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
     metavar="N",
-    help="Of several models, so many at a time.",
+    help="Of several models, so many at a time; 1 if not given.",
 )
+@cluster_options
 @provider_option
 @click.option("--benchmark", is_flag=True, help="Measure the latency of both models; write nothing that is not faster.")
 @click.option(
@@ -189,7 +191,10 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     color: str,
     threads: int,
     memory: int,
-    jobs: int,
+    jobs: int | None,
+    backend: str,
+    scheduler: str | None,
+    shared_paths: bool,
     provider: Literal["cpu", "cuda"],
     benchmark: bool,
     batch: int | None,
@@ -250,10 +255,18 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
             seed=seed,
             force=force,
         )
+        workers = Workers(jobs or 1 if backend == "local" else jobs, backend, scheduler, shared_paths)
         if len(models) == 1:
+            _check_place(workers)
             _prune(models[0], config, json_path, voice)
         else:
-            prune_several(models, config, jobs, json_path, voice)
+            prune_several(models, config, workers, json_path, voice)
+
+
+def _check_place(workers: Workers) -> None:
+    """Raise UsageError where one model is to be pruned on a cluster."""
+    if dataclasses.replace(workers, jobs=1) != Workers(1):
+        raise UsageError("--backend, --scheduler and --shared-paths are for several models: one is pruned here")
 
 
 def _check_ratio(others: Mapping[str, object]) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -34,13 +34,23 @@ INDIFFERENT = {*space.DECIDED, "threads", "batch", "run_threads", "budget_s"} - 
 class Cargo:
     """The model and options; with `files` (by name below a folder to unpack into), paths are those in that folder.
 
-    `rounding`: what --round-to auto rounds to on this machine, None where it is not asked for.
+    `rounding`: what --round-to auto rounds to on this machine, None where it is not asked for. `given`: what the user
+    calls the files and folders of options, by what they are called here.
     """
 
     model: str
     config: Config
     files: Mapping[str, bytes]
     rounding: Mapping[str, object] | None
+    given: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def loaded(self, freight: Freight) -> Cargo:
+        """The cargo of `pack_options` with a model."""
+        return dataclasses.replace(self, model=freight.model, files={**self.files, **freight.files})
+
+    def places(self, folder: Path) -> dict[str, str]:
+        """What the user calls the files and folders of options, by what they are called when unpacked into `folder`."""
+        return {str(folder / there) if self.files else there: here for there, here in self.given.items()}
 
     def unpacked(self, folder: Path) -> tuple[Path, Config]:
         """The model's path and the options on this machine; `folder` is empty and stays as long as they are used.
@@ -63,20 +73,45 @@ class Cargo:
         return Path(self.model), self.config
 
 
+@dataclass(frozen=True)
+class Freight:
+    """A model alone: its path, or its files by name below a folder to unpack into."""
+
+    model: str
+    files: Mapping[str, bytes]
+
+
 def pack(model: Path, config: Config, *, travels: bool) -> Cargo:
     """What workers need; `travels`: as the files themselves. Raises UsageError where they are too large for that."""
-    rounding = _rounding(config)
-    if not travels:
-        return Cargo(str(_absolute(model)), _moved(config, lambda field, path: _absolute(path)), {}, rounding)
-    found = {f"{field}/{name}": path for field, name, path in _files(model, config)}
-    size = sum(path.stat().st_size for path in found.values())
+    if travels:
+        require_light(model, config)
+    return pack_options(config, travels=travels).loaded(freight(model, travels=travels))
+
+
+def require_light(model: Path, config: Config) -> None:
+    """Raise UsageError for a model that is too large to travel with the files of the options."""
+    size = sum(path.stat().st_size for _, _, path in _files(model, config))
     if size > MOST_BYTES:
         raise UsageError(
             f"model and inputs hold {size >> 20} MB, and no more than {MOST_BYTES >> 20} MB travel to the workers: put "
             "them where all machines see them under the same path, and give --shared-paths"
         )
-    files = {name: path.read_bytes() for name, path in found.items()}
-    return Cargo(f"model/{model.name}", _renamed(config), files, rounding)
+
+
+def pack_options(config: Config, *, travels: bool) -> Cargo:
+    """What workers need of all models alike: a cargo without a model."""
+    changed = _renamed(config) if travels else _moved(config, lambda field, path: absolute(path))
+    given = {str(there): str(here) for (_, there), (_, here) in zip(_located(changed), _located(config), strict=True)}
+    return Cargo("", changed, _read(_option_files(config)) if travels else {}, _rounding(config), given)
+
+
+def freight(model: Path, *, travels: bool) -> Freight:
+    """A model for `Cargo.loaded`."""
+    return Freight(f"model/{model.name}", _read(_model_files(model))) if travels else Freight(str(absolute(model)), {})
+
+
+def _read(files: Iterable[tuple[str, str, Path]]) -> dict[str, bytes]:
+    return {f"{field}/{name}": path.read_bytes() for field, name, path in files}
 
 
 class Keys:
@@ -131,21 +166,29 @@ def _moved(config: Config, change: Callable[[str, Path], Path]) -> Config:
 
 def _renamed(config: Config) -> Config:
     """The configuration with the paths that files have where they are unpacked."""
-    return _moved(config, lambda field, path: Path(field) / _absolute(path).name)
+    return _moved(config, lambda field, path: Path(field) / absolute(path).name)
 
 
-def _absolute(path: Path) -> Path:
+def absolute(path: Path) -> Path:
     """The path from the root on, links kept: external data lies beside the link to a model."""
     return Path(os.path.abspath(path))
 
 
 def _files(model: Path, config: Config) -> Iterator[tuple[str, str, Path]]:
     """(field, name below it, path) of every file that a trial reads."""
-    model = _absolute(model)
+    yield from _model_files(model)
+    yield from _option_files(config)
+
+
+def _model_files(model: Path) -> Iterator[tuple[str, str, Path]]:
+    model = absolute(model)
     for path in (model, *external_files(model, skeleton(model))):
         yield "model", _below(path, model.parent), path
+
+
+def _option_files(config: Config) -> Iterator[tuple[str, str, Path]]:
     for field, given in _located(config):
-        place = _absolute(given)
+        place = absolute(given)
         if place.is_dir():
             for path in places.files_in(place, (*places.ARRAYS, *places.IMAGES)):
                 yield field, _below(path, place.parent), path
