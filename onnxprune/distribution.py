@@ -236,7 +236,7 @@ def _run_in(
 
 
 class _Warnings(logging.Handler):
-    """Warnings of this thread; `hides` them from other handlers."""
+    """Warnings of this thread; other handlers get what `is_other`."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -247,7 +247,8 @@ class _Warnings(logging.Handler):
         if record.thread == self.thread:
             self.found.append(record.getMessage())
 
-    def hides(self, record: logging.LogRecord) -> bool:
+    def is_other(self, record: logging.LogRecord) -> bool:
+        """Whether the record is none of those."""
         return record.thread != self.thread or record.levelno < logging.WARNING
 
 
@@ -257,11 +258,11 @@ def _warnings() -> Iterator[list[str]]:
     logger, handler = logging.getLogger("onnxprune"), _Warnings()
     others = list(logger.handlers)
     for other in others:
-        other.addFilter(handler.hides)
+        other.addFilter(handler.is_other)
     logger.addHandler(handler)
     try:
         yield handler.found
     finally:
         logger.removeHandler(handler)
         for other in others:
-            other.removeFilter(handler.hides)
+            other.removeFilter(handler.is_other)
