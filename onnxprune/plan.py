@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxprune import dims
+from onnxprune.dims import Dim
 from onnxprune.errors import OutputError, UsageError
 from onnxprune.records import Analysis, Group, IndexArray, Plan, Role
 
 SCHEMA = 1
+
+
+def masks(analysis: Analysis, kept: Mapping[str, IndexArray]) -> dict[Dim, npt.NDArray[np.bool_]]:
+    """What stays of every group that shrinks, as a bool mask (size,) by atom."""
+    return {g.dim: np.isin(np.arange(g.size), kept[g.id]) for g in analysis.groups if g.id in kept}
 
 
 def to_json(

@@ -7,18 +7,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import onnx
 
 from onnxprune import analysis, calibration, masking, shapes, verify, worker
+from onnxprune import plan as plans
 from onnxprune.branches import settled_numbers
 from onnxprune.config import Config
-from onnxprune.dims import Dim
 from onnxprune.errors import ModelError, VerificationError
 from onnxprune.modelfile import skeleton
 from onnxprune.opened import Opened
-from onnxprune.records import Analysis, Exactness, Feed, Plan, Proof
+from onnxprune.records import Exactness, Feed, Plan, Proof
 
 VERIFY_LIMIT_S = 1800.0
 """Time limit of the child processes that run the models."""
@@ -27,7 +25,7 @@ VERIFY_LIMIT_S = 1800.0
 def prove(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequence[Feed]) -> Proof:
     """That the model in `path` is exactly the masked original; and how close it is to the original on `feeds`."""
     masked = masking.masked_model(
-        opened.model.proto, opened.analysis, keep_masks(opened.analysis, plan), opened.shapes.element_types
+        opened.model.proto, opened.analysis, plans.masks(opened.analysis, plan.kept), opened.shapes.element_types
     )
     tolerance = verify.tolerance_for(opened.model.path)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
@@ -83,15 +81,6 @@ def run_shapes(opened: Opened, config: Config) -> list[dict[str, tuple[int, ...]
     together, alone = shapes.variations(proto, given)
     varied = [*together, *(v for choices in alone for v in choices)]
     return [dict(opened.shapes.inputs), *(shapes.concrete_inputs(proto, v, shapes.RUN_SIZES[0]) for v in varied)]
-
-
-def keep_masks(found: Analysis, plan: Plan) -> dict[Dim, npt.NDArray[np.bool_]]:
-    """The plan as a bool mask by atom."""
-    masks = {}
-    for group in found.groups:
-        if group.id in plan.kept:
-            masks[group.dim] = np.isin(np.arange(group.size), plan.kept[group.id])
-    return masks
 
 
 def prove_removal(opened: Opened, config: Config, silenced: onnx.ModelProto, left: onnx.ModelProto) -> Exactness:

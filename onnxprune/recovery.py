@@ -23,11 +23,11 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune import allocate, analysis, calibration, cost, damage, score, select, shapes
+from onnxprune import plan as plans
 from onnxprune import target as targets
 from onnxprune.bodies import operands
 from onnxprune.criteria import obs
 from onnxprune.cut import Cut, cut
-from onnxprune.dims import Dim
 from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
@@ -415,13 +415,8 @@ def _reconstruct(
     fits: bool = True,
 ) -> list[LayerReport]:
     options = Options(source.seed, source.threads, source.memory_bytes, relaxed, fits, source.own, source.steps_first)
-    cutting = Cutting(model.file.proto, model.analysis, masks(model.analysis, kept))
+    cutting = Cutting(model.file.proto, model.analysis, plans.masks(model.analysis, kept))
     return reconstruct(model.original, model.read, cutting, weights, feeds, options)
-
-
-def masks(found: Analysis, kept: Mapping[str, IndexArray]) -> dict[Dim, npt.NDArray[np.bool_]]:
-    """The plan as a bool mask by atom."""
-    return {g.dim: np.isin(np.arange(g.size), kept[g.id]) for g in found.groups if g.id in kept}
 
 
 def _distil(
