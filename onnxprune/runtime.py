@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.generic]
 InputSpec = tuple[str, tuple[int | str | None, ...], np.dtype[Any]]
 
+IMAGE_CHANNELS = (1, 3, 4)
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -296,17 +297,17 @@ def _draw(random: np.random.Generator, name: str, shape: tuple[int, ...], dtype:
         return np.asarray(random.random(shape) < 0.5)
     if np.issubdtype(dtype, np.integer):
         return np.asarray(random.integers(0, min(max(high, 1), int(np.iinfo(dtype).max)), shape)).astype(dtype)
-    channel = _channel_axis(shape)
+    channel = channel_axis(shape)
     if channel is None:
         return np.asarray(random.standard_normal(shape)).astype(dtype)
     return np.moveaxis(_smooth_images(random, np.moveaxis(np.empty(shape), channel, 1).shape), 1, channel).astype(dtype)
 
 
-def _channel_axis(shape: Sequence[int | str | None]) -> int | None:
-    """The channel axis of an image batch (1 or 3 channels), first or last; None where it is no image batch."""
+def channel_axis(shape: Sequence[int | str | None]) -> int | None:
+    """The channel axis of an image batch (1, 3 or 4 channels), first or last; None where it is no image batch."""
     if len(shape) != 4:
         return None
-    return next((axis for axis in (1, 3) if shape[axis] in (1, 3)), None)
+    return next((axis for axis in (1, 3) if shape[axis] in IMAGE_CHANNELS), None)
 
 
 def _smooth_images(random: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
@@ -324,7 +325,7 @@ def resolve_shapes(specs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int
     """A concrete shape per input: that of `shapes` where given, else a default for every dynamic axis.
 
     Defaults: the first axis 1; in 4-D float inputs the channels 3 and the spatial axes 224 (channels first unless the
-    last axis is 1 or 3); in 3-D float inputs (audio, features) 64; else 16. Axes of one name get one size, so that a
+    last axis is 1, 3 or 4); in 3-D float inputs (audio, features) 64; else 16. Axes of one name get one size, so that a
     shape given for one input holds for its companions too.
     """
     unknown = ", ".join(sorted(set(shapes) - {name for name, _, _ in specs}))
@@ -360,7 +361,7 @@ def _default_shape(declared: Sequence[int | str | None], dtype: np.dtype[Any]) -
     if is_float and rank == 3:
         sizes = [64] * 3
     if is_float and rank == 4:
-        channel = _channel_axis(declared) or 1
+        channel = channel_axis(declared) or 1
         sizes = [3 if axis == channel else 224 for axis in range(4)]
     sizes[:1] = [1] * min(rank, 1)
     return [axis if isinstance(axis, int) else size for axis, size in zip(declared, sizes, strict=True)]

@@ -13,6 +13,7 @@ import pytest
 from onnxprune import runtime
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.records import Feed
+from onnxprune.synthetic import signals
 
 F32, I64, BOOL = np.dtype(np.float32), np.dtype(np.int64), np.dtype(np.bool_)
 
@@ -285,3 +286,10 @@ def test_a_single_pixel_is_no_division_by_zero() -> None:
 def test_bounds_for_unknown_inputs_are_refused() -> None:
     with pytest.raises(UsageError, match="bounds are given for inputs the model does not have: typo"):
         runtime.synthetic_feed([("ids", (1,), I64)], {}, high={"typo": 3})
+
+
+def test_images_of_four_channels_are_images_in_every_place() -> None:
+    shapes = ((2, 4, 9, 9), (2, 9, 9, 4), (2, 2, 9, 9), (2, 4, 9))
+    assert [runtime.channel_axis(shape) for shape in shapes] == [1, 3, None, None]
+    assert runtime.resolve_shapes([("x", [None, None, None, 4], np.dtype(np.float32))], {}) == {"x": (1, 224, 224, 4)}
+    assert signals.kind_of("x", np.dtype(np.float32), (2, 4, 9, 9)) == "image"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune import runtime
 from onnxprune.records import Feed
 from onnxprune.synthetic import guesses, images, signals
 from onnxprune.synthetic.features import Rows
@@ -30,7 +31,7 @@ class Input:
     @property
     def axis(self) -> int:
         """The channel axis of an image."""
-        axis = signals.channel_axis(self.shape)
+        axis = runtime.channel_axis(self.shape)
         if axis is None:
             raise ValueError(f"{self.name!r} of shape {self.shape} is no image")
         return axis

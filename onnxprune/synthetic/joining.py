@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune import runtime
 from onnxprune.augmentation import augment, is_image
 from onnxprune.holdout import Holdout
 from onnxprune.modelfile import ModelFile
@@ -134,7 +135,7 @@ def _fill(result: Sequence[Feed], found: Array, places: Places, every: int) -> N
 
 def _scaling(arrays: Sequence[Array]) -> Scaling:
     """Least and largest value of every channel are the pixels 0 and 255."""
-    axis = signals.channel_axis(arrays[0].shape)
+    axis = runtime.channel_axis(arrays[0].shape)
     others = tuple(a for a in range(4) if a != axis)
     low = np.min([a.min(others) for a in arrays], axis=0).astype(np.float64)
     width = np.maximum(np.max([a.max(others) for a in arrays], axis=0).astype(np.float64) - low, 1e-12)

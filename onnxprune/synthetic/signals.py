@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.runtime import channel_axis
+
 Array = npt.NDArray[Any]
 Kind = Literal["image", "mask", "segment", "position", "length", "ids", "flag", "text", "audio", "features"]
 LONG = 1000
 """A last axis of so many elements is time."""
 AUDIO_NAMES = ("audio", "wave", "speech", "pcm", "input_values")
-IMAGE_CHANNELS = (1, 3, 4)
 
 WORDS: Mapping[Kind, str] = {
     "image": "an image",
@@ -45,13 +46,6 @@ def kind_of(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Kind:
         return "flag"
     named: dict[str, Kind] = {"token_type": "segment", "segment": "segment", "position": "position", "len": "length"}
     return next((kind for part, kind in named.items() if part in lower), "ids")
-
-
-def channel_axis(shape: tuple[int, ...]) -> int | None:
-    """The channel axis of a batch of images, first or last; None where it is none."""
-    if len(shape) != 4:
-        return None
-    return next((axis for axis in (1, 3) if shape[axis] in IMAGE_CHANNELS), None)
 
 
 def draw(
