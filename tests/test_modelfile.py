@@ -630,7 +630,13 @@ def test_damaged_models(tmp_path: Path, damage: Callable[[ModelProto], None], te
 
 
 def test_subgraphs_see_the_tensors_around_them(tmp_path: Path) -> None:
-    ModelFile.load(save(big_model(), tmp_path / "m.onnx"))
+    inner = ModelFile.load(save(big_model(), tmp_path / "m.onnx")).proto.graph.node[2].attribute[0].g
+    assert list(inner.node[0].input) == ["x", "Wa"] and not inner.input
+    stranger = big_model()
+    for attribute in stranger.graph.node[2].attribute:
+        attribute.g.node[0].input[0] = "nowhere"
+    with pytest.raises(ModelError, match=r"\(MatMul\) reads tensor 'nowhere'"):
+        ModelFile.load(save(stranger, tmp_path / "s.onnx"))
 
 
 def test_checking_a_long_graph_is_linear(tmp_path: Path) -> None:

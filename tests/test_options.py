@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -65,7 +66,11 @@ def test_options_without_effect_are_refused(allocation: str) -> None:
 
 def test_a_search_of_ratios_takes_an_allocation_for_its_targets() -> None:
     config = Config(allocation="global", calibration=Path(__file__), tune=False)
-    space.check(config, space.trials([0.3], ["macs=0.5"], ["obs"]), MODELS / "resnet.onnx")
+    trials = space.trials([0.3], ["macs=0.5"], ["obs"])
+    space.check(config, trials, MODELS / "resnet.onnx")
+    assert [space.of(config, trial).allocation for trial in trials] == ["sensitivity", "global"]
+    with pytest.raises(UsageError, match="trial 'ratio=0.3 obs': --tune distils what was recovered"):
+        space.check(dataclasses.replace(config, tune=True, recover=False), trials, MODELS / "resnet.onnx")
 
 
 @pytest.mark.parametrize(

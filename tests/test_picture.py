@@ -52,9 +52,15 @@ def test_the_picture_survives_any_scale(samples: tuple[float, ...]) -> None:
 
 
 def test_the_picture_of_a_record_without_samples_shows_the_medians() -> None:
-    record = _latency((1.0, 2.0), (1.0, 2.0))
-    bare = dataclasses.replace(record, before=dataclasses.replace(record.before, samples=()))
-    ET.fromstring(picture.histogram(bare, "bare"))
+    record = _latency((1.0, 2.0), (2.0, 4.0))
+    sides = (dataclasses.replace(side, samples=()) for side in (record.before, record.after))
+    svg = picture.histogram(dataclasses.replace(record, **dict(zip(("before", "after"), sides, strict=True))), "bare")
+    dashed = [e for e in ET.fromstring(svg).iter() if e.tag.endswith("line") and e.get("stroke-dasharray") == "5 3"]
+    span = 0.05 * (record.after.p99 - 1.0)
+    low, high = 1.0 - span, record.after.p99 + span
+    assert [e.get("stroke") for e in dashed] == [drawing.BLUE, drawing.VERMILION]
+    for line, median in zip(dashed, (1.5, 3.0), strict=True):
+        assert line.get("x1") == line.get("x2") == f"{64 + 632 * (median - low) / (high - low):.1f}"
 
 
 def test_pictures_of_several_models_stand_below_each_other() -> None:
