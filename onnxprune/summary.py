@@ -61,12 +61,7 @@ def report(
     kept = single | {g.dim: len(plan.kept[g.id]) for g in found.groups if g.id in plan.kept}
     weights = _parameter_names(opened)
     before = _before(opened.original or opened)
-    after = None
-    if plan.kept or plan.blocks:
-        file = ModelFile.load(output, lean=True) if output else None
-        parameters = _written(opened, weights, file) if file else cost.parameters(found, weights, kept)
-        nodes = len(found.nodes) - _dropped(found, plan)
-        after = Totals(nodes, parameters, file.bytes if file else 0, cost.macs(found, kept))
+    after = _after(opened, plan, weights, kept, output)
     return Report(
         model=str(opened.model.path),
         output=str(output) if output else None,
@@ -95,6 +90,18 @@ def report(
         rounds=rounds,
         pursuit=pursuit,
     )
+
+
+def _after(
+    opened: Opened, plan: Plan, weights: Sequence[str], kept: Mapping[Dim, int], output: Path | None
+) -> Totals | None:
+    """What the model comes to that was written to `output`, or would be; None where nothing is removed."""
+    if not plan.kept and not plan.blocks:
+        return None
+    found, file = opened.analysis, ModelFile.load(output, lean=True) if output else None
+    parameters = _written(opened, weights, file) if file else cost.parameters(found, weights, kept)
+    nodes = len(found.nodes) - _dropped(found, plan)
+    return Totals(nodes, parameters, file.bytes if file else 0, cost.macs(found, kept))
 
 
 def _dropped(found: Analysis, plan: Plan) -> int:

@@ -111,28 +111,12 @@ class Trainer:
             return tuple(d.dim_value for d in values[name].type.tensor_type.shape.dim)
 
         found = list(sites.find(proto, known, lambda n: True, shape))
-        drop: set[int] = set()
         del graph.value_info[:]
-        inputs = [
-            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feed.items()
-        ]
-        for k, site in enumerate(found):
-            node = graph.node[site.node]
-            weight = np.asarray(weights.constant(node.input[1]))
-            if site.op == "ConvTranspose" or site.out in frozen:
-                continue
-            layer = _layer(weights, site, weight, k)
-            node.input[1] = layer.names[0]
-            inputs.append(helper.make_tensor_value_info(layer.names[0], 1, weight.shape))
-            if layer.bias is not None:
-                _move_bias(graph, site, node, layer.names[1])
-                inputs.append(helper.make_tensor_value_info(layer.names[1], 1, layer.bias.shape))
-            if site.norm is not None:
-                drop.add(site.norm)
-                node.output[0] = site.out
-            self.layers.append(layer)
         del graph.input[:]
-        graph.input.extend(inputs)
+        graph.input.extend(
+            helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feed.items()
+        )
+        drop = self._add_layers(graph, weights, found, frozen)
         used = {n for node in graph.node for n in operands(node)}
         del graph.initializer[:]
         for name in sorted(used & tensors.keys()):
@@ -141,6 +125,29 @@ class Trainer:
         _drop_nodes(graph, drop | constants)
         self._add_gates(graph, values)
         return self._with_loss(_modern(model), values)
+
+    def _add_layers(
+        self, graph: onnx.GraphProto, weights: Weights, found: Sequence[Site], frozen: Set[str]
+    ) -> set[int]:
+        """Make the weights and biases of the sites inputs of the graph; the numbers of the normalisations that lie in
+        them now."""
+        drop: set[int] = set()
+        for k, site in enumerate(found):
+            node = graph.node[site.node]
+            weight = np.asarray(weights.constant(node.input[1]))
+            if site.op == "ConvTranspose" or site.out in frozen:
+                continue
+            layer = _layer(weights, site, weight, k)
+            node.input[1] = layer.names[0]
+            graph.input.append(helper.make_tensor_value_info(layer.names[0], 1, weight.shape))
+            if layer.bias is not None:
+                _move_bias(graph, site, node, layer.names[1])
+                graph.input.append(helper.make_tensor_value_info(layer.names[1], 1, layer.bias.shape))
+            if site.norm is not None:
+                drop.add(site.norm)
+                node.output[0] = site.out
+            self.layers.append(layer)
+        return drop
 
     def _add_gates(self, graph: onnx.GraphProto, values: Mapping[str, onnx.ValueInfoProto]) -> None:
         """An addend of zeros behind each grouped convolution: its gradient is that of the result."""
