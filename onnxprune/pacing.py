@@ -4,9 +4,10 @@ not faster is written. All of it runs in one quiet process at a time.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +58,15 @@ def conditions(config: Config, feeds: Sequence[Feed]) -> Conditions:
 
 @dataclass(frozen=True)
 class Pace:
-    """A latency target for the groups `chosen`, whose counts are multiples of `steps`."""
+    """A latency target for the groups `chosen`, whose counts are multiples of `steps`; of `finer` ones, which are not
+    as fast for their size, only where those do not meet it."""
 
     opened: Opened
     config: Config
     chosen: Sequence[Group]
     steps: Mapping[str, int]
     timed: Conditions
+    finer: Mapping[str, int] | None = None
 
     @property
     def original(self) -> Path:
@@ -82,8 +85,8 @@ class Start:
     goal: float
 
 
-def start(pace: Pace) -> Start:
-    """Cut all groups to a few widths, profile those, and fit the model of latency."""
+def start(pace: Pace, goal: float | None = None) -> Start:
+    """Cut all groups to a few widths, profile those, and fit the model of latency; `goal` where it is known already."""
     plans = [{g.id: _level_count(pace, g, level) for g in pace.chosen} for level in LEVELS]
     named = latency_model.labelled(pace.opened.model.proto)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
@@ -96,7 +99,7 @@ def start(pace: Pace) -> Start:
     found = latency_model.fit(pace.opened.model.proto, pace.opened.analysis, atoms, profiles, LEVELS)
     ratios = ", ".join(f"{level:g}: {ratio:.2f}" for level, ratio in zip(LEVELS, found.ratios, strict=True))
     log.info("latency model of %d nodes; whole over sum of nodes by share kept: %s", len(found.nodes), ratios)
-    return Start(found, profiles[0].whole / first.whole, _goal(pace))
+    return Start(found, profiles[0].whole / first.whole, _goal(pace) if goal is None else goal)
 
 
 def _goal(pace: Pace) -> float:
@@ -136,18 +139,27 @@ def reach(pace: Pace, begun: Start, removals: Mapping[str, Removal]) -> tuple[Pl
             log.info("candidate: %.3f of the original's latency (wanted: %.3f)", share, begun.goal)
             return share
 
-        propose = _Proposer(pace, begun, removals)
-        outcome = pursuit.pursue(begun.goal, propose, measure)
-    notes = () if outcome.met else (_coarse(begun.goal, outcome.reached),)
-    found = Pursuit(begun.goal, outcome.reached, outcome.attempts, begun.model, notes)
+        models = [begun.model]
+
+        def proposers() -> Iterator[pursuit.Propose]:
+            yield _Proposer(pace, begun, removals)
+            if pace.finer is not None:
+                log.info("fast widths do not meet the target; others may")
+                finer = dataclasses.replace(pace, steps=pace.finer, finer=None)
+                again = start(finer, begun.goal)
+                models.append(again.model)
+                yield _Proposer(finer, again, removals)
+
+        outcome = pursuit.pursue(begun.goal, proposers(), measure)
+    steps = (pace.finer or pace.steps).values()
+    notes = () if outcome.met else (_coarse(begun.goal, outcome.reached, finest=max(steps, default=1) == 1),)
+    found = Pursuit(begun.goal, outcome.reached, outcome.attempts, models[-1], notes)
     return Plan(_kept(pace.chosen, removals, outcome.allocation)), found
 
 
-def _coarse(goal: float, reached: float) -> str:
-    return (
-        f"no widths between give the target latency ({goal:.3f} of the original's): this model takes {reached:.3f}; "
-        "--round-to with smaller steps allows more, and can make the model slower"
-    )
+def _coarse(goal: float, reached: float, *, finest: bool) -> str:
+    said = f"no widths between give the target latency ({goal:.3f} of the original's): this model takes {reached:.3f}"
+    return said if finest else f"{said}; --round-to with smaller steps allows more widths, the fast ones first"
 
 
 class _Proposer:

@@ -295,9 +295,7 @@ def _paced(
     opened: Opened, config: Config, chosen: Sequence[Group], source: recovery.Source | None, timed: Conditions
 ) -> Decision:
     """The plan that meets a latency target: latency by node, order and damage of removals, candidates measured."""
-    find = widths.measured if config.round_to == "auto" else widths.known
-    multiples = steps(opened, config, chosen, find(config.provider, config.run_threads))
-    pace = pacing.Pace(opened, config, chosen, multiples, timed)
+    pace = _pace(opened, config, chosen, timed)
     begun = pacing.start(pace)
     if config.measure in MEASURED_CRITERIA and source is not None:
         wanted = _wanted(opened, config, chosen)
@@ -311,3 +309,11 @@ def _paced(
         removals = {name: select.removal(values) for name, values in found.items()}
     plan, pursuit = pacing.reach(pace, begun, removals)
     return Decision(plan, pursuit=pursuit)
+
+
+def _pace(opened: Opened, config: Config, chosen: Sequence[Group], timed: Conditions) -> pacing.Pace:
+    """Among the widths that --round-to allows, the fast ones come first."""
+    fast = widths.measured(config.provider, config.run_threads)
+    allowed = steps(opened, config, chosen, fast)
+    first = {g.id: math.lcm(allowed[g.id], allocate.fast_step(opened.analysis, g, fast)) for g in chosen}
+    return pacing.Pace(opened, config, chosen, first, timed, None if first == allowed else allowed)

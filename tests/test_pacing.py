@@ -40,13 +40,14 @@ SIZES = {"w1": (128, 3, 3, 3), "w2": (192, 128, 3, 3), "w3": (128, 192, 3, 3), "
 
 class Machine:
     """1 ns for every multiply-accumulate of blocks of 16 channels, 0.05 ms beside the nodes; times what is left times
-    `surcharge`, which the model of latency knows nothing of.
+    `surcharge`, which the model of latency knows nothing of. A node of other widths takes `odd` times as long.
     """
 
     def __init__(self) -> None:
         self.overhead = 0.05
         self.surcharge = 1.0
         self.block = 16
+        self.odd = 1.0
         self.compared: list[dict[str, Any]] = []
 
     def kernels(self, path: str | Path) -> tuple[KernelTime, ...]:
@@ -63,6 +64,8 @@ class Machine:
                     * np.prod(kernel)
                     * (64 if kernel else 1)
                 )
+                if any(width % self.block for width in (rows, columns) if width > 5):
+                    work *= self.odd
                 found.append(KernelTime(node.name or node.output[0], node.op_type, float(work) * 1e-6))
         return tuple(found)
 
@@ -163,6 +166,16 @@ def test_with_inputs_widths_go_by_measured_damage_and_the_last_is_recovered(
     assert report.quality is not None
     assert report.quality.data == "calibration"
     assert all(seen["conditions"].sample is not None for seen in machine.compared)
+
+
+@pytest.mark.parametrize("allocation", ["sensitivity", "uniform"])
+def test_any_width_allowed_means_the_fast_ones_too(machine: Machine, net: Path, allocation: str) -> None:
+    """A model of odd widths is slower than a wider one of fast widths, which --round-to 1 does not exclude."""
+    machine.odd = 3.0
+    for goal in (0.6, 0.3):
+        report = prune(net, _config(target=f"latency={goal}", round_to=1, allocation=allocation, force=True))
+        assert _share(machine, net, Path(str(report.output))) == pytest.approx(goal, rel=0.05)
+        assert all(entry.kept % 16 == 0 for entry in report.groups if entry.status == "pruned")
 
 
 def test_a_dry_run_says_what_would_be_reached(machine: Machine, net: Path) -> None:

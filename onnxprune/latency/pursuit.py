@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from onnxprune.errors import NothingToPruneError
@@ -33,40 +33,48 @@ class Outcome:
     met: bool
 
 
-def pursue(
-    goal: float, propose: Callable[[float], Candidate], measure: Callable[[Allocation], float], *, rounds: int = ROUNDS
-) -> Outcome:
+Propose = Callable[[float], Candidate]
+Measure = Callable[[Allocation], float]
+Tried = tuple[Attempt, Allocation]
+
+
+def pursue(goal: float, proposers: Iterable[Propose], measure: Measure, *, rounds: int = ROUNDS) -> Outcome:
     """Find an allocation whose measured share of latency is `goal`.
 
-    `propose` gives one that the model puts at or below a share (or the smallest there is). Where widths come in steps
-    too coarse for the goal, the one nearest below it is taken. Raises NothingToPruneError where even the smallest
-    measured is above the goal.
+    A proposer gives an allocation that its model puts at or below a share (or the smallest there is); the next one is
+    asked where the allocations of those before do not meet the goal. Where widths come in steps too coarse for the
+    goal, the one nearest below it is taken. Raises NothingToPruneError where all that were measured are above the goal.
     """
-    tried: list[tuple[Attempt, Allocation]] = []
-    aim = goal
-    while len(tried) < rounds:
-        candidate = propose(aim)
-        if any(candidate.allocation.counts == allocation.counts for _, allocation in tried):
+    tried: list[Tried] = []
+    for propose in proposers:
+        if _search(goal, propose, measure, tried, rounds):
             break
-        measured = measure(candidate.allocation)
-        tried.append((Attempt(aim, candidate.predicted, measured), candidate.allocation))
-        if abs(measured - goal) <= TOLERANCE * goal:
-            return _choose(goal, tried)
-        aim = next_aim(goal, [attempt for attempt, _ in tried])
-    if all(attempt.measured > goal for attempt, _ in tried):
-        _try_smallest(propose, measure, tried)
     return _choose(goal, tried)
 
 
-def _try_smallest(
-    propose: Callable[[float], Candidate],
-    measure: Callable[[Allocation], float],
-    tried: list[tuple[Attempt, Allocation]],
-) -> None:
-    """Measure the smallest allocation there is, if that has not been done."""
-    smallest = propose(0.0)
-    if all(smallest.allocation.counts != allocation.counts for _, allocation in tried):
-        tried.append((Attempt(0.0, smallest.predicted, measure(smallest.allocation)), smallest.allocation))
+def _search(goal: float, propose: Propose, measure: Measure, tried: list[Tried], rounds: int) -> bool:
+    """Whether one of the allocations that are proposed is near enough; all of them join those `tried`."""
+    own: list[Tried] = []
+
+    def attempt(aim: float, candidate: Candidate) -> Attempt:
+        known = next((a.measured for a, found in tried if found.counts == candidate.allocation.counts), None)
+        measured = measure(candidate.allocation) if known is None else known
+        own.append((Attempt(aim, candidate.predicted, measured), candidate.allocation))
+        if known is None:
+            tried.append(own[-1])
+        return own[-1][0]
+
+    def is_new(candidate: Candidate) -> bool:
+        return all(candidate.allocation.counts != allocation.counts for _, allocation in own)
+
+    aim = goal
+    while len(own) < rounds and is_new(candidate := propose(aim)):
+        if abs(attempt(aim, candidate).measured - goal) <= TOLERANCE * goal:
+            return True
+        aim = next_aim(goal, [made for made, _ in own])
+    if all(made.measured > goal for made, _ in own) and is_new(smallest := propose(0.0)):
+        return abs(attempt(0.0, smallest).measured - goal) <= TOLERANCE * goal
+    return False
 
 
 def next_aim(goal: float, attempts: list[Attempt]) -> float:
@@ -96,7 +104,7 @@ def _beyond(goal: float, above: tuple[float, float]) -> float:
     return max(half, min(predicted - (measured - goal) * slope, predicted * goal / measured))
 
 
-def _choose(goal: float, tried: list[tuple[Attempt, Allocation]]) -> Outcome:
+def _choose(goal: float, tried: list[Tried]) -> Outcome:
     attempts = tuple(attempt for attempt, _ in tried)
     best, allocation = min(tried, key=lambda t: abs(t[0].measured - goal))
     if abs(best.measured - goal) <= TOLERANCE * goal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ MACHINES: list[Callable[[float], float]] = [
 
 @pytest.mark.parametrize(("curve", "goal"), list(itertools.product(MACHINES, (0.4, 0.6, 0.9))))
 def test_a_wrong_model_is_corrected_by_measurements(curve: Callable[[float], float], goal: float) -> None:
-    outcome = pursuit.pursue(goal, _proposer(), _machine(curve))
+    outcome = pursuit.pursue(goal, [_proposer()], _machine(curve))
     assert outcome.met
     assert outcome.reached == pytest.approx(goal, rel=pursuit.TOLERANCE)
     assert curve(outcome.allocation.counts["a"] / 1000) == outcome.reached
@@ -49,29 +49,29 @@ def test_a_wrong_model_is_corrected_by_measurements(curve: Callable[[float], flo
 @pytest.mark.parametrize("goal", [0.4, 0.6, 0.9])
 def test_noise_of_one_percent_does_not_matter(goal: float) -> None:
     for curve in MACHINES:
-        outcome = pursuit.pursue(goal, _proposer(), _machine(curve, 0.01))
+        outcome = pursuit.pursue(goal, [_proposer()], _machine(curve, 0.01))
         assert curve(outcome.allocation.counts["a"] / 1000) == pytest.approx(goal, rel=0.05)
 
 
 def test_a_model_that_is_right_needs_one_candidate() -> None:
-    outcome = pursuit.pursue(0.6, _proposer(), _machine(lambda w: w))
+    outcome = pursuit.pursue(0.6, [_proposer()], _machine(lambda w: w))
     assert [a.measured for a in outcome.attempts] == [0.6]
 
 
 def test_out_of_reach_is_said_with_the_best_there_is() -> None:
     with pytest.raises(NothingToPruneError, match="0.300 of the original's latency, and .* measured at 0.504"):
-        pursuit.pursue(0.3, _proposer(), _machine(lambda w: 0.5 + 0.5 * w))
+        pursuit.pursue(0.3, [_proposer()], _machine(lambda w: 0.5 + 0.5 * w))
 
 
 def test_the_smallest_is_tried_before_a_goal_is_given_up() -> None:
     """Only widths below 20 are fast at all."""
-    outcome = pursuit.pursue(0.5, _proposer(), _machine(lambda w: 0.2 if w < 0.02 else 0.99), rounds=3)
+    outcome = pursuit.pursue(0.5, [_proposer()], _machine(lambda w: 0.2 if w < 0.02 else 0.99), rounds=3)
     assert outcome.reached == 0.2
     assert not outcome.met
 
 
 def test_steps_too_coarse_give_the_nearest_below() -> None:
-    outcome = pursuit.pursue(0.6, _proposer(step=250), _machine(lambda w: w))
+    outcome = pursuit.pursue(0.6, [_proposer(step=250)], _machine(lambda w: w))
     assert not outcome.met
     assert outcome.reached == 0.5
 
@@ -84,6 +84,31 @@ def test_no_candidate_is_measured_twice() -> None:
         return 0.9
 
     with pytest.raises(NothingToPruneError):
-        pursuit.pursue(0.5, _proposer(step=100, least=100), measure)
+        pursuit.pursue(0.5, [_proposer(step=100, least=100)], measure)
     assert len(measured) == len(set(measured)) <= pursuit.ROUNDS + 1
     assert measured[-1] == 100
+
+
+def test_the_next_proposer_is_asked_where_the_first_does_not_meet_the_goal() -> None:
+    asked: list[str] = []
+
+    def proposers() -> Iterator[pursuit.Propose]:
+        asked.append("coarse")
+        yield _proposer(step=400)
+        asked.append("fine")
+        yield _proposer()
+
+    assert pursuit.pursue(0.4, proposers(), _machine(lambda w: w)).met and asked == ["coarse"]
+    asked.clear()
+    assert pursuit.pursue(0.6, proposers(), _machine(lambda w: w)).met and asked == ["coarse", "fine"]
+
+
+def test_narrow_widths_that_are_slow_do_not_hide_fast_ones() -> None:
+    """Only multiples of 100 are fast."""
+    machine = _machine(lambda w: w if round(w * 1000) % 100 == 0 else 1.5 * w + 0.3)
+    with pytest.raises(NothingToPruneError, match=r"measured at 0\.312"):
+        pursuit.pursue(0.25, [_proposer()], machine)
+    outcome = pursuit.pursue(0.25, [_proposer(step=100, least=100), _proposer()], machine)
+    assert outcome.reached == 0.2 and not outcome.met
+    counts = [attempt.measured for attempt in outcome.attempts]
+    assert len(counts) == len(set(counts)), "none is measured again for the second"
