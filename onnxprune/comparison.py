@@ -20,8 +20,6 @@ from onnxprune.modelfile import ModelFile, skeleton
 from onnxprune.preparation import Preparation
 from onnxprune.records import Feed, Latency, Profile
 
-TYPICAL = shapes.Sizes(1, (224, 224), 64)
-"""What a dynamic axis is measured at first; where the model does not run at it, the sizes of verification follow."""
 PROFILE_LIMIT_S = 900.0
 """Time limit of the child process that profiles."""
 
@@ -155,8 +153,7 @@ def _sizes(
             f"--input-shape names {', '.join(unknown)}, but the inputs of the model are {', '.join(known)}"
         )
     _require_batch(proto, batch, given)
-    sizes = (TYPICAL, *shapes.RUN_SIZES) if shapes.is_dynamic(proto, given) else (TYPICAL,)
-    return [shapes.concrete_inputs(proto, given, s._replace(batch=batch or 1)) for s in sizes]
+    return list(shapes.typical_inputs(proto, given, [batch or 1]))
 
 
 def _require_batch(proto: onnx.ModelProto, batch: int | None, given: Iterable[str]) -> None:

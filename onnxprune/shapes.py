@@ -94,6 +94,8 @@ RUN_SIZES = (
     Sizes(2, (32, 128), 512),
 )
 """Sizes to run a model at: small first, others for models that need more."""
+TYPICAL = Sizes(1, (224, 224), 64)
+"""What free axes are where figures are to be as in real use; where the model does not run at it, RUN_SIZES follow."""
 
 
 @dataclass(frozen=True)
@@ -369,6 +371,18 @@ def is_dynamic(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> bool:
         if i.name not in given
         for d in i.type.tensor_type.shape.dim
     )
+
+
+def typical_inputs(
+    proto: onnx.ModelProto, given: Mapping[str, Shape], batches: Sequence[int]
+) -> Iterator[dict[str, Shape]]:
+    """Input shapes to try in this order, each of `batches` at every size; one where `proto` and `given` fix all."""
+    if not is_dynamic(proto, given):
+        yield concrete_inputs(proto, given, TYPICAL)
+        return
+    for sizes in (TYPICAL, *RUN_SIZES):
+        for batch in batches:
+            yield concrete_inputs(proto, given, sizes._replace(batch=batch))
 
 
 def _check_given(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> None:

@@ -231,3 +231,13 @@ def test_an_operator_nobody_knows_has_no_shape_but_its_declared_one() -> None:
     found = shapes.infer(m)
     assert found.shape["y"] == (2, 3)
     assert "h" not in found.shape
+
+
+def test_typical_sizes_come_first_and_fixed_ones_alone() -> None:
+    free = onnx.parser.parse_graph("g (float[N,3,H,W] x) => (float[N,3,H,W] y) { y = Relu(x) }")
+    fixed = onnx.parser.parse_graph("g (float[2,3,8,8] x) => (float[2,3,8,8] y) { y = Relu(x) }")
+    found = list(shapes.typical_inputs(onnx.helper.make_model(free), {}, [16, 1]))
+    assert found[:2] == [{"x": (16, 3, 224, 224)}, {"x": (1, 3, 224, 224)}]
+    assert found[2:4] == [{"x": (16, 3, 64, 96)}, {"x": (1, 3, 64, 96)}]
+    assert len(found) == 2 * (1 + len(shapes.RUN_SIZES))
+    assert list(shapes.typical_inputs(onnx.helper.make_model(fixed), {}, [16, 1])) == [{"x": (2, 3, 8, 8)}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,6 @@ from onnxprune.synthetic.guesses import Probe, Scaling
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
-TYPICAL = shapes.Sizes(1, (224, 224), 64)
-"""What free axes are made at first; where the model does not run at it, the sizes of verification follow."""
 BATCHES = (16, 1)
 PROBE_PIXELS = 1 << 18
 """Values of the images that a guess is made with."""
@@ -92,7 +90,8 @@ def _working_inputs(
     session = runtime.session(model, optimize=False, prepack=False)
     types = {name: dtype for name, _, dtype in runtime.input_specs(session)}
     failure: ModelError | None = None
-    for sizes in _sizes(proto, {n: tuple(s) for n, s in given.items()}, rows):
+    batches = [max(1, min(batch, rows)) for batch in BATCHES]
+    for sizes in shapes.typical_inputs(proto, {n: tuple(s) for n, s in given.items()}, batches):
         inputs = [Input(n, signals.kind_of(n, types[n], s), s, types[n]) for n, s in sizes.items()]
         drawn = drawing.draw(np.random.default_rng(seed), inputs, bounds)
         try:
@@ -102,17 +101,6 @@ def _working_inputs(
         else:
             return inputs
     raise ModelError(f"the model runs at no input size tried: {failure}; give sizes with --input-shape")
-
-
-def _sizes(
-    proto: onnx.ModelProto, given: Mapping[str, tuple[int, ...]], rows: int
-) -> Iterator[dict[str, tuple[int, ...]]]:
-    if not shapes.is_dynamic(proto, given):
-        yield shapes.concrete_inputs(proto, given, TYPICAL)
-        return
-    for sizes in (TYPICAL, *shapes.RUN_SIZES):
-        for batch in BATCHES:
-            yield shapes.concrete_inputs(proto, given, sizes._replace(batch=max(1, min(batch, rows))))
 
 
 # ---- Guesses ---------------------------------------------------------------------------------------------------------
