@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from onnxprune import dims
 from onnxprune.dims import Dim
@@ -18,12 +18,15 @@ def uniform(
 
     `round_to`: None for the fast `widths`, else the multiple that kept counts are rounded up to.
     """
-    counts = {}
-    for group in groups:
-        wanted = max(group.least, round(group.size * (1 - ratio)))
-        step = fast_step(analysis, group, widths) if round_to is None else round_to
-        counts[group.id] = round_count(wanted, group.size, step)
-    return Allocation(counts)
+    groups = list(groups)
+    steps = {g.id: fast_step(analysis, g, widths) if round_to is None else round_to for g in groups}
+    return evenly(groups, ratio, steps)
+
+
+def evenly(groups: Iterable[Group], ratio: float, steps: Mapping[str, int]) -> Allocation:
+    """Remove the share `ratio` of every group, kept counts rounded up to multiples of `steps` (by group id)."""
+    wanted = {g.id: max(g.least, round(g.size * (1 - ratio))) for g in groups}
+    return Allocation({g.id: round_count(wanted[g.id], g.size, steps[g.id]) for g in groups})
 
 
 def round_count(wanted: int, size: int, step: int) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from onnxprune import allocate, budget, cost, evaluation, pacing, recovery, select, widths, worker
+from onnxprune import allocate, budget, cost, evaluation, pacing, processor, recovery, select, widths, worker
 from onnxprune import plan as plans
 from onnxprune import score as scores
 from onnxprune import target as targets
@@ -145,11 +146,10 @@ def _met_already(kind: str, amount: float, whole: float) -> str:
 def fewest(opened: Opened, config: Config, chosen: Sequence[Group]) -> Mapping[str, int]:
     """The fewest indices of each group that any split leaves."""
     fast = widths.known(config.provider, config.run_threads)
+    narrow = _finer(opened, config, chosen) or steps(opened, config, chosen, fast)
     if config.allocation == "uniform":
-        round_to = None if config.round_to == "auto" else config.round_to
-        return allocate.uniform(opened.analysis, chosen, ratio=1.0, round_to=round_to, widths=fast).counts
-    wide = steps(opened, config, chosen, fast)
-    return {g.id: min(g.size, -(-targets.floor(g, wide[g.id]) // wide[g.id]) * wide[g.id]) for g in chosen}
+        return {g.id: allocate.round_count(g.least, g.size, narrow[g.id]) for g in chosen}
+    return {g.id: min(g.size, -(-targets.floor(g, narrow[g.id]) // narrow[g.id]) * narrow[g.id]) for g in chosen}
 
 
 def _chosen(opened: Opened, config: Config, prunable: Sequence[Group]) -> list[Group]:
@@ -186,19 +186,18 @@ def _scored_plan(opened: Opened, config: Config, chosen: Sequence[Group], source
 
 def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterion: str) -> Plan:
     """The plan by a criterion over the weights alone; a target is met by one ratio for all groups."""
-    round_to = None if config.round_to == "auto" else int(config.round_to)
-    fast = widths.known(config.provider, config.run_threads)
-
-    def split(ratio: float) -> Allocation:
-        return allocate.uniform(opened.analysis, chosen, ratio=ratio, round_to=round_to, widths=fast)
-
-    counts = split(config.ratio) if config.target is None else _meeting(opened, config.target, chosen, split)
+    multiples, note = steps(opened, config, chosen, widths.known(config.provider, config.run_threads)), ""
+    if config.target is None:
+        counts = allocate.evenly(chosen, config.ratio, multiples)
+    else:
+        split = functools.partial(_meeting, opened, config.target, chosen)
+        counts, note = recovery.within_reach(split, multiples, _finer(opened, config, chosen))
     found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=criterion, seed=config.seed)
-    return select.select(found, counts)
+    return dataclasses.replace(select.select(found, counts), note=note)
 
 
-def _meeting(opened: Opened, target: str, chosen: Sequence[Group], split: Callable[[float], Allocation]) -> Allocation:
-    """The split of the smallest ratio that meets the target."""
+def _meeting(opened: Opened, target: str, chosen: Sequence[Group], steps: Mapping[str, int]) -> Allocation:
+    """The split of the smallest ratio that meets the target, in these steps."""
     kind, amount = parse_target(target)
     terms, rest = recovery.terms_of(opened.model, opened.analysis, kind)
     atoms = {g.id: g.dim for g in chosen}
@@ -206,7 +205,8 @@ def _meeting(opened: Opened, target: str, chosen: Sequence[Group], split: Callab
     def price(allocation: Allocation) -> float:
         return cost.total(terms, {atoms[name]: count for name, count in allocation.counts.items()})
 
-    return targets.uniformly(split, price, (amount * (price(Allocation({})) + rest) if amount <= 1 else amount) - rest)
+    limit = (amount * (price(Allocation({})) + rest) if amount <= 1 else amount) - rest
+    return targets.uniformly(lambda ratio: allocate.evenly(chosen, ratio, steps), price, limit)
 
 
 def choose(groups: Sequence[Group], keep: Sequence[str], only: Sequence[str]) -> list[Group]:
@@ -256,14 +256,16 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
         timeout_s=recovery.LIMIT_S if config.calibration or config.target else recovery.QUICK_LIMIT_S,
         threads=config.threads,
     )
-    return Plan(dict(choice.kept))
+    return Plan(dict(choice.kept), note=choice.note)
 
 
 def _wanted(opened: Opened, config: Config, chosen: Sequence[Group]) -> recovery.Wanted:
     multiples = steps(opened, config, chosen, widths.known(config.provider, config.run_threads))
-    target = parse_target(config.target) if config.target else None
+    target, finer = parse_target(config.target) if config.target else None, _finer(opened, config, chosen)
     names = [g.id for g in chosen]
-    return recovery.Wanted(names, config.allocation, target, config.ratio, multiples, config.measure, config.recover)
+    return recovery.Wanted(
+        names, config.allocation, target, config.ratio, multiples, config.measure, config.recover, finer
+    )
 
 
 def _within_budget(
@@ -282,6 +284,14 @@ def _within_budget(
         "onnxprune.budget:search", arguments, timeout_s=recovery.LIMIT_S, threads=config.threads
     )
     return Decision(Plan(dict(found.kept)), found.recovered, found.rounds)
+
+
+def _finer(opened: Opened, config: Config, groups: Sequence[Group]) -> dict[str, int] | None:
+    """The finest steps on the fast path: for targets of work or size that the fast widths do not reach, or only at the
+    cost of accuracy. A budget and a latency target measure what widths do."""
+    if config.round_to != "auto" or config.max_drop is not None or config.aims_at_latency:
+        return None
+    return steps(opened, config, groups, processor.least(config.provider))
 
 
 def steps(opened: Opened, config: Config, groups: Sequence[Group], fast: FastWidths) -> dict[str, int]:

@@ -23,7 +23,7 @@ def rank(source: Source, wanted: Wanted, latency: LatencyModel, share: float) ->
     terms = costs(proto, found.model.analysis, latency.nodes)
     limit = share * targets.total(terms, {})
     candidates = [targets.by_damage(groups, own, terms, limit, wanted.steps, strict=False) for own in mixes]
-    own = mixes[recovery.best(source, found.model, groups, found.order, candidates)]
+    own = mixes[recovery.best(found, candidates)]
     sizes = {g.id: g.size for g in groups}
     return {
         name: Removal(found.order[name].order, np.array([harm(n) for n in range(sizes[name])]))

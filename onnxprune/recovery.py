@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from onnxprune import target as targets
 from onnxprune.bodies import operands
 from onnxprune.criteria import obs
 from onnxprune.cut import Cut, cut
-from onnxprune.errors import UsageError
+from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
 from onnxprune.recover import divergence, tune
@@ -39,6 +39,11 @@ from onnxprune.target import Damage
 
 log = logging.getLogger(__name__)
 
+Made = TypeVar("Made")
+
+TOLD_FROM, FINER_FROM = 0.01, 0.05
+"""By how much more, as a share of what the outputs say, widths that are fast may err than finer ones before that is
+said, and before the finer ones are taken. About the half of it is lost in accuracy."""
 BIAS_FIELDS = 24
 """Bytes of a small tensor in a file beside its data and its name, at most."""
 Array = npt.NDArray[Any]
@@ -84,7 +89,8 @@ class Source:
 @dataclass(frozen=True)
 class Wanted:
     """`groups`: ids of those that may shrink. `target`: (macs | params | bytes, share kept) or None for `ratio` of each
-    group. `steps`: what counts are multiples of, by group id. `refits`: whether recovery follows, which adds biases."""
+    group. `steps`: what counts are multiples of, by group id; `finer`: what they may be multiples of where those cost
+    too much (`FINER_FROM`), None for no choice. `refits`: whether recovery follows, which adds biases."""
 
     groups: Sequence[str]
     allocation: str
@@ -93,14 +99,17 @@ class Wanted:
     steps: Mapping[str, int]
     criterion: str
     refits: bool = False
+    finer: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`kept` indices by group id; `curves`: (removed, damage) by group id where damage was measured."""
+    """`kept` indices by group id; `curves`: (removed, damage) by group id where damage was measured; `note`: what
+    the user should know about it, or ""."""
 
     kept: Mapping[str, IndexArray]
     curves: Mapping[str, tuple[Sequence[int], Sequence[float]]]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,8 @@ def choose(source: Source, wanted: Wanted) -> Choice:
     """Which indices stay. Run in a child process."""
     found = prepare(source, wanted)
     curves = {name: (c.removed, c.damage) for name, c in found.measured.items()}
-    return Choice(allocated(found, wanted), curves)
+    counts, note = _allocate(found, wanted)
+    return Choice(_kept(found, counts), curves, note)
 
 
 def prepare(source: Source, wanted: Wanted, levels: Sequence[float] | None = None) -> Prepared:
@@ -205,7 +215,10 @@ def measure_curves(source: Source, wanted: Wanted, levels: Sequence[float]) -> t
 
 def allocated(found: Prepared, wanted: Wanted) -> dict[str, IndexArray]:
     """The indices that stay of every group that shrinks, by group id."""
-    counts = _allocate(found.source, found.model, found.groups, wanted, found.order, found.measured)
+    return _kept(found, _allocate(found, wanted)[0])
+
+
+def _kept(found: Prepared, counts: Allocation) -> dict[str, IndexArray]:
     kept = {}
     for group in found.groups:
         removed = group.size - counts.counts[group.id]
@@ -277,17 +290,16 @@ def bias_terms(model: ModelFile, found: Analysis, kind: str) -> list[cost.Term]:
     return terms
 
 
-def _allocate(
-    source: Source, model: OpenedSource, groups: Sequence[Group], wanted: Wanted,
-    order: Mapping[str, obs.Path], measured: Mapping[str, damage.Curve],
-) -> Allocation:  # fmt: skip
+def _allocate(found: Prepared, wanted: Wanted) -> tuple[Allocation, str]:
+    """How many indices of every group stay, and what the user should know about that."""
+    groups = found.groups
     if wanted.target is None:
-        return _uniform(groups, wanted, wanted.ratio)
-    terms, rest = terms_of(model.file, model.analysis, wanted.target[0])
+        return allocate.evenly(groups, wanted.ratio, wanted.steps), ""
+    kind, limit = wanted.target
+    terms, rest = terms_of(found.model.file, found.model.analysis, kind)
     whole = cost.total(terms, {}) + rest
-    limit = wanted.target[1]
     target = (limit * whole if limit <= 1 else limit) - rest
-    terms = [*terms, *(bias_terms(model.file, model.analysis, wanted.target[0]) if wanted.refits else ())]
+    terms = [*terms, *(bias_terms(found.model.file, found.model.analysis, kind) if wanted.refits else ())]
     by_id = {g.id: g for g in groups}
 
     def price(allocation: Allocation) -> float:
@@ -295,10 +307,68 @@ def _allocate(
         return cost.total(terms, kept)
 
     if wanted.allocation == "uniform":
-        return targets.uniformly(lambda r: _uniform(groups, wanted, r), price, target)
-    mixes = damages(groups, wanted, order, measured)
-    candidates = [targets.by_damage(groups, own, terms, target, wanted.steps) for own in mixes]
-    return candidates[best(source, model, groups, order, candidates)]
+
+        def evenly(steps: Mapping[str, int]) -> Allocation:
+            return targets.uniformly(lambda ratio: allocate.evenly(groups, ratio, steps), price, target)
+
+        return within_reach(evenly, wanted.steps, wanted.finer)
+    mixes = damages(groups, wanted, found.order, found.measured)
+
+    def split(steps: Mapping[str, int]) -> list[Allocation]:
+        return [targets.by_damage(groups, own, terms, target, steps) for own in mixes]
+
+    return _in_steps(found, split, wanted.steps, wanted.finer)
+
+
+def _in_steps(
+    found: Prepared,
+    split: Callable[[Mapping[str, int]], list[Allocation]],
+    steps: Mapping[str, int],
+    finer: Mapping[str, int] | None,
+) -> tuple[Allocation, str]:
+    """The best of the splits in `steps`; in the `finer` ones where those cost too much or do not reach the target."""
+    if finer is None or finer == steps:
+        candidates = split(steps)
+        return candidates[best(found, candidates)], ""
+    fast, note = within_reach(split, steps, finer)
+    if note:
+        return fast[best(found, fast)], note
+    width, narrow = max(steps.values()), min(finer.values())
+    narrower = split(finer)
+    errors = judged(found, [*fast, *narrower])
+    if errors is None:
+        return fast[best(found, fast)], ""
+    items = _judges(found)
+    one, other = errors[: len(fast)], errors[len(fast) :]
+    gap = min(one) - min(other) if min(one) > _told_apart(min(other), items) else 0.0
+    sides = f"error {min(one):.3g} on inputs left out of a quick refit, {min(other):.3g} in steps of {narrow}"
+    if gap > FINER_FROM:
+        return narrower[_most_even(other, items)], (
+            f"widths that are fast here, in steps of up to {width}, would cost too much at this target ({sides}): the "
+            "finer steps were taken, and the speed-up is less than the work removed promises; "
+            f"--round-to {width} takes the fast ones, --target latency=... asks for speed"
+        )
+    return fast[_most_even(one, items)], (
+        f"widths that are fast here, in steps of up to {width}, cost some accuracy at this target ({sides}): "
+        f"--round-to {narrow} is closer to the original, and slower"
+        if gap > TOLD_FROM
+        else ""
+    )
+
+
+def within_reach(
+    split: Callable[[Mapping[str, int]], Made], steps: Mapping[str, int], finer: Mapping[str, int] | None
+) -> tuple[Made, str]:
+    """A split in `steps`, or in the `finer` ones where those do not reach the target, and then a word about it."""
+    try:
+        return split(steps), ""
+    except NothingToPruneError:
+        if finer is None or finer == steps:
+            raise
+    return split(finer), (
+        f"the target is out of reach in the widths that are fast here (steps of up to {max(steps.values())}): steps of "
+        f"{min(finer.values())} were taken, so that the speed-up is less than the work removed promises"
+    )
 
 
 def damages(
@@ -310,14 +380,6 @@ def damages(
     return [{g.id: _mixed(measured[g.id], g.size, mix) for g in groups} for mix in MIXES]
 
 
-def _uniform(groups: Sequence[Group], wanted: Wanted, ratio: float) -> Allocation:
-    counts = {}
-    for g in groups:
-        count = max(g.least, round(g.size * (1 - ratio)))
-        counts[g.id] = allocate.round_count(count, g.size, wanted.steps[g.id])
-    return Allocation(counts)
-
-
 def _path_damage(path: obs.Path, share: bool) -> Damage:
     costs = path.cost / max(float(path.cost[-1]), 1e-30) if share else path.cost
     return lambda removed: float(costs[min(removed, len(costs) - 1)])
@@ -327,52 +389,71 @@ def _mixed(curve: damage.Curve, size: int, mix: float) -> Damage:
     return lambda removed: curve.at(removed) + mix * removed / max(size - removed, 0.5)
 
 
-def best(
-    source: Source,
-    model: OpenedSource,
-    groups: Sequence[Group],
-    order: Mapping[str, obs.Path],
-    candidates: Sequence[Allocation],
-) -> int:
-    """Of several allocations, the more even the later, the number of the one whose quickly reconstructed model errs
-    least on batches it was not fitted to; of the last one where that would be too much work. Where few images were
-    joined by bred ones those batches are relatives of the others: judged on the few alone, MobileNetV2 with half of its
-    work removed loses two points more (16 images).
+def best(found: Prepared, candidates: Sequence[Allocation]) -> int:
+    """Of several allocations, the more even the later, the number of the one that errs least (`judged`); of the last
+    one where that would be too much work.
 
     An error of n items is known to about one part in sqrt(n), so of those that are as close as that to the best the
     last is taken: what is measured on few inputs flatters uneven ones.
     """
-    feeds = limited(source.feeds, 4 * CURVE_ITEMS)
-    held = max(1, len(feeds) // 4)
-    work = len(candidates) * macs_per_item(source, model) * calibration.rows_of(feeds)
-    if len(feeds) < 2 or work > CURVE_WORK:
-        return len(candidates) - 1
     different = [k for k, c in enumerate(candidates) if c not in candidates[:k]]
     if len(different) == 1:
         return 0
+    errors = judged(found, candidates)
+    if errors is None:
+        return len(candidates) - 1
+    return different[_most_even([errors[k] for k in different], _judges(found))]
+
+
+def judged(found: Prepared, candidates: Sequence[Allocation]) -> list[float] | None:
+    """The error of every quickly reconstructed model on batches it was not fitted to; None where that would be too much
+    work, or there are no such batches. Where few images were joined by bred ones those batches are relatives of the
+    others: judged on the few alone, MobileNetV2 with half of its work removed loses two points more (16 images).
+    """
+    source, model = found.source, found.model
+    feeds, held = _judging(found)
+    work = len(candidates) * macs_per_item(source, model) * calibration.rows_of(feeds)
+    if len(feeds) < 2 or work > CURVE_WORK:
+        return None
     probes = divergence.probes(model.file.proto)
     limits = {"threads": source.threads, "memory_bytes": source.memory_bytes}
     reference = damage.probed(model.file.proto, model.read, feeds[-held:], **limits)
-    errors = []
-    for number in different:
-        kept = {
-            g.id: np.setdiff1d(np.arange(g.size), order[g.id].order[:removed])
-            for g in groups
-            if (removed := g.size - candidates[number].counts[g.id])
-        }
+    errors: list[float] = []
+    for number, candidate in enumerate(candidates):
+        if candidate in candidates[:number]:
+            errors.append(errors[candidates.index(candidate)])
+            continue
+        kept = _kept(found, candidate)
         weights = cut_weights(model, kept)
         _reconstruct(source, model, weights, kept, feeds[:-held], relaxed=False)
         result = damage.probed(weights.proto, weights.get, feeds[-held:], **limits)
-        errors.append(divergence.divergence(probes, reference, result))
-        log.info("allocation %d: held-out error %.5f", len(errors), errors[-1])
-    return different[_most_even(errors, calibration.rows_of(feeds[-held:]))]
+        error = divergence.divergence(probes, reference, result)
+        errors.append(error if math.isfinite(error) else math.inf)
+        log.info("allocation %d: held-out error %.5f", number + 1, errors[-1])
+    return errors
+
+
+def _judging(found: Prepared) -> tuple[list[Feed], int]:
+    """Batches to judge allocations with, and how many of the last of them a quick refit leaves out."""
+    feeds = limited(found.source.feeds, 4 * CURVE_ITEMS)
+    return feeds, max(1, len(feeds) // 4)
+
+
+def _judges(found: Prepared) -> int:
+    """Items that judge."""
+    feeds, held = _judging(found)
+    return calibration.rows_of(feeds[-held:])
 
 
 def _most_even(errors: Sequence[float], items: int) -> int:
     """The last of the errors that is as good as the least, as far as so many items can tell."""
-    errors = [e if math.isfinite(e) else math.inf for e in errors]
-    limit = min(errors) * (1 + 1 / math.sqrt(max(items, 1)))
+    limit = _told_apart(min(errors), items)
     return max(k for k, error in enumerate(errors) if error <= limit)
+
+
+def _told_apart(error: float, items: int) -> float:
+    """From where on an error is larger than `error`, as far as so many items can tell."""
+    return error * (1 + 1 / math.sqrt(max(items, 1)))
 
 
 # ---- Recovering ------------------------------------------------------------------------------------------------------
