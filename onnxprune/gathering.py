@@ -28,6 +28,8 @@ BREEDING_VALUES, BREEDING_WORK = 4e8, 1e12
 """Values of images, and multiply-accumulates, spent on breeding better ones."""
 ENLARGED_WORK = 3e11
 """Few images are joined by others as far as so many multiply-accumulates in one run go."""
+JUDGED_ROWS, JUDGING_WORK = 32, 3e10
+"""Rows of the calibration data whose range of values is looked at, as far as so many multiply-accumulates go."""
 REMOVAL_WORK = 1e11
 """Beyond so many multiply-accumulates channels are chosen by wanda, which is quick, on synthetic inputs."""
 LARGEST_MODEL = 1 << 30
@@ -128,7 +130,8 @@ def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
     fitting, held = recovery.split(batches, BUDGET_EVERY if measured and config.max_drop is not None else EVERY)
     own = evaluation.of_feeds(proto, config, "calibration", held) if measured else None
     batches, fitting, held = evaluation.bare(batches), evaluation.bare(fitting), evaluation.bare(held)
-    remarks = calibration.remarks(batches)
+    calibration.check_variety(batches, f"--calibration {place}")
+    remarks = [*calibration.remarks(batches), *_judged(opened, fitting, fixed)]
     for remark in remarks:
         log.warning("%s", remark)
     inputs = _inputs("calibration", found.words, batches, held)
@@ -137,6 +140,17 @@ def _calibration(opened: Opened, config: Config, place: Path) -> Gathered:
         made = f"{calibration.rows_of(joined.feeds)} {'images bred from' if joined.bred else 'changed copies of'} them"
         inputs = dataclasses.replace(inputs, words=f"{inputs.words} (joined by {made})")
     return Gathered(fitting, held, dataclasses.replace(inputs, remarks=tuple(remarks)), own, joined=joined)
+
+
+def _judged(opened: Opened, feeds: Sequence[Feed], fixed: int | None) -> list[str]:
+    """What the model says is wrong about the calibration data."""
+    affordable = JUDGING_WORK / max(1.0, _macs_of_a_row(opened))
+    rows = max(1, int(min(JUDGED_ROWS, affordable)))
+    arguments = {"model": str(opened.model.path), "feeds": calibration.some(feeds, fixed, rows)}
+    found: list[str] = worker.call(
+        "onnxprune.synthetic:judge", {**arguments, "probed": affordable >= 1}, timeout_s=SYNTHETIC_LIMIT_S
+    )
+    return found
 
 
 def _joined(opened: Opened, config: Config, feeds: Sequence[Feed]) -> Joined:

@@ -78,9 +78,14 @@ def test_data_without_variety_is_remarked_on() -> None:
     varied = random.normal(size=(3, 4)).astype(np.float32)
     assert calibration.remarks([_feed(x=varied)]) == []
     assert calibration.remarks([_feed()]) == ["every value of the calibration input 'x' is 1"]
-    same = np.repeat(varied[:1], 3, axis=0)
-    assert "all 6 rows of the calibration data are the same" in calibration.remarks([_feed(x=same)] * 2)[0]
-    assert calibration.remarks([_feed(x=same), _feed(x=same, i=np.ones((3, 2), np.int64))]) == []
+    calibration.check_variety([_feed(x=varied)] * 2, "--calibration a.npz")
+    calibration.check_variety([{"x": np.ones((1, 4), np.float32)}], "--calibration a.npz")
+
+
+def test_rows_that_are_all_the_same_are_refused() -> None:
+    same = np.arange(12, dtype=np.float32).reshape(3, 4)[[1, 1, 1]]
+    with pytest.raises(UsageError, match="--calibration a.npz: all 6 rows are the same, so nothing can be learned"):
+        calibration.check_variety([_feed(x=same)] * 2, "--calibration a.npz")
 
 
 # ---- Arrays ----------------------------------------------------------------------------------------------------------

@@ -309,6 +309,61 @@ def test_where_no_layer_tells_rows_apart_nothing_is_bred(tmp_path: Path) -> None
 # ---- Guesses ---------------------------------------------------------------------------------------------------------
 
 
+def _network(folder: Path, scaling: guesses.Scaling, folded: bool) -> Path:
+    values = _weights(scaling)
+    return _save(folder / "net.onnx", *(_folded(values) if folded else (NET, values)))
+
+
+def _judged(path: Path, scaling: guesses.Scaling) -> list[str]:
+    drawn = images.dead_leaves(np.random.default_rng(7), 8, (3, 32, 32))
+    return synthetic.judge(str(path), [{"image": scaling.apply(drawn)}], probed=True)
+
+
+@pytest.mark.parametrize("scaling", guesses.scalings(3), ids=lambda s: s.words)
+@pytest.mark.parametrize("folded", [False, True], ids=["stored", "folded"])
+def test_inputs_in_the_range_of_the_training_data_are_no_matter(
+    tmp_path: Path, scaling: guesses.Scaling, folded: bool
+) -> None:
+    assert _judged(_network(tmp_path, scaling, folded), scaling) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "folded"), [("0 to 255", False), ("0 to 1", False), ("-128 to 127", False), ("0 to 255", True)]
+)
+def test_inputs_in_another_range_are_remarked_on(tmp_path: Path, given: str, folded: bool) -> None:
+    scaling = next(s for s in guesses.scalings(3) if s.words == given)
+    (remark,) = _judged(_network(tmp_path, guesses.IMAGENET, folded), scaling)
+    why = "the spread of its layers" if folded else "its BatchNormalization statistics"
+    assert "'image' lies between" in remark and f"by {why} these are" in remark
+    if not folded:
+        assert "ImageNet mean and deviation (--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225)" in remark
+
+
+def test_outputs_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
+    path = _save(
+        tmp_path / "root.onnx",
+        "<ir_version: 8, opset_import: ['' : 18]> g (float[N,4] x) => (float[N,4] y) { y = Sqrt(x) }".replace("'", '"'),
+        {},
+    )
+    rows = np.array([[1, 2, 3, 4], [-1, -1, -1, -1], [-1, 1, 1, 1]], np.float32)
+    assert synthetic.judge(str(path), [{"x": rows[::2]}], probed=True) == []
+    with pytest.raises(UsageError, match="the output 'y' of the original model is NaN or infinite on 1 of 3 rows"):
+        synthetic.judge(str(path), [{"x": rows}], probed=True)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "options"),
+    [
+        (guesses.scalings(1)[0], "--mean 0.5 --std 0.25"),
+        (guesses.scalings(1)[1], "--scale 1/255"),
+        (guesses.BYTES, "--scale 1"),
+        (guesses.scalings(1)[4], "--scale 1 --mean 127.5"),
+    ],
+)
+def test_a_range_says_how_to_get_it(scaling: guesses.Scaling, options: str) -> None:
+    assert scaling.options == options
+
+
 @pytest.mark.parametrize("scaling", guesses.scalings(3), ids=lambda s: s.words)
 @pytest.mark.parametrize("folded", [False, True], ids=["norms", "folded"])
 def test_the_range_of_the_training_data_is_found(tmp_path: Path, scaling: guesses.Scaling, folded: bool) -> None:

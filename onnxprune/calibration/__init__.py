@@ -7,10 +7,11 @@ checks     names, types, axes, values
 batching   batches of equal rows
 """
 
-from onnxprune.calibration.batching import BATCH, batches, fixed_rows, mixed
+from onnxprune.calibration.batching import BATCH, batches, fixed_rows, mixed, some
 from onnxprune.calibration.checks import (
     check_indices,
     check_rows,
+    check_variety,
     fitting,
     index_bounds,
     index_limits,
@@ -27,6 +28,7 @@ __all__ = [
     "batches",
     "check_indices",
     "check_rows",
+    "check_variety",
     "exists",
     "fitting",
     "fixed_rows",
@@ -37,4 +39,5 @@ __all__ = [
     "ranges",
     "remarks",
     "rows_of",
+    "some",
 ]

@@ -14,6 +14,8 @@ from onnxprune.shapes import graph_inputs
 BATCH = 32
 """Rows of one batch where the model leaves the number free."""
 LEAST_BATCHES = 8
+FEW = 8
+"""Rows that are looked at together."""
 
 
 def fixed_rows(proto: onnx.ModelProto) -> int | None:
@@ -76,4 +78,18 @@ def batches(feeds: Sequence[Feed], fixed: int | None, limit: int) -> list[Feed]:
             rows += 1
     if not found:
         raise UsageError(f"the calibration data has too few rows for the batch of {fixed} that the model fixes")
+    return found
+
+
+def some(feeds: Sequence[Feed], fixed: int | None, rows: int) -> list[Feed]:
+    """About `rows` rows of the first batches, at least one, in batches of a few where the model leaves that free."""
+    found: list[Feed] = []
+    for feed in feeds:
+        left = rows - sum(common_rows(f) for f in found)
+        if left <= 0:
+            break
+        is_common = fixed is None and len({len(a) if a.ndim else -1 for a in feed.values()}) == 1
+        starts = range(0, min(left, common_rows(feed)), FEW)
+        ends = [(k, min(k + FEW, left)) for k in starts]
+        found += [{n: a[first:end] for n, a in feed.items()} for first, end in ends] if is_common else [feed]
     return found

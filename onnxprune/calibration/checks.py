@@ -134,16 +134,22 @@ def ranges(feeds: Sequence[Feed]) -> dict[str, Range]:
 
 
 def remarks(feeds: Sequence[Feed]) -> list[str]:
-    """What looks wrong about inputs that fit: constant ones, and rows that are all the same."""
+    """What looks wrong about inputs that fit: constant ones."""
     found = []
     for name, values in ranges(feeds).items():
         if feeds[0][name].dtype.kind == "f" and values.low == values.high:
             found.append(f"every value of the calibration input {name!r} is {values.low:g}")
-    if not found and rows_of(feeds) > 1 and all(_is_repeated(feeds, name) for name in feeds[0]):
-        found.append(
-            f"all {rows_of(feeds)} rows of the calibration data are the same: nothing can be learned from them"
-        )
     return found
+
+
+def check_variety(feeds: Sequence[Feed], label: str) -> None:
+    """Raise UsageError where there are several rows and every one of every input is the same. `label`: what the message
+    begins with."""
+    if rows_of(feeds) > 1 and all(_is_repeated(feeds, name) for name in feeds[0]):
+        raise UsageError(
+            f"{label}: all {rows_of(feeds)} rows are the same, so nothing can be learned from them; give rows that "
+            "differ, or leave --calibration out"
+        )
 
 
 def rows_of(feeds: Sequence[Feed]) -> int:

@@ -8,9 +8,11 @@ features  what its last layers make of rows
 breeding  of images, those that they tell apart
 making    feeds of a whole model
 joining   feeds made from few real images
+judging   whether real inputs are what the model was trained on
 """
 
 from onnxprune.synthetic.joining import Joined, is_joined, join
+from onnxprune.synthetic.judging import judge
 from onnxprune.synthetic.making import Made, make
 
-__all__ = ["Joined", "Made", "is_joined", "join", "make"]
+__all__ = ["Joined", "Made", "is_joined", "join", "judge", "make"]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,10 @@ WORST = 10.0
 MOST_PROBES = 16
 LEAST_CONVOLUTIONS = 3
 """Fewer layers say nothing about the range."""
+NEAR, FAR = 0.1, 8.0
+"""Of D by statistics: what is near enough in any case; how many times that of another range it must be to be far."""
+FARTHER, ONE_SIDED = 3.0, 1.4
+"""Without them: so many times as far, and so many times as much to one side of zero."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,23 @@ class Scaling:
         """The images that `apply` makes `values` of."""
         shift, scale = self._sides(np.float64)
         return np.asarray(values * scale + shift)
+
+    @classmethod
+    def of_data(cls, arrays: Sequence[Array], axis: int) -> Scaling:
+        """The range of images: least and largest value of every channel are the pixels 0 and 255."""
+        others = tuple(a for a in range(4) if a != axis)
+        low = np.min([a.min(others) for a in arrays], axis=0).astype(np.float64)
+        width = np.maximum(np.max([a.max(others) for a in arrays], axis=0).astype(np.float64) - low, 1e-12)
+        return cls("that of the data", tuple(-low / width), tuple(1 / width))
+
+    @property
+    def options(self) -> str:
+        """What makes a folder of images so, as it is written on the command line."""
+        factor = 255.0 if self.deviation[0] < 0.01 else 1.0
+        sides = {"--mean": [factor * m for m in self.mean], "--std": [factor * d for d in self.deviation]}
+        plain = {"--mean": 0.0, "--std": 1.0}
+        listed = [f"{o} {','.join(f'{v:.4g}' for v in own)}" for o, own in sides.items() if own != [plain[o]]]
+        return " ".join(["--scale 1"] * (factor > 1) + listed) or "--scale 1/255"
 
     def _sides(self, dtype: npt.DTypeLike) -> tuple[Array, Array]:
         """Mean and deviation, by channel."""
@@ -76,6 +97,24 @@ class Probe:
     variance: Array | None = None
 
 
+class Moments(NamedTuple):
+    """Of the values of a tensor, by channel (axis 1)."""
+
+    size: int
+    mean: Array
+    variance: Array
+
+
+@dataclass(frozen=True)
+class View:
+    """What the probes of a model show of inputs. `known`: whether training left its statistics; `side`: how far from
+    zero the means lie, in deviations."""
+
+    divergence: float
+    known: bool
+    side: float
+
+
 def probes(graph: onnx.GraphProto, read: Read) -> list[Probe]:
     """What goes into the BatchNormalizations of a model; where there are none, what its convolutions give out.
 
@@ -106,12 +145,52 @@ def divergence(probes: Sequence[Probe], values: Mapping[str, Array]) -> float:
 
 
 def _divergence(probe: Probe, value: Array) -> float:
-    x = value.astype(np.float64)
-    axes = tuple(a for a in range(x.ndim) if a != 1)
-    mean, variance = x.mean(axes), x.var(axes) + 1e-12
+    return _distance(probe, moments(value))
+
+
+def _distance(probe: Probe, found: Moments) -> float:
+    mean, variance = found.mean, found.variance + 1e-12
     if not np.isfinite(mean).all():
         return WORST
     centre, spread = (0.0, 1.0) if probe.mean is None or probe.variance is None else (probe.mean, probe.variance)
     stored = np.maximum(spread, 1e-12)
     each = ((variance + np.square(mean - centre)) / stored - 1 - np.log(variance / stored)) / 2
     return float(np.minimum(each, WORST).mean())
+
+
+# ---- Of given inputs -------------------------------------------------------------------------------------------------
+
+
+def moments(value: Array) -> Moments:
+    """Mean and variance (float64) of an array over all axes but the second."""
+    x = value.astype(np.float64)
+    axes = tuple(a for a in range(x.ndim) if a != 1)
+    return Moments(x.size // max(x.shape[1], 1), x.mean(axes), x.var(axes))
+
+
+def joined(parts: Sequence[Moments]) -> Moments:
+    """The moments of all values together."""
+    weights = np.array([p.size for p in parts], np.float64) / sum(p.size for p in parts)
+    mean = np.tensordot(weights, [p.mean for p in parts], 1)
+    variance = np.tensordot(weights, [p.variance + np.square(p.mean - mean) for p in parts], 1)
+    return Moments(sum(p.size for p in parts), mean, variance)
+
+
+def view(probes: Sequence[Probe], runs: Sequence[Mapping[str, Moments]]) -> View:
+    """What the probes show over all runs of the model."""
+    found = [(probe, joined([run[probe.tensor] for run in runs])) for probe in probes]
+    sides = [float(np.median(np.abs(m.mean) / np.sqrt(m.variance + 1e-12))) for _, m in found]
+    distance = float(np.mean([_distance(p, m) for p, m in found]))
+    return View(distance, probes[0].mean is not None, float(np.mean(sides)))
+
+
+def is_near(given: View) -> bool:
+    """Whether inputs are what the model was trained on, whatever other ranges show."""
+    return given.known and given.divergence < NEAR
+
+
+def is_far(given: View, other: View) -> bool:
+    """Whether inputs are clearly not what the model was trained on, as the same in another range are much nearer."""
+    if given.known:
+        return given.divergence >= FAR * other.divergence and not is_near(given)
+    return given.divergence >= FARTHER * other.divergence and given.side >= ONE_SIDED * other.side

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune import runtime
 from onnxprune.augmentation import augment, is_image
 from onnxprune.holdout import Holdout
 from onnxprune.modelfile import ModelFile
@@ -87,7 +86,8 @@ def _bred(
 ) -> list[Feed] | None:
     """Copies of all feeds, of one input; None where the model says more than one thing about an image."""
     file, name = ModelFile.load(model), next(iter(feeds[0]))
-    scaling = _scaling([feed[name] for feed in feeds])
+    axis = Input(name, "image", feeds[0][name].shape, feeds[0][name].dtype).axis
+    scaling = Scaling.of_data([feed[name] for feed in feeds], axis)
     result = [{name: feed[name].copy()} for _ in range(copies) for feed in feeds]
     for batches in _alike([feed[name].shape[1:] for feed in feeds]):
         image = Input(name, "image", feeds[batches[0]][name].shape, feeds[batches[0]][name].dtype)
@@ -131,12 +131,3 @@ def _fill(result: Sequence[Feed], found: Array, places: Places, every: int) -> N
             for array in result[copy + b].values():
                 array[rows] = found[start : start + len(rows)]
             start += len(rows)
-
-
-def _scaling(arrays: Sequence[Array]) -> Scaling:
-    """Least and largest value of every channel are the pixels 0 and 255."""
-    axis = runtime.channel_axis(arrays[0].shape)
-    others = tuple(a for a in range(4) if a != axis)
-    low = np.min([a.min(others) for a in arrays], axis=0).astype(np.float64)
-    width = np.maximum(np.max([a.max(others) for a in arrays], axis=0).astype(np.float64) - low, 1e-12)
-    return Scaling("that of the data", tuple(-low / width), tuple(1 / width))
