@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ from onnxprune.records import (
 )
 from onnxprune.shapes import graph_inputs
 
+log = logging.getLogger(__name__)
+
 SYNTHETIC_SHARE = 0.3
 """Share of the MACs beyond which models recovered on synthetic inputs are warned about."""
 POOR_COSINE = 0.95
@@ -57,6 +60,9 @@ def report(
 ) -> Report:
     """The report; without `proof` of a run that wrote nothing. MACs are counted for a batch of one."""
     found = opened.analysis
+    poor = list(_result_notes(config, proof)) if proof else []
+    for note in poor:
+        log.warning("%s", note)
     single = _single_batch(opened)
     kept = single | {g.dim: len(plan.kept[g.id]) for g in found.groups if g.id in plan.kept}
     weights = _parameter_names(opened)
@@ -76,7 +82,8 @@ def report(
         latency=proof.latency if proof else None,
         seconds=dict(seconds),
         notes=(
-            *_notes(opened, config, plan, proof),
+            *_notes(opened, plan, proof),
+            *poor,
             *_latency_notes(config, proof.latency if proof else None, pursuit),
             *_size_notes(config, before, after if output else None),
             *_input_notes(config, plan, before, after, inputs, lack),
@@ -227,7 +234,7 @@ def _macs_shapes(opened: Opened) -> dict[str, list[int]]:
     }
 
 
-def _notes(opened: Opened, config: Config, plan: Plan, proof: Proof | None) -> Iterator[str]:
+def _notes(opened: Opened, plan: Plan, proof: Proof | None) -> Iterator[str]:
     for entry in opened.removed:
         damage = "" if entry.damage is None else f", damage {entry.damage:.2g} of the outputs"
         parts = (len(entry.block.nodes), "node"), (entry.block.parameters, "parameter")
@@ -239,7 +246,6 @@ def _notes(opened: Opened, config: Config, plan: Plan, proof: Proof | None) -> I
     if proof and not proof.exactness.shown:
         removed = "channels or residual blocks" if plan.blocks else "channels"
         yield f"no output changes with the removed {removed} at the inputs tried, so the proof of exactness says little"
-    yield from _result_notes(config, proof) if proof else ()
 
 
 def _size_notes(config: Config, before: Totals, after: Totals | None) -> Iterator[str]:
@@ -274,7 +280,7 @@ def _input_notes(
     if removed > SYNTHETIC_SHARE:
         yield (
             f"{removed:.0%} of the MACs are removed on synthetic inputs only; beyond about {SYNTHETIC_SHARE:.0%} "
-            "accuracy falls: give --calibration, or a lower --ratio"
+            f"accuracy falls: give --calibration, or {_milder(config)}"
         )
 
 
@@ -283,12 +289,12 @@ def _result_notes(config: Config, proof: Proof) -> Iterator[str]:
     found = proof.metric
     if _is_poor(proof.quality):
         advice = "measure the accuracy before use" if found is None else f"see whether {found.name} says all you need"
-        yield f"the outputs are far from the original's (see quality): {advice}; a lower --ratio keeps more of it"
+        yield f"the outputs are far from the original's (see quality): {advice}; {_milder(config)} keeps more of it"
     if found is None:
         return
     if config.max_drop is None and found.drop.value > POOR_DROP * abs(found.original.value):
         yield (
-            f"{found.name} falls by {found.drop.value:.4f}: a lower --ratio or a larger --target keeps more of it, "
+            f"{found.name} falls by {found.drop.value:.4f}: {_milder(config)} keeps more of it, "
             "--max-drop as much as you say, and --tune or more --calibration inputs recover more"
         )
     if config.max_drop is not None and found.drop.ci95 is not None and found.drop.ci95[1] > config.max_drop:
@@ -296,6 +302,17 @@ def _result_notes(config: Config, proof: Proof) -> Iterator[str]:
             f"the drop of {found.name} is within --max-drop {config.max_drop:g} on the {found.rows} rows that decided "
             f"how much is removed; on others it may be up to {found.drop.ci95[1]:.4f}: more rows (--evaluation) tell"
         )
+
+
+def _milder(config: Config) -> str:
+    """What removes less."""
+    if config.plan:
+        return "a plan that removes less"
+    if config.max_drop is not None:
+        return "a smaller --max-drop"
+    if config.target:
+        return "a larger --target"
+    return "a lower --depth" if config.ratio == 0 else "a lower --ratio"
 
 
 def _latency_notes(config: Config, measured: Latency | None, pursuit: Pursuit | None) -> Iterator[str]:

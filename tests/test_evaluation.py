@@ -15,7 +15,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 import onnxprune
-from onnxprune import calibration, evaluation, gathering, opening
+from onnxprune import calibration, evaluation, gathering, opening, summary
 from onnxprune.clock import Clock
 from onnxprune.config import Config
 from onnxprune.errors import NothingToPruneError, UsageError
@@ -374,13 +374,31 @@ def test_a_budget_beyond_what_the_agreement_can_fall_by_is_refused(tmp_path: Pat
         onnxprune.prune(save(tmp_path), options)
 
 
-def test_poor_closeness_is_noted_with_a_metric_too(tmp_path: Path) -> None:
+def test_poor_closeness_is_noted_with_a_metric_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for metric in (None, "accuracy"):
         options = Config(
             output=tmp_path / "o.onnx", ratio=0.9, round_to=1, recover=False, metric=metric, force=True,
             calibration=inputs(tmp_path, 640),
         )  # fmt: skip
-        assert any("the outputs are far from" in note for note in onnxprune.prune(save(tmp_path), options).notes)
+        caplog.clear()
+        notes = onnxprune.prune(save(tmp_path), options).notes
+        (note,) = [note for note in notes if "the outputs are far from" in note]
+        assert note.endswith("a lower --ratio keeps more of it")
+        assert [r.levelname for r in caplog.records if r.getMessage() == note] == ["WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"ratio": 0.3}, "a lower --ratio"),
+        ({"ratio": 0, "depth": 2}, "a lower --depth"),
+        ({"target": "macs=0.3"}, "a larger --target"),
+        ({"target": "macs=0.3", "max_drop": 0.1}, "a smaller --max-drop"),
+        ({"plan": "plan.json"}, "a plan that removes less"),
+    ],
+)
+def test_the_advice_is_about_the_option_given(options: dict[str, Any], advice: str) -> None:
+    assert summary._milder(Config(**options)) == advice
 
 
 def test_a_target_bounds_what_the_budget_removes(tmp_path: Path) -> None:
