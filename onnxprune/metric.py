@@ -161,8 +161,8 @@ class _Function(Metric):
         try:
             with usercode.running(self.name.rpartition(":")[0]):
                 found = self._function(outputs, table.get("labels"))
-        except Exception as error:
-            raise UsageError(f"--metric {self.name}: the function raised {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"--metric {self.name}: the function raised {usercode.words(error)}") from error
         try:
             value = float(found)
         except (TypeError, ValueError):
@@ -207,10 +207,8 @@ def _load(name: str) -> Score:
     module_name, _, function_name = name.rpartition(":")
     try:
         module = usercode.load(module_name)
-    except Exception as error:
-        raise UsageError(
-            f"--metric {name}: {module_name} cannot be imported ({type(error).__name__}: {error})"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"--metric {name}: {module_name} cannot be imported ({usercode.words(error)})") from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UsageError(f"--metric {name}: {module_name} has no function {function_name!r}")

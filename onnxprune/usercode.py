@@ -28,6 +28,13 @@ def load(source: str) -> ModuleType:
         return _load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
 
 
+def words(error: BaseException) -> str:
+    """What user code raised."""
+    if isinstance(error, SystemExit):
+        return f"SystemExit: it calls sys.exit({'' if error.code is None else repr(error.code)})"
+    return f"{type(error).__name__}: {error}"
+
+
 def _load_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:

@@ -148,6 +148,7 @@ def test_bootstrap_intervals_surround_the_value_and_repeat() -> None:
 FUNCTIONS = """
 def mean(outputs, labels): return outputs["y"].mean() - (0 if labels is None else labels.mean())
 def broken(outputs, labels): raise ValueError("no such thing")
+def ends(outputs, labels): raise SystemExit(0)
 def nothing(outputs, labels): return None
 def infinite(outputs, labels): return float("inf")
 number = 3
@@ -191,6 +192,7 @@ def test_outputs_of_different_sizes_come_batch_by_batch() -> None:
     ("name", "message"),
     [
         ("broken", "raised ValueError: no such thing"),
+        ("ends", r"raised SystemExit: it calls sys.exit\(0\)"),
         ("nothing", "must return a finite number, and returned None"),
         ("infinite", "must return a finite number, and returned inf"),
         ("number", "has no function 'number'"),

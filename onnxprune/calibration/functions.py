@@ -90,7 +90,8 @@ def _guarded(label: str, source: str) -> Iterator[None]:
             yield
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
-        raise UsageError(f"{label}: {type(error).__name__}: {error}{where}") from error
+        own = [f for f in frames if f.filename != __file__]
+        where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+        raise UsageError(f"{label}: {usercode.words(error)}{where}") from error
