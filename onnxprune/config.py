@@ -18,7 +18,8 @@ RoundTo = int | Literal["auto"]
 PROVIDERS = ("cpu", "cuda")
 ALLOCATIONS = ("uniform", "global", "isomorphic", "sensitivity")
 LATENCY_KINDS = ("latency", "milliseconds")
-METRICS = ("accuracy", "precision", "recall", "f1", "agreement", "cosine")
+UNLABELLED = ("agreement", "cosine")
+METRICS = ("accuracy", "precision", "recall", "f1", *UNLABELLED)
 """Metrics that have a name; the last two measure closeness to the original and need no labels."""
 FALLS = dict.fromkeys(METRICS, 1.0) | {"cosine": 2.0}
 """What a metric of the original can fall by, at most."""
@@ -187,6 +188,8 @@ class Config:
             raise UsageError("--metric needs inputs to measure on: give --calibration or --evaluation")
         if self.labels is not None and self.metric is None:
             raise UsageError("--labels needs --metric: accuracy, precision, recall, f1 or module:function")
+        if self.labels is not None and self.metric in UNLABELLED:
+            raise UsageError(f"--metric {self.metric} compares with the original, not with labels: leave --labels out")
         if self.dry_run and (self.metric or self.evaluation or self.max_drop is not None):
             raise UsageError("a metric is measured on the pruned model, and --dry-run writes none: leave one out")
         if self.max_drop is not None:
@@ -195,7 +198,7 @@ class Config:
     def _check_budget(self, max_drop: float) -> None:
         if not 0 <= max_drop < math.inf:
             raise UsageError(f"--max-drop must be a number of at least 0, got {max_drop}")
-        check_max_drop(max_drop, self.metric or "cosine")
+        check_max_drop(max_drop, self.metric)
         if self.plan is not None:
             raise UsageError("--plan says what is removed: leave --max-drop out")
         if self.ratio == 0:
@@ -316,13 +319,15 @@ def check_metric(name: str) -> None:
         raise UsageError(f"--metric {name!r}: write {', '.join(METRICS)}, module:function or file.py:function")
 
 
-def check_max_drop(max_drop: float, metric: str) -> None:
-    """Raise UsageError for a budget that no model can go beyond; the range of a user's function is not known."""
-    most = FALLS.get(metric, math.inf)
-    if max_drop > most:
-        raise UsageError(
-            f"--max-drop {max_drop:g}: {metric} can fall by {most:g} at most; give a share such as 0.01, not per cent"
-        )
+def check_max_drop(max_drop: float, metric: str | None) -> None:
+    """Raise UsageError for a budget that no model can go beyond; the range of a user's function is not known.
+
+    `metric`: None for the agreement or the cosine, whichever fits the outputs.
+    """
+    names = UNLABELLED if metric is None else (metric,)
+    if max_drop > max(FALLS.get(name, math.inf) for name in names):
+        falls = " and ".join(f"{name} can fall by {FALLS[name]:g}" for name in names)
+        raise UsageError(f"--max-drop {max_drop:g}: {falls} at most; give a share such as 0.01, not per cent")
 
 
 def check_timing(batch: int | None, threads: int, budget_s: float) -> None:

@@ -6,10 +6,12 @@ import dataclasses
 import re
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from onnxprune.cli import command
+from onnxprune.cli.group import ARGUMENTS
 from onnxprune.config import ALLOCATIONS, Config, parse_target
 from onnxprune.errors import UsageError
 from onnxprune.report import numbers
@@ -64,6 +66,45 @@ def test_options_without_effect_are_refused(allocation: str) -> None:
     Config(allocation=allocation, target="macs=0.5").validate()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "macs=0.5", "--target", "macs=0.7"], "Invalid value for '--target': it is given twice"),
+        (["--seed", "1", "--seed", "1"], "'--seed': it is given twice: leave one of them out"),
+        (["--plan", "README.md", "--ratio", "0.5"], "--plan takes the place of --ratio: leave one of them out"),
+        (["--plan", "README.md", "--target", "macs=0.5"], "--plan says which groups are cut: leave --target out"),
+        (["--plan", "README.md", "--criterion", "l2"], "--plan says which groups are cut: leave --criterion out"),
+        (["--plan", "README.md", "--round-to", "4"], "--plan says which groups are cut: leave --round-to out"),
+        (["--jobs", "2"], "--jobs 2 is for several models, and one is given: leave it out"),
+        (["--batch", "4"], "--batch says how latency is measured, and nothing measures it: give --benchmark"),
+        (["--budget", "4", "--target", "macs=0.5"], "--budget says how latency is measured"),
+        (
+            ["--labels", "l.npy", "--metric", "cosine", "--calibration", "."],
+            "--metric cosine compares with",
+        ),
+    ],
+)
+def test_options_given_twice_or_in_vain_are_refused(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(command, [str(MODELS / "resnet.onnx"), *arguments])
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("name", [*ARGUMENTS, "prune"])
+def test_every_command_refuses_what_is_given_twice(name: str) -> None:
+    found = command.commands[name]
+    option = next(o for o in found.params if isinstance(o, click.Option) and not o.multiple and not o.is_flag)
+    result = CliRunner().invoke(command, [name, option.opts[-1], "1", "a.onnx", option.opts[-1], "1"])
+    assert result.exit_code == 2
+    assert "is given twice" in result.stderr
+
+
+def test_a_budget_without_a_metric_names_both_that_it_may_be_of(tmp_path: Path) -> None:
+    message = "--max-drop 5: agreement can fall by 1 and cosine can fall by 2 at most"
+    with pytest.raises(UsageError, match=message):
+        Config(max_drop=5, calibration=tmp_path).validate()
+
+
 def test_a_search_of_ratios_takes_an_allocation_for_its_targets() -> None:
     config = Config(allocation="global", calibration=Path(__file__), tune=False)
     trials = space.trials([0.3], ["macs=0.5"], ["obs"])
@@ -77,7 +118,7 @@ def test_a_search_of_ratios_takes_an_allocation_for_its_targets() -> None:
     ("options", "message"),
     [
         (["size=9MB"], r"it is 9,000,000 bytes, and the model has 1,5\d\d,\d{3}; give a smaller"),
-        (["macs=1"], "it is 1 of the MACs, and the model has 1; give a smaller"),
+        (["macs=1"], "a share of 1 is all of the MACs; give a smaller"),
         (["size=9MB", "--max-drop", "0.1"], "it is 9,000,000 bytes"),
     ],
 )

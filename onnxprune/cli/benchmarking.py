@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from onnxprune.cli.group import Once
 from onnxprune.cli.options import (
     PATH,
     calibration_option,
@@ -31,7 +32,7 @@ from onnxprune.config import check_paths, check_report_path
 from onnxprune.preparation import Preparation
 
 
-@click.command("benchmark", short_help="Compare the latency of models in interleaved pairs of runs.")
+@click.command("benchmark", cls=Once, short_help="Compare the latency of models in interleaved pairs of runs.")
 @click.argument("models", type=PATH, nargs=-1, required=True, metavar="A.onnx B.onnx [...]")
 @input_shape_option
 @calibration_option

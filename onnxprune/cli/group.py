@@ -74,7 +74,20 @@ class _DefaultContext(click.Context):
         return self.parent.command_path if self.parent else super().command_path
 
 
-class Default(click.Command):
+class Once(click.Command):
+    """A command whose options with one value are given once: a second one would silently win."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+            given = [p for p in order if isinstance(p, click.Option) and not (p.multiple or p.is_flag)]
+            twice = next((p for p in given if given.count(p) > 1), None)
+            if twice is not None:
+                raise click.BadParameter("it is given twice: leave one of them out", ctx, twice)
+        return super().parse_args(ctx, args)
+
+
+class Default(Once):
     """The command that needs no name: its help is that of the whole."""
 
     context_class = _DefaultContext

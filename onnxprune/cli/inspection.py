@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from onnxprune.cli.group import Once
 from onnxprune.cli.options import PATH, input_shape_option, json_option, messages
 from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width, write_text
 from onnxprune.config import check_paths, check_report_path
 
 
-@click.command("inspect", short_help="Show groups, couplings, shares and refusals; write nothing.")
+@click.command("inspect", cls=Once, short_help="Show groups, couplings, shares and refusals; write nothing.")
 @click.argument("model", type=PATH)
 @input_shape_option
 @json_option

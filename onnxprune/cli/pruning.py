@@ -154,9 +154,7 @@ from onnxprune.errors import UsageError
 @click.option("--dry-run", is_flag=True, help="Decide and report, but write no model.")
 @json_option
 @click.option("--save-plan", type=PATH, metavar="FILE", help="Write what is kept as a JSON plan.")
-@click.option(
-    "--plan", type=PATH, metavar="FILE", help="Prune as this plan says; --ratio and --criterion do not count."
-)
+@click.option("--plan", type=PATH, metavar="FILE", help="Prune as this plan says, in place of --ratio.")
 @seed_option
 @click.option("--force", is_flag=True, help="Replace an existing output; write a model that is not faster, too.")
 @messages
@@ -213,8 +211,9 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     """Prune MODEL, or several of them in the same way."""
     voice = Voice(quiet, verbose, debug)
     with failures(voice):
-        _check_ratio({"--target": target, "--max-drop": max_drop})
+        _check_ratio({"--target": target, "--max-drop": max_drop, "--plan": plan})
         _check_allocation(target is not None or max_drop is not None)
+        _check_plan(plan)
         config = Config(
             output=output,
             ratio=ratio,
@@ -255,6 +254,7 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
             seed=seed,
             force=force,
         )
+        _check_idle(config)
         workers = Workers(jobs or 1 if backend == "local" else jobs, backend, scheduler, shared_paths)
         if len(models) == 1:
             _check_place(workers)
@@ -264,23 +264,46 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
 
 
 def _check_place(workers: Workers) -> None:
-    """Raise UsageError where one model is to be pruned on a cluster."""
+    """Raise UsageError where one model is to be pruned on a cluster, or several at a time."""
+    if (workers.jobs or 1) > 1:
+        raise UsageError(f"--jobs {workers.jobs} is for several models, and one is given: leave it out")
     if dataclasses.replace(workers, jobs=1) != Workers(1):
         raise UsageError("--backend, --scheduler and --shared-paths are for several models: one is pruned here")
 
 
+def _is_given(name: str) -> bool:
+    """Whether an option is on the command line, be it with its default."""
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
 def _check_ratio(others: Mapping[str, object]) -> None:
     """Raise UsageError where --ratio is given beside one of the `others`, which take its place."""
-    source = click.get_current_context().get_parameter_source("ratio")
     given = next((name for name, value in others.items() if value is not None), None)
-    if given and source is not ParameterSource.DEFAULT:
+    if given and _is_given("ratio"):
         raise UsageError(f"{given} takes the place of --ratio: leave one of them out")
 
 
 def _check_allocation(is_split: bool) -> None:
     """Raise UsageError where --allocation is given, be it the default, and there is no target to split."""
-    if not is_split and click.get_current_context().get_parameter_source("allocation") is not ParameterSource.DEFAULT:
+    if not is_split and _is_given("allocation"):
         raise UsageError(NOTHING_TO_SPLIT)
+
+
+def _check_plan(plan: Path | None) -> None:
+    """Raise UsageError for options that choose what a plan says."""
+    given = next((name for name in ("target", "criterion", "round_to", "heads", "head_width") if _is_given(name)), None)
+    if plan is not None and given is not None:
+        raise UsageError(f"--plan says which groups are cut: leave --{given.replace('_', '-')} out")
+
+
+def _check_idle(config: Config) -> None:
+    """Raise UsageError for options that nothing of the run asks for."""
+    given = next((name for name in ("batch", "budget") if _is_given(name)), None)
+    if given and not (config.benchmark or config.aims_at_latency):
+        raise UsageError(
+            f"--{given} says how latency is measured, and nothing measures it: give --benchmark or --target latency=X, "
+            f"or leave --{given} out"
+        )
 
 
 def _prune(model: Path, config: Config, json_path: Path | None, voice: Voice) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from onnxprune.cli.group import Once
 from onnxprune.cli.options import PATH, cluster_options, json_option, messages
 from onnxprune.cli.pruning import prune_command
 from onnxprune.cli.terminal import (
@@ -31,7 +32,7 @@ SHARED = (
 """Options of `onnxprune MODEL` that hold for every trial."""
 
 
-class _Search(click.Command):
+class _Search(Once):
     """What is shared with `onnxprune MODEL` reaches the function as one configuration."""
 
     def invoke(self, ctx: click.Context) -> object:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from onnxprune.cli.group import Once
 from onnxprune.cli.options import (
     PATH,
     calibration_option,
@@ -29,7 +30,7 @@ from onnxprune.cli.terminal import (
 from onnxprune.config import Config, check_paths, check_report_path
 
 
-@click.command("sensitivity", short_help="Measure what removing shares of each group does to the outputs.")
+@click.command("sensitivity", cls=Once, short_help="Measure what removing shares of each group does to the outputs.")
 @click.argument("model", type=PATH)
 @calibration_option
 @image_options

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import click
 
+from onnxprune.cli.group import Once
 from onnxprune.cli.options import json_option, messages, provider_option
 from onnxprune.cli.terminal import Voice, deliver, failures, file_of, has_colour, progress, terminal_width
 from onnxprune.config import check_report_path
 
 
-@click.command("calibrate-widths", short_help="Measure the widths this machine is fast at, for --round-to auto.")
+@click.command(
+    "calibrate-widths", cls=Once, short_help="Measure the widths this machine is fast at, for --round-to auto."
+)
 @provider_option
 @click.option(
     "--threads", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="0 means all physical cores."
