@@ -19,6 +19,7 @@ from onnxprune.latency import profile as profiling
 from onnxprune.modelfile import ModelFile, skeleton
 from onnxprune.preparation import Preparation
 from onnxprune.records import Feed, Latency, Profile
+from onnxprune.wording import plural
 
 PROFILE_LIMIT_S = 900.0
 """Time limit of the child process that profiles."""
@@ -188,5 +189,7 @@ def _rows(proto: onnx.ModelProto, feed: Feed, batch: int | None) -> Feed:
     rows = leading_rows(proto, batch)
     for name, count in rows.items():
         if name in feed and feed[name].ndim and len(feed[name]) < count:
-            raise UsageError(f"the calibration data has {len(feed[name])} rows for input {name!r}, {count} are needed")
+            raise UsageError(
+                f"the calibration data has {plural(len(feed[name]), 'row')} for input {name!r}, {count} are needed"
+            )
     return {name: array[: rows[name]] if name in rows and array.ndim else array for name, array in feed.items()}

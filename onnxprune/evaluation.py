@@ -17,6 +17,7 @@ from onnxprune.config import Config
 from onnxprune.errors import UsageError
 from onnxprune.metric import LABELLED, Batch, Metric, Outputs, Table
 from onnxprune.records import Feed, MetricResult
+from onnxprune.wording import plural
 
 Array = npt.NDArray[Any]
 
@@ -61,7 +62,7 @@ def labelled(found: calibration.Loaded, config: Config) -> list[Feed]:
         for own, count in zip(labels, counts, strict=True):
             if own.ndim == 0 or len(own) != count:
                 raise UsageError(
-                    f"the array {LABELS!r} has the shape {own.shape}, and the inputs beside it {count} rows"
+                    f"the array {LABELS!r} has the shape {own.shape}, and the inputs beside it {plural(count, 'row')}"
                 )
     if config.metric in LABELLED and labels is None:
         raise UsageError(
@@ -83,7 +84,7 @@ def _divided(every: Array, found: calibration.Loaded, path: Path) -> list[Array]
         )
     rows = sum(map(len, found.numbers)) if found.total is None else found.total
     if len(every) < rows or (found.total is not None and len(every) != rows):
-        raise UsageError(f"--labels {path}: {len(every)} labels for {rows} rows of inputs")
+        raise UsageError(f"--labels {path}: {plural(len(every), 'label')} for {plural(rows, 'row')} of inputs")
     return [every[own] for own in found.numbers]
 
 
@@ -95,7 +96,8 @@ def read_labels(path: Path) -> Array:
             with found:
                 name = LABELS if LABELS in found.files else found.files[0] if len(found.files) == 1 else None
                 if name is None:
-                    raise UsageError(f"--labels {path}: give one array, or one called {LABELS!r}; has {found.files}")
+                    names = ", ".join(found.files)
+                    raise UsageError(f"--labels {path}: give one array, or one called {LABELS!r}; the file has {names}")
                 found = found[name]
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(f"--labels {path}: not a .npy or .npz file of arrays ({why(error)})") from error
@@ -108,7 +110,8 @@ def read_labels(path: Path) -> Array:
 def class_numbers(labels: Array) -> Array:
     """Labels as int64 class numbers; of a column (rows, 1) its entries. Raises UsageError where they are none."""
     if labels.dtype.kind not in "iubf" or not np.array_equal(labels, np.trunc(labels.astype(np.float64))):
-        raise UsageError(f"the labels must be class numbers, and they are {labels.dtype} such as {labels.flat[0]!r}")
+        kind, first = calibration.dtype_words(labels.dtype), labels.reshape(-1)[:1].tolist()
+        raise UsageError(f"the labels must be class numbers, and they are {kind} such as {', '.join(map(repr, first))}")
     flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     return flat.astype(np.int64)
 

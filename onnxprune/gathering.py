@@ -72,16 +72,18 @@ def gather(opened: Opened, config: Config) -> Gathered:
     Raises UsageError where the data does not fit, where no inputs can be made and the options need them, and where a
     metric is asked for and too few rows are there to hold some out.
     """
+    measured = _evaluation(opened, config, config.evaluation) if config.evaluation else None
     found = _calibration(opened, config, config.calibration) if config.calibration else _without_data(opened, config)
-    if config.evaluation is None:
-        return found
+    return found if measured is None else dataclasses.replace(found, evaluation=measured)
+
+
+def _evaluation(opened: Opened, config: Config, place: Path) -> Evaluation:
     proto = opened.model.proto
-    loaded = _load(opened, config, config.evaluation, MOST_ROWS, config.memory_bytes, "--evaluation")
+    loaded = _load(opened, config, place, MOST_ROWS, config.memory_bytes, "--evaluation")
     rows = calibration.batches(evaluation.labelled(loaded, config), calibration.fixed_rows(proto), MOST_ROWS)
     if not loaded.whole:
         log.warning("--evaluation: only %d rows fit into --memory; the rest is left out", calibration.rows_of(rows))
-    measured = evaluation.of_feeds(proto, config, "evaluation", rows)
-    return dataclasses.replace(found, evaluation=measured)
+    return evaluation.of_feeds(proto, config, "evaluation", rows)
 
 
 def _without_data(opened: Opened, config: Config) -> Gathered:

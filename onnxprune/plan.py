@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,9 @@ def save(data: Mapping[str, Any], path: Path) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
-def load(path: Path, groups: Mapping[str, Group]) -> Plan:
-    """Read a plan and check it against the prunable groups of the model, by id. Raises UsageError naming the entry."""
+def load(path: Path, groups: Mapping[str, Group], *, sha256: Callable[[], str] | None = None) -> Plan:
+    """Read a plan and check it against the prunable groups of the model, by id. Raises UsageError naming the entry, and
+    the model that the plan was made for where that is another one by its `sha256`."""
     data = _read(path)
     try:
         entries = [(str(g["id"]), int(g["size"]), [operator.index(i) for i in g["kept"]]) for g in data["groups"]]
@@ -91,7 +92,13 @@ def load(path: Path, groups: Mapping[str, Group]) -> Plan:
             raise ValueError("a group is listed twice")
     except (ValueError, KeyError, TypeError) as error:
         raise _no_plan(path, error) from error
-    kept = {name: _checked(path, groups, name, size, kept) for name, size, kept in entries}
+    try:
+        kept = {name: _checked(path, groups, name, size, kept) for name, size, kept in entries}
+    except UsageError as error:
+        made_for = data.get("model")
+        if sha256 is None or not isinstance(made_for, dict) or made_for.get("sha256") in (None, sha256()):
+            raise
+        raise UsageError(f"{error} (the plan was made for another model, {made_for.get('name')})") from error
     return Plan(kept, load_blocks(path))
 
 

@@ -64,7 +64,7 @@ def _decide(
 ) -> Decision:
     prunable = [g for g in opened.analysis.groups if g.refusal is None]
     if config.plan:
-        plan = plans.load(config.plan, {g.id: g for g in prunable})
+        plan = plans.load(config.plan, {g.id: g for g in prunable}, sha256=opened.model.sha256)
         whole = all(len(kept) == group.size for group in prunable if (kept := plan.kept.get(group.id)) is not None)
         if whole and not plan.blocks:
             raise NothingToPruneError(f"{config.plan}: the plan removes nothing; make one with --save-plan")
@@ -83,20 +83,23 @@ def _decide(
 
 
 def require_possible(opened: Opened, config: Config) -> None:
-    """Refuse at once what needs no inputs to be refused: patterns that match nothing, options that leave no group, a
-    target below what is left when all groups are as narrow as they get.
+    """Refuse at once what needs no inputs to be refused: plans that do not fit, patterns that match nothing,
+    options that leave no group, a target below what is left when all groups are as narrow as they get.
 
     Where residual blocks are to be removed first, that is known only later.
     """
+    prunable = [g for g in opened.analysis.groups if g.refusal is None]
+    if config.plan and not plans.load_blocks(config.plan):
+        plans.load(config.plan, {g.id: g for g in prunable}, sha256=opened.model.sha256)
     if not config.plan and not config.depth:
-        _allowed(opened, config, [g for g in opened.analysis.groups if g.refusal is None])
+        _allowed(opened, config, prunable)
 
 
 def _allowed(opened: Opened, config: Config, prunable: Sequence[Group]) -> list[Group]:
     """The groups that the options allow to shrink. Raises UsageError for patterns that match nothing,
     NothingToPruneError where there are no such groups, or too few for the target."""
     for option, patterns in (("--keep", config.keep), ("--only", config.only)):
-        _require_matches(opened.analysis.groups, option, patterns)
+        require_matches(opened.analysis.groups, option, patterns)
     if config.ratio == 0:
         return []
     chosen = _chosen(opened, config, prunable)
@@ -139,8 +142,11 @@ def _require_reachable(opened: Opened, config: Config, target: str, chosen: Sequ
 
 def _met_already(kind: str, amount: float, whole: float) -> str:
     """The message for a target that is no smaller than the whole."""
-    sides = (f"{amount:g} of the {WHOLES[kind]}", "1") if amount <= 1 else (f"{amount:,.0f} bytes", f"{whole:,.0f}")
-    return f"the target is met already: it is {sides[0]}, and the model has {sides[1]}; give a smaller --target"
+    if amount <= 1:
+        return f"the target is met already: a share of {amount:g} is all of the {WHOLES[kind]}; give a smaller --target"
+    return (
+        f"the target is met already: it is {amount:,.0f} bytes, and the model has {whole:,.0f}; give a smaller --target"
+    )
 
 
 def fewest(opened: Opened, config: Config, chosen: Sequence[Group]) -> Mapping[str, int]:
@@ -214,7 +220,8 @@ def choose(groups: Sequence[Group], keep: Sequence[str], only: Sequence[str]) ->
     return [g for g in groups if not _matches(g, keep) and (not only or _matches(g, only))]
 
 
-def _require_matches(groups: Sequence[Group], option: str, patterns: Sequence[str]) -> None:
+def require_matches(groups: Sequence[Group], option: str, patterns: Sequence[str]) -> None:
+    """Raise UsageError for a pattern of `option` that no group has a name for."""
     for pattern in patterns:
         if not any(_matches(g, [pattern]) for g in groups):
             raise UsageError(f"{option} {pattern!r} matches no group, tensor or node; see `onnxprune inspect`")

@@ -389,7 +389,9 @@ def _check_given(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> None:
     known = {i.name: i.type.tensor_type.shape.dim for i in graph_inputs(proto)}
     for name, shape in given.items():
         if name not in known:
-            raise UsageError(f"--input-shape names {name!r}, but the inputs of the model are {sorted(known)}")
+            raise UsageError(
+                f"--input-shape names {name!r}, but the inputs of the model are {', '.join(sorted(known))}"
+            )
         dims = known[name]
         if len(dims) and len(dims) != len(shape):
             raise UsageError(f"--input-shape gives {len(shape)} axes for {name!r}, the model has {len(dims)}")

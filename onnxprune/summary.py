@@ -270,8 +270,8 @@ def _input_notes(
         yield f"nothing was recovered ({why}): the accuracy is that of the cut alone; give inputs with --calibration"
     if inputs is not None and inputs.kind == "calibration" and not inputs.held_out:
         yield (
-            f"{inputs.rows} calibration rows are too few to hold some out: closeness is measured on rows that were "
-            "fitted to, and says less; some hundred rows do better"
+            f"too few to hold some out ({wording.plural(inputs.rows, 'calibration row')}): closeness is measured on "
+            "what was fitted to, and says less; some hundred rows do better"
         )
     if inputs is None or inputs.kind == "calibration":
         return

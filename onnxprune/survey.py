@@ -27,11 +27,13 @@ def sensitivity(model: str | Path, config: Config) -> Sensitivity:
     if config.measure not in MEASURED_CRITERIA:
         raise UsageError(f"sensitivity needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {config.measure}")
     opened, config = opening.open_for(Path(model), config, Clock())
-    gathered = gathering.gather(opened, dataclasses.replace(config, recover=False))
     prunable = [g for g in opened.analysis.groups if g.refusal is None]
+    for option, patterns in (("--keep", config.keep), ("--only", config.only)):
+        planning.require_matches(opened.analysis.groups, option, patterns)
     groups = planning.choose(prunable, config.keep, config.only)
     if not groups:
         raise NothingToPruneError("no group that can be pruned is left to measure; see `onnxprune inspect`")
+    gathered = gathering.gather(opened, dataclasses.replace(config, recover=False))
     names = [g.id for g in groups]
     wanted = recovery.Wanted(names, "sensitivity", ("macs", 0.5), 0.5, dict.fromkeys(names, 1), config.measure)
     source = recovery.Source(

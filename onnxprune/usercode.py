@@ -25,7 +25,18 @@ PRINTS = "ONNXPRUNE_PRINTS"
 def load(source: str) -> ModuleType:
     """The module of that name, from the working directory too, or of that file. Raises whatever its code raises."""
     with running(source):
-        return _load_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+        return _loaded_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+
+
+def _loaded_file(path: Path) -> ModuleType:
+    """The module of a file, executed once in a process where it stays as it is."""
+    state = path.stat()
+    return _load_once(path.resolve(), state.st_mtime_ns, state.st_size)
+
+
+@functools.cache
+def _load_once(path: Path, changed_ns: int, size: int) -> ModuleType:
+    return _load_file(path)
 
 
 def words(error: BaseException) -> str:

@@ -488,10 +488,24 @@ def test_full_disk(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [name for name in left_in(model.parent) if name.endswith((".onnx", ".data")) and name != "net.onnx"]
 
 
+def test_what_does_not_fit_is_refused_before_any_work(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "call", lambda *_, **__: pytest.fail("work was started"))
+    good, bad = model.with_name("good.npz"), model.with_name("bad.npz")
+    np.savez(good, image=np.random.default_rng(0).random((8, 3, 8, 8), np.float32))
+    np.savez(bad, image=np.zeros((8, 3, 8, 8), np.uint8))
+    words = "--evaluation", "takes float32, and the array is uint8"
+    fails(call(model, "--calibration", good, "--evaluation", bad, "--metric", "cosine"), 2, *words)
+    fails(call(model, "--calibration", good, "--plan", good), 2, "not a plan")
+    fails(call("sensitivity", model, "--calibration", good, "--only", "nosuch"), 2, "--only 'nosuch' matches no group")
+
+
 def test_plan_of_another_model(model: Path) -> None:
     plan = model.with_name("plan.json")
     plan.write_text('{"schema": 1, "groups": [{"id": "nobody:0", "size": 4, "kept": [0]}]}')
     fails(call(model, "--plan", plan), 2, "nobody:0")
+    made_for = '"model": {"name": "other.onnx", "sha256": "0"}'
+    plan.write_text(f'{{"schema": 1, {made_for}, "groups": [{{"id": "nobody:0", "size": 4, "kept": [0]}}]}}')
+    fails(call(model, "--plan", plan), 2, "nobody:0", "made for another model, other.onnx")
     plan.write_text("[]")
     fails(call(model, "--plan", plan), 2, "not a plan", "--save-plan")
 

@@ -347,7 +347,7 @@ def test_outputs_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
     )
     rows = np.array([[1, 2, 3, 4], [-1, -1, -1, -1], [-1, 1, 1, 1]], np.float32)
     assert synthetic.judge(str(path), [{"x": rows[::2]}], probed=True) == []
-    with pytest.raises(UsageError, match="the output 'y' of the original model is NaN or infinite on 1 of 3 rows"):
+    with pytest.raises(UsageError, match="the output 'y' of the original model is NaN or infinite on 1 of the 3 rows"):
         synthetic.judge(str(path), [{"x": rows}], probed=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,16 @@ def test_prints_of_user_code_go_to_standard_error(capfd: pytest.CaptureFixture[s
         os.write(1, b"of a library\n")
     print("a result", flush=True)
     assert capfd.readouterr() == ("a result\n", "from Python\nof a library\n")
+
+
+def test_a_file_is_executed_once_while_it_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "own.py"
+    file.write_text("print('hi')")
+    assert usercode.load(str(file)) is usercode.load(str(file))
+    assert capsys.readouterr().err == "hi\n"
+    file.write_text("print('another')")
+    usercode.load(str(file))
+    assert capsys.readouterr().err == "another\n"
 
 
 def test_prints_are_dropped_where_nobody_listens(capfd: pytest.CaptureFixture[str]) -> None:

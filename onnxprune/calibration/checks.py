@@ -63,7 +63,7 @@ def fitting(feed: Feed, proto: onnx.ModelProto, where: str = "") -> Feed:
     for name, kind in inputs.items():
         fault = _fault(feed.get(name), kind)
         if fault is not None:
-            raise UsageError(f"{label}: input {name!r} {fault}; given are {sorted(feed)}")
+            raise UsageError(f"{label}: input {name!r} {fault}; given are {', '.join(sorted(feed))}")
     found = {name: feed[name] for name in inputs}
     named = {name: kind.shape.dim[0].dim_param for name, kind in inputs.items() if kind.shape.dim}
     check_rows([found], {name: axis for name, axis in named.items() if axis not in ("", "?")}, label)
@@ -93,7 +93,7 @@ def _fault(array: npt.NDArray[np.generic] | None, kind: onnx.TypeProto.Tensor) -
         advice = f"convert it with .astype({str(dtype)!r})" if {array.dtype.kind, dtype.kind} <= set("biuf") else (
             "numbers are needed" if dtype.kind in "biufV" else "strings are needed"
         )  # fmt: skip
-        return f"takes {dtype}, and the array is {array.dtype}: {advice}"
+        return f"takes {dtype_words(dtype)}, and the array is {dtype_words(array.dtype)}: {advice}"
     wanted = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
     fits = len(wanted) == array.ndim and all(w in (0, n) for w, n in zip(wanted[1:], array.shape[1:], strict=True))
     if kind.HasField("shape") and not fits:
@@ -104,6 +104,11 @@ def _fault(array: npt.NDArray[np.generic] | None, kind: onnx.TypeProto.Tensor) -
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         return "has an array with NaN or infinite values"
     return None
+
+
+def dtype_words(dtype: np.dtype[Any]) -> str:
+    """The name of an element type, for people."""
+    return "text" if dtype.kind in "SUT" else "Python objects" if dtype.kind == "O" else str(dtype)
 
 
 def check_indices(feeds: Sequence[Feed], bounds: Mapping[str, int], option: str = "--calibration") -> None:

@@ -72,7 +72,9 @@ def _feed(label: str, item: Any, names: Sequence[str], extra: str | None) -> Fee
     if isinstance(item, Mapping):
         missing = [n for n in names if n not in item]
         if missing:
-            raise UsageError(f"{label}: input {missing[0]!r} has no array; an item has {sorted(map(str, item))}")
+            raise UsageError(
+                f"{label}: input {missing[0]!r} has no array; an item has {', '.join(sorted(map(str, item)))}"
+            )
         wanted = [*names, extra] if extra is not None and extra in item else names
         return {n: np.asarray(item[n]) for n in wanted}
     if len(names) == 1 and isinstance(item, np.ndarray):

@@ -194,7 +194,8 @@ def _open_images(files: Sequence[Path], label: str, asked: _Asked) -> tuple[Iter
     if first is None:
         raise UsageError(f"--calibration {label}: none of its {len(chosen)} images can be decoded")
     count = f"{len(chosen)} of {len(files)}" if len(chosen) < len(files) else str(len(files))
-    return itertools.chain([first], feeds), f"{count} images in {label} ({images.words(form, wanted)})"
+    label = f"{count} image{'s' * (len(files) != 1)} in {label}"
+    return itertools.chain([first], feeds), f"{label} ({images.words(form, wanted)})"
 
 
 def _no_preparation(place: Path, wanted: Preparation) -> None:

@@ -176,7 +176,8 @@ def _inputs_line(inputs: Inputs) -> str:
         for name, r in inputs.ranges.items()
     )
     label = "Calibration" if inputs.kind == "calibration" else "[yellow]Synthetic inputs[/yellow]"
-    return f"{label}: {escape(inputs.words)}, {inputs.rows} rows{held}" + (f"; {escape(ranges)}" if ranges else "")
+    rows = f"{numbers.counted(inputs.rows, 'row')}{held}"
+    return f"{label}: {escape(inputs.words)}, {rows}" + (f"; {escape(ranges)}" if ranges else "")
 
 
 def _groups_line(groups: Sequence[GroupReport]) -> str:

@@ -15,8 +15,8 @@ def sensitivity_text(found: Sensitivity, *, width: int = WIDTH, colour: bool = F
     page = Page(width, colour)
     page.line(f"[bold]{escape(found.model)}[/bold]")
     page.line(
-        f"Damage at the outputs when a share of one group is removed and what reads it is refitted; {found.rows} rows, "
-        f"order by {found.criterion}"
+        "Damage at the outputs when a share of one group is removed and what reads it is refitted; "
+        f"{numbers.counted(found.rows, 'row')}, order by {found.criterion}"
     )
     page.line("0: the same outputs, 1: as wrong as their mean")
     if not all(group.refitted for group in found.groups):

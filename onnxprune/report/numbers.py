@@ -45,3 +45,8 @@ def brief(value: float) -> str:
 def _three_digits(value: float) -> str:
     digits = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{max(0, min(2, digits))}f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """The noun with its number: "1 row", "3 rows"."""
+    return f"{count} {noun}{'s' * (count != 1)}"

@@ -62,9 +62,9 @@ def _rounds_table(report: Report) -> Table:
 
 def _closeness_title(found: Quality) -> str:
     if found.data == "calibration":
-        return f"Closeness to the original on {found.samples} calibration samples"
+        return f"Closeness to the original on {numbers.counted(found.samples, 'calibration sample')}"
     return (
-        f"Closeness to the original on {found.samples} synthetic samples "
+        f"Closeness to the original on {numbers.counted(found.samples, 'synthetic sample')} "
         "(says little about accuracy: give real inputs with --calibration)"
     )
 

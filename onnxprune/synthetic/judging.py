@@ -22,6 +22,7 @@ from onnxprune.shapes import graph_inputs
 from onnxprune.synthetic import drawing, features, guesses, signals
 from onnxprune.synthetic.drawing import Input
 from onnxprune.synthetic.guesses import Scaling, View
+from onnxprune.wording import plural
 
 Array = npt.NDArray[Any]
 Look = Callable[[Sequence[Feed]], View]
@@ -46,8 +47,8 @@ def _require_numbers(session: Any, feeds: Sequence[Feed]) -> None:
     for name, lost, rows in _lost(session, feeds):
         if lost:
             raise UsageError(
-                f"--calibration: the output {name!r} of the original model is NaN or infinite on {lost} of {rows} rows "
-                "looked at: give inputs in the range of values that it was trained on"
+                f"--calibration: the output {name!r} of the original model is NaN or infinite on {lost} of the "
+                f"{plural(rows, 'row')} looked at: give inputs in the range of values that it was trained on"
             )
 
 
