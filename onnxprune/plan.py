@@ -98,7 +98,8 @@ def load(path: Path, groups: Mapping[str, Group], *, sha256: Callable[[], str] |
         made_for = data.get("model")
         if sha256 is None or not isinstance(made_for, dict) or made_for.get("sha256") in (None, sha256()):
             raise
-        raise UsageError(f"{error} (the plan was made for another model, {made_for.get('name')})") from error
+        found = str(error).removeprefix(f"{path}: ")
+        raise UsageError(f"{path}: the plan was made for another model, {made_for.get('name')}: {found}") from error
     return Plan(kept, load_blocks(path))
 
 
