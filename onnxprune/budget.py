@@ -36,7 +36,7 @@ TRIES = 40
 """Allocations looked at, at most: what cannot be reached, and what was measured already, costs no round."""
 BATCHES = 16
 """Batches that the outputs are computed for at a time."""
-WORDS = {"macs": "MACs", "params": "parameters", "bytes": "size"}
+WORDS = {"macs": "MACs", "params": "parameters", "bytes": "size", "latency": "latency"}
 
 Kept = Mapping[str, IndexArray]
 
@@ -100,10 +100,7 @@ def search(
     wanted = dataclasses.replace(wanted, target=(kind, least or FIRST))
     prepared = recovery.prepare(source, wanted)
     lowest = least if least <= 1 else least / prepared.model.file.bytes
-    whole = prepared.model
-    original = list(_outputs(whole.original, whole.read, measured.feeds, source))
-    if measured.metric is None and original:
-        check_max_drop(max_drop, fitting(original[0]))
+    original = _originals(source, prepared.model, measured, max_drop)
     known: dict[tuple[tuple[str, int], ...], Trial] = {}
 
     def trial(share: float) -> Trial | None:
@@ -118,19 +115,47 @@ def search(
         return known[key]
 
     def judged(plan: Trial) -> Trial:
-        weights, recovered = _made(source, prepared.model, plan.kept, recover, tuned)
-        outputs = _outputs(weights.proto, weights.get, measured.feeds, source)
-        metric, (before, after) = evaluation.tables(measured, original, outputs)
-        start, value = metric.value(before), metric.value(after)
-        drop = start - value
-        log.info("%.1f%% of the %s kept: %s %.4f, drop %.4f", 100 * plan.share, WORDS[kind], metric.name, value, drop)
-        within = drop <= max_drop
-        return Trial(plan.kept, plan.share, within, metric.name, value, drop, recovered if within else None)
+        made = _made(source, prepared.model, plan.kept, recover, tuned)
+        return _judged(source, plan, made, (measured, original), max_drop, kind)
 
     best, made = smallest(trial, lowest=lowest, first=lowest or FIRST)
     if best is None:
-        raise NothingToPruneError(_no_model(made, kind, max_drop, evaluation.rows_of(measured)))
+        raise NothingToPruneError(no_model(made, kind, max_drop, evaluation.rows_of(measured)))
     return Found(best.kept, best.recovered, tuple(Round(t.share, t.value, t.drop, t.within) for t in made))
+
+
+def judge(source: Source, plan: Trial, measured: Evaluation, *, max_drop: float, recover: bool, tuned: bool) -> Trial:
+    """What the metric says of a plan that keeps a share of the latency. Run in a child process."""
+    model = recovery.open_source(source)
+    original = _originals(source, model, measured, max_drop)
+    made = _made(source, model, plan.kept, recover, tuned)
+    return _judged(source, plan, made, (measured, original), max_drop, "latency")
+
+
+def _originals(source: Source, model: OpenedSource, measured: Evaluation, max_drop: float) -> list[Outputs]:
+    """The original's outputs. Raises UsageError where the metric that fits them cannot fall by `max_drop`."""
+    found = list(_outputs(model.original, model.read, measured.feeds, source))
+    if measured.metric is None and found:
+        check_max_drop(max_drop, fitting(found[0]))
+    return found
+
+
+def _judged(
+    source: Source,
+    plan: Trial,
+    made: tuple[Weights, Recovered | None],
+    against: tuple[Evaluation, Sequence[Outputs]],
+    max_drop: float,
+    kind: str,
+) -> Trial:
+    (weights, recovered), (measured, original) = made, against
+    outputs = _outputs(weights.proto, weights.get, measured.feeds, source)
+    metric, (before, after) = evaluation.tables(measured, original, outputs)
+    start, value = metric.value(before), metric.value(after)
+    drop = start - value
+    log.info("%.1f%% of the %s kept: %s %.4f, drop %.4f", 100 * plan.share, WORDS[kind], metric.name, value, drop)
+    within = drop <= max_drop
+    return Trial(plan.kept, plan.share, within, metric.name, value, drop, recovered if within else None)
 
 
 def _made(
@@ -150,7 +175,8 @@ def _outputs(proto: onnx.ModelProto, read: Read, feeds: Sequence[Feed], source: 
             yield dict(zip(names, found, strict=True))
 
 
-def _no_model(made: Sequence[Trial], kind: str, max_drop: float, rows: int) -> str:
+def no_model(made: Sequence[Trial], kind: str, max_drop: float, rows: int) -> str:
+    """Why no model that was made will do."""
     if not made:
         return "--max-drop: nothing can be removed, whatever the budget; see `onnxprune inspect`"
     least = max(made, key=lambda t: t.share)

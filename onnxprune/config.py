@@ -166,8 +166,6 @@ class Config:
             raise UsageError("--ratio 0 removes residual blocks alone: leave --target out")
         if kind in LATENCY_KINDS and self.plan:
             raise UsageError("--plan says which groups are cut: leave --target out")
-        if kind in LATENCY_KINDS and self.max_drop is not None:
-            raise UsageError("--max-drop goes with --target macs, params or size, not with a latency: leave one out")
         if kind not in LATENCY_KINDS and self.measure not in MEASURED_CRITERIA and self.allocation != "uniform":
             raise UsageError(
                 f"--target needs one of {', '.join(MEASURED_CRITERIA)}, got --criterion {self.measure}; "

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.125)
 """Shares of every group that the model of latency is made at."""
+_LEAST_RISE = 1e-3
 _NAMED = 5
 """Layers named where a result is not faster."""
 
@@ -128,33 +129,70 @@ def reach(pace: Pace, begun: Start, removals: Mapping[str, Removal]) -> tuple[Pl
 
     Raises NothingToPruneError where the goal cannot be reached.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+    models = [begun.model]
 
-        def measure(allocation: Allocation) -> float:
-            path = Path(folder) / "candidate.onnx"
-            path.unlink(missing_ok=True)
-            _write(pace.opened, _kept(pace.chosen, removals, allocation), path)
-            found = comparison.compare_files([pace.original, path], pace.timed, self_test=False)[0]
-            share = 1.0 / found.speedup
-            log.info("candidate: %.3f of the original's latency (wanted: %.3f)", share, begun.goal)
-            return share
+    def measure(allocation: Allocation) -> float:
+        share = _measured(pace, _kept(pace.chosen, removals, allocation))
+        log.info("candidate: %.3f of the original's latency (wanted: %.3f)", share, begun.goal)
+        return share
 
-        models = [begun.model]
+    def proposers() -> Iterator[pursuit.Propose]:
+        yield _Proposer(pace, begun, removals)
+        if pace.finer is not None:
+            log.info("fast widths do not meet the target; others may")
+            finer = dataclasses.replace(pace, steps=pace.finer, finer=None)
+            again = start(finer, begun.goal)
+            models.append(again.model)
+            yield _Proposer(finer, again, removals)
 
-        def proposers() -> Iterator[pursuit.Propose]:
-            yield _Proposer(pace, begun, removals)
-            if pace.finer is not None:
-                log.info("fast widths do not meet the target; others may")
-                finer = dataclasses.replace(pace, steps=pace.finer, finer=None)
-                again = start(finer, begun.goal)
-                models.append(again.model)
-                yield _Proposer(finer, again, removals)
-
-        outcome = pursuit.pursue(begun.goal, proposers(), measure)
+    outcome = pursuit.pursue(begun.goal, proposers(), measure)
     steps = (pace.finer or pace.steps).values()
     notes = () if outcome.met else (_coarse(begun.goal, outcome.reached, finest=max(steps, default=1) == 1),)
     found = Pursuit(begun.goal, outcome.reached, outcome.attempts, models[-1], notes)
     return Plan(_kept(pace.chosen, removals, outcome.allocation)), found
+
+
+def _measured(pace: Pace, kept: Mapping[str, IndexArray]) -> float:
+    """The share of the original's latency that the model cut to a plan takes."""
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
+        path = Path(folder) / "candidate.onnx"
+        _write(pace.opened, kept, path)
+        return 1.0 / comparison.compare_files([pace.original, path], pace.timed, self_test=False)[0].speedup
+
+
+Relaxed = Callable[[float], tuple[dict[str, IndexArray], float]]
+"""By a share of latency above the one met: a plan, and the share that is expected of it."""
+
+
+def relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: Pursuit) -> Iterator[Relaxed]:
+    """Plans of fast widths, then of all that are allowed. What was measured of the plan met corrects the model of
+    latency: on a line from there to the original."""
+    yield _relaxed(pace, begun, removals, met)
+    if pace.finer is not None:
+        finer = dataclasses.replace(pace, steps=pace.finer, finer=None)
+        yield _relaxed(finer, start(finer, begun.goal), removals, met)
+
+
+def _relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: Pursuit) -> Relaxed:
+    propose = _Proposer(pace, begun, removals)
+    base = next(a.predicted for a in reversed(met.attempts) if a.measured == met.reached)
+    rise = max(1.0 - base, _LEAST_RISE) / max(1.0 - met.reached, _LEAST_RISE)
+
+    def plan(share: float) -> tuple[dict[str, IndexArray], float]:
+        found = propose(base + (share - met.reached) * rise)
+        return _kept(pace.chosen, removals, found.allocation), met.reached + (found.predicted - base) / rise
+
+    return plan
+
+
+def fallen_back(pace: Pace, met: Pursuit, kept: Mapping[str, IndexArray], max_drop: float) -> Pursuit:
+    """The record of a plan that was taken in place of the one `met`, because of the budget; its latency is measured."""
+    share = _measured(pace, kept)
+    note = (
+        f"--max-drop {max_drop:g} does not allow the target latency ({met.goal:.3f} of the original's): this model, "
+        f"the fastest measured within it, takes {share:.3f}"
+    )
+    return dataclasses.replace(met, reached=share, notes=(note,))
 
 
 def _coarse(goal: float, reached: float, *, finest: bool) -> str:

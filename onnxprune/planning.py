@@ -10,7 +10,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from onnxprune import allocate, budget, cost, evaluation, pacing, processor, recovery, select, widths, worker
+from onnxprune import (
+    allocate,
+    budget,
+    compromise,
+    cost,
+    evaluation,
+    pacing,
+    processor,
+    recovery,
+    select,
+    widths,
+    worker,
+)
 from onnxprune import plan as plans
 from onnxprune import score as scores
 from onnxprune import target as targets
@@ -73,7 +85,7 @@ def _decide(
     if config.ratio == 0:
         return Decision(Plan({}))
     if config.aims_at_latency:
-        return _paced(opened, config, chosen, source, timed)
+        return _paced(opened, config, chosen, source, timed, measured)
     if config.max_drop is not None and source is not None and measured is not None:
         return _within_budget(config, source, _wanted(opened, config, chosen), measured)
     plan = _scored_plan(opened, config, chosen, source)
@@ -309,9 +321,15 @@ def steps(opened: Opened, config: Config, groups: Sequence[Group], fast: FastWid
 
 
 def _paced(
-    opened: Opened, config: Config, chosen: Sequence[Group], source: recovery.Source | None, timed: Conditions
+    opened: Opened,
+    config: Config,
+    chosen: Sequence[Group],
+    source: recovery.Source | None,
+    timed: Conditions,
+    measured: evaluation.Evaluation | None,
 ) -> Decision:
-    """The plan that meets a latency target: latency by node, order and damage of removals, candidates measured."""
+    """The plan that meets a latency target: latency by node, order and damage of removals, candidates measured. Where
+    there is a budget of quality, as much of that as it allows."""
     pace = _pace(opened, config, chosen, timed)
     begun = pacing.start(pace)
     if config.measure in MEASURED_CRITERIA and source is not None:
@@ -325,7 +343,11 @@ def _paced(
         found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=criterion, seed=config.seed)
         removals = {name: select.removal(values) for name, values in found.items()}
     plan, pursuit = pacing.reach(pace, begun, removals)
-    return Decision(plan, pursuit=pursuit)
+    if config.max_drop is None or source is None or measured is None:
+        return Decision(plan, pursuit=pursuit)
+    judge = compromise.Judge(source, measured, config, config.max_drop)
+    plan, pursuit, recovered, rounds = compromise.find(pace, begun, removals, (plan, pursuit), judge)
+    return Decision(plan, recovered, rounds, pursuit)
 
 
 def _pace(opened: Opened, config: Config, chosen: Sequence[Group], timed: Conditions) -> pacing.Pace:

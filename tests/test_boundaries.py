@@ -39,6 +39,7 @@ DRIVERS = {
     "api",
     "budget",
     "comparison",
+    "compromise",
     "cli",
     "distribution",
     "evaluation",

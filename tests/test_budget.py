@@ -78,11 +78,11 @@ def test_no_model_within_the_budget_is_none() -> None:
     best, made = budget.smallest(trials(lambda s: 0.2, 0.1), lowest=0.0, first=0.5)
     assert best is None
     assert len(made) == budget.ROUNDS
-    text = budget._no_model(made, "macs", 0.1, 96)
+    text = budget.no_model(made, "macs", 0.1, 96)
     assert "--max-drop 0.1: even with 98.4% of the MACs kept, m falls by 0.2000 to 0.8000 on 96 held-out rows" in text
 
 
 def test_nothing_to_remove_is_said() -> None:
     best, made = budget.smallest(trials(lambda s: 0.0, 0.1, floor=0.999, step=1.0), lowest=0.0, first=0.5)
     assert (best, made) == (None, ())
-    assert "nothing can be removed" in budget._no_model(made, "macs", 0.1, 96)
+    assert "nothing can be removed" in budget.no_model(made, "macs", 0.1, 96)

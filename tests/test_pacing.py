@@ -19,7 +19,7 @@ from onnxprune.cli import command
 from onnxprune.comparison import Conditions
 from onnxprune.config import Config
 from onnxprune.errors import NotFasterError, NothingToPruneError, UsageError
-from onnxprune.records import KernelTime, Latency, LatencySide, Profile
+from onnxprune.records import KernelTime, Latency, LatencySide, Profile, Report
 
 TEXT = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -206,6 +206,53 @@ def test_the_report_shows_how_the_target_was_met(machine: Machine, net: Path) ->
     assert [entry["kept"] for entry in data["model"]["whole_over_sum"]] == [1.0, 0.75, 0.5, 0.25, 0.125]
 
 
+def _budgeted(net: Path, max_drop: float, **options: Any) -> Report:
+    inputs = net.with_name("inputs.npz")
+    np.savez(inputs, x=np.random.default_rng(1).normal(size=(160, 3, 8, 8)).astype(np.float32))
+    config = Config(calibration=inputs, target="latency=0.5", max_drop=max_drop, metric="cosine", round_to=1, **options)
+    return prune(net, config)
+
+
+@pytest.fixture
+def small(machine: Machine, tmp_path: Path) -> Path:
+    machine.block, machine.overhead = 1, 0.001
+    return _save(
+        tmp_path / "net.onnx", {"w1": (16, 3, 3, 3), "w2": (24, 16, 3, 3), "w3": (16, 24, 3, 3), "w4": (5, 16)}
+    )
+
+
+def test_a_latency_target_within_the_budget_takes_one_round(machine: Machine, small: Path) -> None:
+    report = _budgeted(small, 2.0)
+    assert _share(machine, small, Path(str(report.output))) == pytest.approx(0.5, rel=0.05)
+    assert [entry.within for entry in report.rounds] == [True]
+    assert not any("--max-drop" in note and "does not allow" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("recover", [True, False])
+def test_a_budget_keeps_a_latency_target_from_being_met_and_says_so(
+    machine: Machine, small: Path, recover: bool
+) -> None:
+    """The share is the least of those measured within the budget, and what is written is what was measured."""
+    free = _budgeted(small, 2.0, recover=recover)
+    allowed = free.rounds[0].drop / 3
+    report = _budgeted(small, allowed, recover=recover, force=True)
+    share = _share(machine, small, Path(str(report.output)))
+    assert 0.5 * 1.05 < share < 1.0
+    assert report.pursuit is not None and report.pursuit.reached == pytest.approx(share)
+    assert report.rounds[0].drop > allowed, "the target itself is tried first"
+    within = [entry for entry in report.rounds if entry.within]
+    assert share == pytest.approx(min(entry.share for entry in within), abs=0.05)
+    assert report.metric is not None and report.metric.drop.value <= allowed + 1e-6
+    (note,) = [note for note in report.notes if "does not allow the target latency (0.500" in note]
+    assert f"takes {share:.3f}" in note
+
+
+def test_a_budget_that_nothing_fits_writes_no_model(machine: Machine, small: Path) -> None:
+    with pytest.raises(NothingToPruneError, match=r"--max-drop 0: even with .* of the latency kept, cosine falls by"):
+        _budgeted(small, 0.0)
+    assert sorted(p.name for p in small.parent.iterdir()) == ["inputs.npz", "net.onnx"]
+
+
 @pytest.mark.parametrize(
     ("surcharge", "words"), [(9.0, "slower than the original"), (1.0, "not measurably faster than the original")]
 )
@@ -249,7 +296,7 @@ def test_a_faster_result_is_written(machine: Machine, net: Path) -> None:
         ({"run_threads": -1}, "threads of a model must be 0"),
         ({"budget_s": 0.0}, "--budget must be a positive number"),
         ({"target": "macs=0.5", "criterion": "l2"}, "--target needs one of"),
-        ({"target": "latency=0.5", "max_drop": 0.1}, "not with a latency"),
+        ({"target": "latency=0.5", "max_drop": 0.1}, "--max-drop needs --calibration"),
     ],
 )
 def test_options_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
