@@ -26,7 +26,20 @@ import accuracy
 import numpy as np
 import onnxruntime
 
-from onnxprune import allocate, analysis, cost, cut, modelfile, planning, processor, recovery, score, select, shapes
+from onnxprune import (
+    allocate,
+    analysis,
+    choosing,
+    cost,
+    cut,
+    modelfile,
+    planning,
+    processor,
+    recovery,
+    score,
+    select,
+    shapes,
+)
 from onnxprune.records import Feed, Plan
 
 STEPS = ("cut", "statistics", "reconstruction", "obs", "allocation", "distilled")
@@ -73,8 +86,8 @@ class Bench:
     def by_damage(self, share: float, allocation: str) -> Plan:
         """The plan by damage (obs) that keeps at most `share` of the MACs."""
         steps = {g.id: 1 for g in self.groups}
-        wanted = recovery.Wanted([g.id for g in self.groups], allocation, ("macs", share), 0.5, steps, "obs")
-        return Plan(dict(recovery.choose(self.source, wanted).kept))
+        wanted = choosing.Wanted([g.id for g in self.groups], allocation, ("macs", share), 0.5, steps, "obs")
+        return Plan(dict(choosing.choose(self.source, wanted).kept))
 
     def accuracy(self, plan: Plan, recovered: recovery.Recovered | None) -> float:
         """Accuracy of the model cut by a plan, with the recovered weights where there are any."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxprune import damage, evaluation, recovery
+from onnxprune import choosing, damage, evaluation, recovery
+from onnxprune.choosing import Wanted
 from onnxprune.config import check_max_drop
 from onnxprune.errors import NothingToPruneError
 from onnxprune.evaluation import Evaluation
@@ -22,7 +23,7 @@ from onnxprune.metric import Outputs, fitting
 from onnxprune.records import Feed, IndexArray, Round
 from onnxprune.recover.execution import Read
 from onnxprune.recover.layers import Weights
-from onnxprune.recovery import OpenedSource, Recovered, Source, Wanted
+from onnxprune.recovery import OpenedSource, Recovered, Source
 
 log = logging.getLogger(__name__)
 
@@ -98,19 +99,19 @@ def search(
     """
     kind, least = wanted.target or ("macs", 0.0)
     wanted = dataclasses.replace(wanted, target=(kind, least or FIRST))
-    prepared = recovery.prepare(source, wanted)
+    prepared = choosing.prepare(source, wanted)
     lowest = least if least <= 1 else least / prepared.model.file.bytes
     original = _originals(source, prepared.model, measured, max_drop)
     known: dict[tuple[tuple[str, int], ...], Trial] = {}
 
     def trial(share: float) -> Trial | None:
         try:
-            kept = recovery.allocated(prepared, dataclasses.replace(wanted, target=(kind, share)))
+            kept = choosing.allocated(prepared, dataclasses.replace(wanted, target=(kind, share)))
         except NothingToPruneError:
             return None
         key = tuple((name, len(indices)) for name, indices in sorted(kept.items()))
         if key not in known:
-            found = Trial(kept, recovery.share_kept(prepared, kind, kept))
+            found = Trial(kept, choosing.share_kept(prepared, kind, kept))
             known[key] = judged(found) if kept else found
         return known[key]
 

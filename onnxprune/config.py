@@ -41,7 +41,7 @@ class Config:
     `path/file.py:function`). `calibration_size`: rows of it used, at most. `mean` to `color`: of `Preparation`.
     `target`: "macs=0.5", "params=0.5", "size=10MB", "latency=0.6" or "latency=5ms" (a number up to 1 is the share kept)
     in place of `ratio`. `batch`, `run_threads` (0: all cores) and `budget_s`: what latency is measured with.
-    `allocation`: how it is split over the groups, of recovery.ALLOCATIONS. `tune`: distil after the reconstruction
+    `allocation`: how it is split over the groups, of `ALLOCATIONS`. `tune`: distil after the reconstruction
     (extra `gradients`). `threads` and `memory_bytes`: of recovery.
     `metric`: what is measured on rows held out ("accuracy", ..., "module:function"; see metric.py), with `labels` (a
     file) where it needs some; `evaluation`: inputs to measure it on, in place of rows held out of `calibration`.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from onnxprune import (
     allocate,
     budget,
+    choosing,
     compromise,
     cost,
     evaluation,
@@ -124,7 +125,7 @@ def _require_reachable(opened: Opened, config: Config, target: str, chosen: Sequ
     """Raise NothingToPruneError where the target is met already, or, unless a budget may end above it, below the least
     there is; splits by damage may end above that."""
     kind, amount = parse_target(target)
-    terms, rest = recovery.terms_of(opened.model, opened.analysis, kind)
+    terms, rest = choosing.terms_of(opened.model, opened.analysis, kind)
     whole = cost.total(terms, {}) + rest
 
     def least(settings: Config) -> int:
@@ -209,7 +210,7 @@ def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterio
         counts = allocate.evenly(chosen, config.ratio, multiples)
     else:
         split = functools.partial(_meeting, opened, config.target, chosen)
-        counts, note = recovery.within_reach(split, multiples, _finer(opened, config, chosen))
+        counts, note = choosing.within_reach(split, multiples, _finer(opened, config, chosen))
     found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=criterion, seed=config.seed)
     return dataclasses.replace(select.select(found, counts), note=note)
 
@@ -217,7 +218,7 @@ def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterio
 def _meeting(opened: Opened, target: str, chosen: Sequence[Group], steps: Mapping[str, int]) -> Allocation:
     """The split of the smallest ratio that meets the target, in these steps."""
     kind, amount = parse_target(target)
-    terms, rest = recovery.terms_of(opened.model, opened.analysis, kind)
+    terms, rest = choosing.terms_of(opened.model, opened.analysis, kind)
     atoms = {g.id: g.dim for g in chosen}
 
     def price(allocation: Allocation) -> float:
@@ -269,8 +270,8 @@ def plan_data(opened: Opened, plan: Plan, done: Cut) -> dict[str, object]:
 
 def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], source: recovery.Source) -> Plan:
     """The plan by what the calibration inputs show, made in a child process."""
-    choice: recovery.Choice = worker.call(
-        "onnxprune.recovery:choose",
+    choice: choosing.Choice = worker.call(
+        "onnxprune.choosing:choose",
         {"source": source.choosing, "wanted": _wanted(opened, config, chosen)},
         timeout_s=recovery.LIMIT_S if config.calibration or config.target else recovery.QUICK_LIMIT_S,
         threads=config.threads,
@@ -278,17 +279,17 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
     return Plan(dict(choice.kept), note=choice.note)
 
 
-def _wanted(opened: Opened, config: Config, chosen: Sequence[Group]) -> recovery.Wanted:
+def _wanted(opened: Opened, config: Config, chosen: Sequence[Group]) -> choosing.Wanted:
     multiples = steps(opened, config, chosen, widths.known(config.provider, config.run_threads))
     target, finer = parse_target(config.target) if config.target else None, _finer(opened, config, chosen)
     names = [g.id for g in chosen]
-    return recovery.Wanted(
+    return choosing.Wanted(
         names, config.allocation, target, config.ratio, multiples, config.measure, config.recover, finer
     )
 
 
 def _within_budget(
-    config: Config, source: recovery.Source, wanted: recovery.Wanted, measured: evaluation.Evaluation
+    config: Config, source: recovery.Source, wanted: choosing.Wanted, measured: evaluation.Evaluation
 ) -> Decision:
     """The smallest model within the budget, searched in a child process."""
     arguments = {

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune import recovery
+from onnxprune import choosing
 from onnxprune import target as targets
+from onnxprune.choosing import Wanted
 from onnxprune.latency.model import costs
 from onnxprune.records import LatencyModel, Removal
-from onnxprune.recovery import Source, Wanted
+from onnxprune.recovery import Source
 
 
 def rank(source: Source, wanted: Wanted, latency: LatencyModel, share: float) -> dict[str, Removal]:
@@ -17,13 +18,13 @@ def rank(source: Source, wanted: Wanted, latency: LatencyModel, share: float) ->
     Of the ways to weigh the measured damage the one is taken that errs least where the share `share` of the `latency`
     of the nodes is kept.
     """
-    found = recovery.prepare(source, wanted)
+    found = choosing.prepare(source, wanted)
     proto, groups = found.model.file.proto, found.groups
-    mixes = recovery.damages(groups, wanted, found.order, found.measured)
+    mixes = choosing.damages(groups, wanted, found.order, found.measured)
     terms = costs(proto, found.model.analysis, latency.nodes)
     limit = share * targets.total(terms, {})
     candidates = [targets.by_damage(groups, own, terms, limit, wanted.steps, strict=False) for own in mixes]
-    own = mixes[recovery.best(found, candidates)]
+    own = mixes[choosing.best(found, candidates)]
     sizes = {g.id: g.size for g in groups}
     return {
         name: Removal(found.order[name].order, np.array([harm(n) for n in range(sizes[name])]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from onnxprune import cost, gathering, opening, planning, recovery, wording, worker
+from onnxprune import choosing, cost, gathering, opening, planning, recovery, wording, worker
 from onnxprune.clock import Clock
 from onnxprune.config import MEASURED_CRITERIA, Config
 from onnxprune.errors import NothingToPruneError, UsageError
@@ -35,12 +35,12 @@ def sensitivity(model: str | Path, config: Config) -> Sensitivity:
         raise NothingToPruneError("no group that can be pruned is left to measure; see `onnxprune inspect`")
     gathered = gathering.gather(opened, dataclasses.replace(config, recover=False))
     names = [g.id for g in groups]
-    wanted = recovery.Wanted(names, "sensitivity", ("macs", 0.5), 0.5, dict.fromkeys(names, 1), config.measure)
+    wanted = choosing.Wanted(names, "sensitivity", ("macs", 0.5), 0.5, dict.fromkeys(names, 1), config.measure)
     source = recovery.Source(
         str(opened.model.path), config.input_shapes, gathered.fitting, config.seed, config.threads, config.memory_bytes
     )
     rows, curves = worker.call(
-        "onnxprune.recovery:measure_curves",
+        "onnxprune.choosing:measure_curves",
         {"source": source, "wanted": wanted, "levels": LEVELS},
         timeout_s=recovery.LIMIT_S,
         threads=config.threads,

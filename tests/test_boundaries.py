@@ -51,6 +51,7 @@ DRIVERS = {
     "planning",
     "proving",
     "ranking",
+    "choosing",
     "recovery",
     "saving",
     "summary",

@@ -319,7 +319,7 @@ def test_sensitivity_prepares_images_as_it_is_told(
     run = worker.call
 
     def watched(function: str, arguments: dict[str, Any], **limits: Any) -> Any:
-        if function == "onnxprune.recovery:measure_curves":
+        if function == "onnxprune.choosing:measure_curves":
             seen.append(arguments["source"])
         return run(function, arguments, **limits)
 

@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 from oracle import Pruned, differences, feeds, graph, groups, model, prunable, prune, reasons, replace_weight, stored
 
-from onnxprune import allocate, cost, plan, processor, recovery, wording
+from onnxprune import allocate, choosing, cost, plan, processor, recovery, wording
 from onnxprune.errors import UsageError
 
 EXPERTS = 6
@@ -336,9 +336,9 @@ def test_the_damage_of_experts_is_measured_down_to_the_choice(tmp_path: Path) ->
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     name = experts_of(proto)
     source = recovery.Source(str(tmp_path / "m.onnx"), {}, list(feeds(proto)), 0, 1, 1 << 30)
-    wanted = recovery.Wanted([name], "sensitivity", ("macs", 0.95), 0.5, {name: 1}, "obs")
-    curve = recovery.prepare(source, wanted).measured[name]
+    wanted = choosing.Wanted([name], "sensitivity", ("macs", 0.95), 0.5, {name: 1}, "obs")
+    curve = choosing.prepare(source, wanted).measured[name]
     assert (curve.removed, curve.refitted) == ([0, 1, 2, 3, 4], False)
     assert 0 < curve.damage[1] <= curve.damage[-1]
-    kept = recovery.choose(source, wanted).kept[name]
+    kept = choosing.choose(source, wanted).kept[name]
     assert 2 <= len(kept) < EXPERTS

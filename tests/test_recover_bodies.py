@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 from oracle import model
 
-from onnxprune import damage, recovery
+from onnxprune import choosing, damage, recovery
 from onnxprune.bodies import bodies
 from onnxprune.records import Feed
 from onnxprune.recover import sites
@@ -73,8 +73,8 @@ def held() -> onnx.ModelProto:
 def test_channels_are_chosen_by_damage_beside_a_body(
     tmp_path: Path, text: str, target: tuple[str, float] | None
 ) -> None:
-    wanted = recovery.Wanted(["w:1"], "sensitivity", target, 0.5, {"w:1": 1}, "obs")
-    found = recovery.choose(source(tmp_path, model(text)), wanted)
+    wanted = choosing.Wanted(["w:1"], "sensitivity", target, 0.5, {"w:1": 1}, "obs")
+    found = choosing.choose(source(tmp_path, model(text)), wanted)
     assert 0 < len(found.kept["w:1"]) < 8
     assert (target is None) == (not found.curves)
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune import damage, recovery
+from onnxprune import choosing, damage, recovery
 from onnxprune.records import Feed
 from onnxprune.recover import large
 from onnxprune.recover.moments import Moments
@@ -107,10 +107,10 @@ def test_a_group_that_only_large_operators_read_has_an_order_and_a_damage(
     """Channels that repeat others are the first to go and cost nothing, at every tap."""
     monkeypatch.setattr(damage, "LARGEST", 30)
     source = opened(tmp_path, text)
-    wanted = recovery.Wanted(["w1:0"], "sensitivity", ("macs", 0.6), 0.5, {"w1:0": 1}, "obs")
-    found = recovery.prepare(source, wanted)
+    wanted = choosing.Wanted(["w1:0"], "sensitivity", ("macs", 0.6), 0.5, {"w1:0": 1}, "obs")
+    found = choosing.prepare(source, wanted)
     assert sorted(found.order["w1:0"].order[:3] % 5) == [0, 1, 2]
     curve = found.measured["w1:0"]
     assert max(d for n, d in zip(curve.removed, curve.damage, strict=True) if n <= 3) < 1e-3
     assert curve.damage[-1] > 0.01
-    assert len(recovery.choose(source, wanted).kept["w1:0"]) < 8
+    assert len(choosing.choose(source, wanted).kept["w1:0"]) < 8

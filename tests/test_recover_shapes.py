@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune import damage, recovery, runtime
+from onnxprune import choosing, damage, recovery, runtime
 from onnxprune.records import Feed
 from onnxprune.recover import divergence, execution, reconstruct
 from onnxprune.recover.layers import Weights
@@ -141,8 +141,8 @@ def test_outputs_that_are_no_numbers_count_as_the_worst(
     measured = iter([0.1, bad, 0.2])
     monkeypatch.setattr(damage.divergence, "divergence", lambda *_: next(measured))
     opened = source(tmp_path, FLAT, FLAT_SHAPES, (8, 3, 8, 8))
-    wanted = recovery.Wanted(["w1:0"], "sensitivity", ("macs", 0.6), 0.5, {"w1:0": 1}, "obs")
-    curve = recovery.prepare(opened, wanted, levels=(0.25, 0.5, 0.75)).measured["w1:0"]
+    wanted = choosing.Wanted(["w1:0"], "sensitivity", ("macs", 0.6), 0.5, {"w1:0": 1}, "obs")
+    curve = choosing.prepare(opened, wanted, levels=(0.25, 0.5, 0.75)).measured["w1:0"]
     assert curve.damage == [0, 0.1, damage.WORST, damage.WORST]
     assert [math.isfinite(curve.at(k)) for k in range(8)] == [True] * 8
     assert curve.at(3) > curve.at(2)
@@ -154,8 +154,8 @@ def test_measuring_damage_keeps_to_the_memory(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(execution.Shelf, "__init__", lambda self, limit: (limits.append(limit), start(self, limit))[1])
     opened = source(tmp_path, FLAT, FLAT_SHAPES, (8, 3, 8, 8))
     opened = recovery.Source(opened.model, {}, opened.feeds, 0, 1, 12345678)
-    wanted = recovery.Wanted(["w1:0"], "sensitivity", ("macs", 0.6), 0.5, {"w1:0": 1}, "obs")
-    recovery.choose(opened, wanted)
+    wanted = choosing.Wanted(["w1:0"], "sensitivity", ("macs", 0.6), 0.5, {"w1:0": 1}, "obs")
+    choosing.choose(opened, wanted)
     assert len(limits) > 3
     assert max(limits) <= 12345678
 
@@ -176,9 +176,9 @@ def test_an_input_may_have_no_axis(tmp_path: Path, text: str, rows: int) -> None
     feeds: list[Feed] = [{"t": np.array(1 + k, np.float32)} for k in range(12)]
     feeds = [{**f, **({"x": opened.feeds[k % 4]["x"]} if rows else {})} for k, f in enumerate(feeds)]
     opened = dataclasses.replace(opened, feeds=feeds)
-    wanted = recovery.Wanted(["w1:1"], "sensitivity", ("macs", 0.6), 0.5, {"w1:1": 1}, "obs")
-    assert 0 < len(recovery.choose(opened, wanted).kept["w1:1"]) < 8
-    assert len(recovery.limited(feeds, 8)) == (1 if rows else 8)
+    wanted = choosing.Wanted(["w1:1"], "sensitivity", ("macs", 0.6), 0.5, {"w1:1": 1}, "obs")
+    assert 0 < len(choosing.choose(opened, wanted).kept["w1:1"]) < 8
+    assert len(choosing.limited(feeds, 8)) == (1 if rows else 8)
 
 
 # ---- Sequences and maps ----------------------------------------------------------------------------------------------
@@ -234,9 +234,9 @@ def test_a_walk_goes_through_sequences(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [with_sequence, with_maps])
 def test_models_with_sequences_and_maps_are_recovered(tmp_path: Path, make: Callable[[Path], recovery.Source]) -> None:
-    wanted = recovery.Wanted(["w1:1"], "sensitivity", ("macs", 0.6), 0.5, {"w1:1": 1}, "obs")
+    wanted = choosing.Wanted(["w1:1"], "sensitivity", ("macs", 0.6), 0.5, {"w1:1": 1}, "obs")
     opened = make(tmp_path)
-    kept = recovery.choose(opened, wanted).kept
+    kept = choosing.choose(opened, wanted).kept
     assert 0 < len(kept["w1:1"]) < 8
     layers = recovery.recover(opened, kept, tuned=False).layers
     assert layers

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune import api, calibration, config, gathering, recovery, target, widths, worker
+from onnxprune import api, calibration, choosing, config, gathering, recovery, target, widths, worker
 from onnxprune.config import Config
 from onnxprune.criteria import activation
 from onnxprune.cut import Cut
@@ -59,7 +59,7 @@ def source(path: Path) -> recovery.Source:
     return recovery.Source(str(path), {}, feeds(), 0, 1, 1 << 30)
 
 
-def wanted(**changes: object) -> recovery.Wanted:
+def wanted(**changes: object) -> choosing.Wanted:
     options: dict[str, object] = {
         "groups": ["w1:0", "w2:0"],
         "allocation": "sensitivity",
@@ -68,12 +68,12 @@ def wanted(**changes: object) -> recovery.Wanted:
         "steps": {"w1:0": 1, "w2:0": 1},
         "criterion": "obs",
     }
-    return recovery.Wanted(**{**options, **changes})  # type: ignore[arg-type]
+    return choosing.Wanted(**{**options, **changes})  # type: ignore[arg-type]
 
 
 def test_channels_that_repeat_others_are_chosen_and_cost_nothing(tmp_path: Path) -> None:
     start = source(save(tmp_path, copies=True))
-    choice = recovery.choose(start, wanted())
+    choice = choosing.choose(start, wanted())
     kept = choice.kept["w1:0"]
     assert len(kept) == 4
     assert sorted(kept % 4) == [0, 1, 2, 3]
@@ -91,7 +91,7 @@ def test_the_options_name_every_criterion_that_is_measured() -> None:
 @pytest.mark.parametrize("kind", ["macs", "params"])
 def test_every_allocation_reaches_the_target_and_never_exceeds_it(tmp_path: Path, allocation: str, kind: str) -> None:
     start = source(save(tmp_path, copies=False))
-    choice = recovery.choose(start, wanted(allocation=allocation, target=(kind, 0.5)))
+    choice = choosing.choose(start, wanted(allocation=allocation, target=(kind, 0.5)))
     a, b = (len(choice.kept.get(f"w{i}:0", range(n))) for i, n in ((1, 8), (2, 12)))
     macs = 64 * (27 * a + 9 * a * b) + 5 * b
     parameters = 27 * a + a + 9 * a * b + b + 5 * b + 5
@@ -211,7 +211,7 @@ def test_distillation_lowers_the_held_out_loss(tmp_path: Path, last: str) -> Non
     ],
 )
 def test_the_most_even_of_the_best_allocations_is_taken(errors: list[float], items: int, chosen: int) -> None:
-    assert recovery._most_even(errors, items) == chosen
+    assert choosing._most_even(errors, items) == chosen
 
 
 def test_what_is_bred_and_what_is_copied_is_fitted_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,9 +475,9 @@ class Judged:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fast: float, fine: float, items: int = 64) -> None:
         errors = {16: fast, 4: fine}
         monkeypatch.setattr(
-            recovery, "judged", lambda _, found: [errors[16 if c.counts["g"] % 16 == 0 else 4] for c in found]
+            choosing, "judged", lambda _, found: [errors[16 if c.counts["g"] % 16 == 0 else 4] for c in found]
         )
-        monkeypatch.setattr(recovery, "_judges", lambda _: items)
+        monkeypatch.setattr(choosing, "_judges", lambda _: items)
 
     @staticmethod
     def split(steps: Mapping[str, int]) -> list[Allocation]:
@@ -499,7 +499,7 @@ def test_finer_widths_are_taken_where_fast_ones_cost_too_much(
 ) -> None:
     """What the items cannot tell apart is no reason."""
     judged: Any = Judged(monkeypatch, fast, fine)
-    found, note = recovery._in_steps(judged, judged.split, {"g": 16}, {"g": 4})
+    found, note = choosing._in_steps(judged, judged.split, {"g": 16}, {"g": 4})
     assert found.counts == {"g": count}
     assert told in note and bool(told) == bool(note)
 
@@ -507,7 +507,7 @@ def test_finer_widths_are_taken_where_fast_ones_cost_too_much(
 def test_fast_widths_stay_where_there_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     judged: Any = Judged(monkeypatch, 0.9, 0.1)
     for finer in (None, {"g": 16}):
-        assert recovery._in_steps(judged, judged.split, {"g": 16}, finer) == (Allocation({"g": 32}), "")
+        assert choosing._in_steps(judged, judged.split, {"g": 16}, finer) == (Allocation({"g": 32}), "")
 
 
 @pytest.mark.parametrize(

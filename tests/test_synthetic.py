@@ -482,7 +482,7 @@ def test_large_models_fall_back_to_the_cut(net: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "stage", ["onnxprune.synthetic:make", "onnxprune.recovery:choose", "onnxprune.recovery:recover"]
+    "stage", ["onnxprune.synthetic:make", "onnxprune.choosing:choose", "onnxprune.recovery:recover"]
 )
 def test_where_synthetic_inputs_do_not_serve_the_cut_is_written(
     net: Path, monkeypatch: pytest.MonkeyPatch, stage: str

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 import onnxprune
-from onnxprune import Config, recovery, select
+from onnxprune import Config, choosing, recovery, select
 from onnxprune.config import ALLOCATIONS
 from onnxprune.records import Allocation
 from onnxprune.report import console, curves
@@ -70,13 +70,13 @@ def test_they_are_cut_within_a_budget(model: Path) -> None:
 def test_they_go_by_the_norm_and_their_damage_is_that_of_the_cut_alone(model: Path) -> None:
     feeds = [{"x": np.load(model.with_name("rows.npz"))["x"]}]
     source = recovery.Source(str(model), {}, feeds, 0, 1, 1 << 30)
-    wanted = recovery.Wanted([FIRST, SECOND], "sensitivity", ("macs", 0.5), 0.5, {FIRST: 1, SECOND: 1}, "obs")
-    found = recovery.prepare(source, wanted)
+    wanted = choosing.Wanted([FIRST, SECOND], "sensitivity", ("macs", 0.5), 0.5, {FIRST: 1, SECOND: 1}, "obs")
+    found = choosing.prepare(source, wanted)
     assert {name: curve.refitted for name, curve in found.measured.items()} == {FIRST: False, SECOND: True}
     curve = found.measured[FIRST]
     assert curve.removed == [0, 2, 4, 6, 8, 10, 12, 14]
     assert 0 < curve.damage[1] < curve.damage[4] < curve.damage[-1]
-    by_ratio = recovery.choose(source, recovery.Wanted(**{**vars(wanted), "target": None})).kept
+    by_ratio = choosing.choose(source, choosing.Wanted(**{**vars(wanted), "target": None})).kept
     by_norm = prune(model, criterion="l2", dry_run=True, save_plan=model.with_name("plan.json"))
     assert kept(by_norm)[FIRST] == len(by_ratio[FIRST]) == 8
     assert f'"kept": {by_ratio[FIRST].tolist()}'.replace(" ", "") in model.with_name("plan.json").read_text().replace(
