@@ -106,7 +106,7 @@ def _after(
     if not plan.kept and not plan.blocks:
         return None
     found, file = opened.analysis, ModelFile.load(output, lean=True) if output else None
-    parameters = _written(opened, weights, file) if file else cost.parameters(found, weights, kept)
+    parameters = _written(opened, weights, file, kept) if file else cost.parameters(found, weights, kept)
     nodes = len(found.nodes) - _dropped(found, plan)
     return Totals(nodes, parameters, file.bytes if file else 0, cost.macs(found, kept))
 
@@ -156,11 +156,13 @@ def _parameter_names(opened: Opened) -> list[str]:
     return cost.parameter_names({n: types.get(n, onnx.TensorProto.UNDEFINED) for n in opened.analysis.weights})
 
 
-def _written(opened: Opened, weights: Sequence[str], file: ModelFile) -> int:
-    """Parameters of the file that was written: what is left of `weights`, and what was added."""
+def _written(opened: Opened, weights: Sequence[str], file: ModelFile, kept: Mapping[Dim, int]) -> int:
+    """Parameters of the file that was written: what is left of `weights`, and what was added. Those that nodes make
+    are counted by their axes, of which `kept` indices are left."""
     stored, known = file.tensors(), opened.model.tensors()
     added = cost.parameter_names({n: t.data_type for n, t in stored.items() if n not in known})
-    return sum(math.prod(stored[n].dims) for n in {*weights, *added} & stored.keys())
+    made = cost.parameters(opened.analysis, [n for n in weights if n not in known], kept)
+    return made + sum(int(math.prod(stored[n].dims)) for n in {*weights, *added} & stored.keys())
 
 
 def _group_reports(

@@ -123,3 +123,11 @@ def test_biases_that_recovery_adds_are_in_the_target(tmp_path: Path, target: str
         "params=0.5": report.after.parameters / report.before.parameters,
     }[target]
     assert 0.45 < kept <= 0.5
+
+
+def test_weights_that_a_node_makes_count_as_parameters(tmp_path: Path) -> None:
+    text = MLP.format(made="w1 = ConstantOfShape<value = float[1] {0.25}>(s)", first="w1", second="w2")
+    weights = {"s": np.array([16, 32]), "w2": RNG(0).normal(size=(32, 4)).astype(np.float32)}
+    report = api.prune(saved(tmp_path, text, weights), Config(output=tmp_path / "o.onnx", ratio=0.5, round_to=1))
+    assert report.after is not None
+    assert (report.before.parameters, report.after.parameters) == (16 * 32 + 32 * 4, 16 * 16 + 16 * 4)
