@@ -64,6 +64,11 @@ class Trial:
     recovered: Recovered | None = None
 
 
+def widths_of(kept: Kept) -> tuple[tuple[str, int], ...]:
+    """How many indices stay, by group id: what tells two plans of one order of removal apart."""
+    return tuple((name, len(indices)) for name, indices in sorted(kept.items()))
+
+
 def smallest(
     trial: Callable[[float], Trial | None], *, lowest: float, first: float
 ) -> tuple[Trial | None, tuple[Trial, ...]]:
@@ -109,7 +114,7 @@ def search(
             kept = choosing.allocated(prepared, dataclasses.replace(wanted, target=(kind, share)))
         except NothingToPruneError:
             return None
-        key = tuple((name, len(indices)) for name, indices in sorted(kept.items()))
+        key = widths_of(kept)
         if key not in known:
             found = Trial(kept, choosing.share_kept(prepared, kind, kept))
             known[key] = judged(found) if kept else found

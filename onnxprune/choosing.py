@@ -7,6 +7,7 @@ damage at the outputs; splits of the target by that damage are refitted quickly 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -205,17 +206,8 @@ def _allocate(found: Prepared, wanted: Wanted) -> tuple[Allocation, str]:
     whole = cost.total(terms, {}) + rest
     target = (limit * whole if limit <= 1 else limit) - rest
     terms = [*terms, *(bias_terms(found.model.file, found.model.analysis, kind) if wanted.refits else ())]
-    by_id = {g.id: g for g in groups}
-
-    def price(allocation: Allocation) -> float:
-        kept = {by_id[name].dim: n for name, n in allocation.counts.items()}
-        return cost.total(terms, kept)
-
     if wanted.allocation == "uniform":
-
-        def evenly(steps: Mapping[str, int]) -> Allocation:
-            return targets.uniformly(lambda ratio: allocate.evenly(groups, ratio, steps), price, target)
-
+        evenly = functools.partial(evenly_within, groups, terms, target)
         return within_reach(evenly, wanted.steps, wanted.finer)
     mixes = damages(groups, wanted, found.order, found.measured)
 
@@ -223,6 +215,19 @@ def _allocate(found: Prepared, wanted: Wanted) -> tuple[Allocation, str]:
         return [targets.by_damage(groups, own, terms, target, steps) for own in mixes]
 
     return _in_steps(found, split, wanted.steps, wanted.finer)
+
+
+def evenly_within(
+    groups: Sequence[Group], terms: Sequence[cost.Term], limit: float, steps: Mapping[str, int]
+) -> Allocation:
+    """The split of the smallest ratio for all groups, in these steps, under which the terms add up to at most `limit`.
+    Raises NothingToPruneError where there is none."""
+    atoms = {g.id: g.dim for g in groups}
+
+    def price(allocation: Allocation) -> float:
+        return cost.total(terms, {atoms[name]: count for name, count in allocation.counts.items()})
+
+    return targets.uniformly(lambda ratio: allocate.evenly(groups, ratio, steps), price, limit)
 
 
 def _in_steps(

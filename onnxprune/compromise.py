@@ -31,7 +31,7 @@ def find(
     known: dict[tuple[tuple[str, int], ...], Trial] = {}
 
     def tried(kept: Kept, expected: float) -> Trial:
-        key = tuple((name, len(indices)) for name, indices in sorted(kept.items()))
+        key = budget.widths_of(kept)
         if key not in known:
             known[key] = judge(kept, expected) if kept else Trial(kept, expected)
         return known[key]

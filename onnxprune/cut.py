@@ -8,7 +8,7 @@ where that differs from what the dimensions demand; so entries that follow the i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,12 +149,16 @@ def _unstack(surgery: _Surgery) -> set[str]:
 
 def _forget(surgery: _Surgery, lost: set[str]) -> None:
     """Drop what is stored or noted of tensors that are there no more."""
-    graph = surgery.proto.graph
-    for entries in (graph.initializer, graph.value_info):
-        for index in reversed([k for k, entry in enumerate(entries) if entry.name in lost]):
-            del entries[index]
+    drop_entries(surgery.proto.graph, lost)
     for name in lost & set(surgery.edits):
         del surgery.edits[name]
+
+
+def drop_entries(graph: onnx.GraphProto, names: Set[str]) -> None:
+    """Take the initializers and the value infos with these names off a graph."""
+    for entries in (graph.initializer, graph.value_info):
+        for index in reversed([k for k, entry in enumerate(entries) if entry.name in names]):
+            del entries[index]
 
 
 def _renumber(surgery: _Surgery) -> None:

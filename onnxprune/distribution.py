@@ -125,10 +125,8 @@ def _local(
 
     import joblib
 
-    run, folder = (
-        joblib.Parallel(n_jobs=jobs, backend="loky", batch_size=1, return_as="generator_unordered"),
-        os.getcwd(),
-    )
+    run = joblib.Parallel(n_jobs=jobs, backend="loky", batch_size=1, return_as="generator_unordered")
+    folder = os.getcwd()
     with owned(results) as root:
         try:
             yield from run(joblib.delayed(_run_in)((folder, root), function, common, item) for item in items)

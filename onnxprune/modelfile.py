@@ -133,6 +133,11 @@ class ModelFile:
         found = sorted(_all_tensors(self.proto), key=lambda weight: weight.place == "main")
         return {name: tensor for name, tensor, place in found if place != "other"}
 
+    def reader(self) -> Callable[[str], Array | None]:
+        """A function that reads one of `tensors` by name; None for what is none of them."""
+        tensors = self.tensors()
+        return lambda name: self.read(tensors[name]) if name in tensors else None
+
     def read(self, tensor: TensorProto) -> Array:
         """`tensor` as an array (ml_dtypes for bfloat16, float8 and sub-byte types; strings as objects).
 

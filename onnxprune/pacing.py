@@ -228,10 +228,7 @@ class _Proposer:
         def price(allocation: Allocation) -> float:
             return targets.total(self.terms, _by_atom(self.groups, allocation.counts))
 
-        return targets.ratio_for(self._uniform, price, limit)
-
-    def _uniform(self, ratio: float) -> Allocation:
-        return Allocation({g.id: _level_count(self.pace, g, 1.0 - ratio) for g in self.groups})
+        return targets.ratio_for(lambda ratio: allocate.evenly(self.groups, ratio, self.pace.steps), price, limit)
 
 
 def _damage(removal: Removal) -> targets.Damage:

@@ -31,7 +31,6 @@ from onnxprune.comparison import Conditions
 from onnxprune.config import MEASURED_CRITERIA, Config, parse_target
 from onnxprune.cut import Cut
 from onnxprune.errors import ModelError, NothingToPruneError, UsageError, WorkerError
-from onnxprune.modelfile import ModelFile
 from onnxprune.opened import Opened
 from onnxprune.records import Allocation, FastWidths, Group, Plan, Pursuit, Round
 
@@ -211,7 +210,7 @@ def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterio
     else:
         split = functools.partial(_meeting, opened, config.target, chosen)
         counts, note = choosing.within_reach(split, multiples, _finer(opened, config, chosen))
-    found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=criterion, seed=config.seed)
+    found = scores.score(opened.analysis, chosen, opened.model.reader(), criterion=criterion, seed=config.seed)
     return dataclasses.replace(select.select(found, counts), note=note)
 
 
@@ -219,13 +218,8 @@ def _meeting(opened: Opened, target: str, chosen: Sequence[Group], steps: Mappin
     """The split of the smallest ratio that meets the target, in these steps."""
     kind, amount = parse_target(target)
     terms, rest = choosing.terms_of(opened.model, opened.analysis, kind)
-    atoms = {g.id: g.dim for g in chosen}
-
-    def price(allocation: Allocation) -> float:
-        return cost.total(terms, {atoms[name]: count for name, count in allocation.counts.items()})
-
-    limit = (amount * (price(Allocation({})) + rest) if amount <= 1 else amount) - rest
-    return targets.uniformly(lambda ratio: allocate.evenly(chosen, ratio, steps), price, limit)
+    limit = (amount * (cost.total(terms, {}) + rest) if amount <= 1 else amount) - rest
+    return choosing.evenly_within(chosen, terms, limit, steps)
 
 
 def choose(groups: Sequence[Group], keep: Sequence[str], only: Sequence[str]) -> list[Group]:
@@ -254,12 +248,6 @@ def _why_nothing(opened: Opened, prunable: Sequence[Group]) -> str:
     reasons = {g.refusal for g in opened.analysis.groups if g.refusal}
     listed = "; ".join(sorted({f"{r.op} {r.node!r}: {r.reason}" for r in reasons})[:5])
     return f"none of the {len(opened.analysis.groups)} groups of the model can be pruned: {listed}"
-
-
-def reader(model: ModelFile) -> scores.Read:
-    """A function that reads one stored weight by name; None for a weight that a node makes."""
-    tensors = model.tensors()
-    return lambda name: model.read(tensors[name]) if name in tensors else None
 
 
 def plan_data(opened: Opened, plan: Plan, done: Cut) -> dict[str, object]:
@@ -341,7 +329,7 @@ def _paced(
         removals = worker.call("onnxprune.ranking:rank", arguments, timeout_s=limit, threads=threads)
     else:
         criterion = "l2" if config.measure in MEASURED_CRITERIA else config.measure
-        found = scores.score(opened.analysis, chosen, reader(opened.model), criterion=criterion, seed=config.seed)
+        found = scores.score(opened.analysis, chosen, opened.model.reader(), criterion=criterion, seed=config.seed)
         removals = {name: select.removal(values) for name, values in found.items()}
     plan, pursuit = pacing.reach(pace, begun, removals)
     if config.max_drop is None or source is None or measured is None:

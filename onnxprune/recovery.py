@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from onnxprune import analysis, cost, shapes
 from onnxprune import plan as plans
 from onnxprune.bodies import operands
-from onnxprune.cut import Cut, cut
+from onnxprune.cut import Cut, cut, drop_entries
 from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Analysis, Feed, IndexArray
@@ -97,13 +97,10 @@ class OpenedSource:
 def open_source(source: Source) -> OpenedSource:
     """Open the model of a source, in the child process."""
     file = ModelFile.load(Path(source.model), unique_names=True)
-    original, tensors = file.proto, file.tensors()
+    original, stored = file.proto, file.reader()
     if source.skeleton is not None:
         file = dataclasses.replace(file, proto=onnx.ModelProto.FromString(source.skeleton))
     found = shapes.infer(file.proto, source.input_shapes, file.base_dir)
-
-    def stored(name: str) -> Array | None:
-        return file.read(tensors[name]) if name in tensors else None
 
     return OpenedSource(
         original, file, found, analysis.analyse(file.proto, found), stored, reader(original, stored, {})
@@ -237,9 +234,7 @@ def _drop_unread(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:
             waiting.extend(operands(graph.node[index]))
     for index in sorted(dropped, reverse=True):
         del graph.node[index]
-    for entries in (graph.initializer, graph.value_info):
-        for index in reversed([k for k, entry in enumerate(entries) if entry.name in gone]):
-            del entries[index]
+    drop_entries(graph, gone)
     return gone
 
 

@@ -14,6 +14,7 @@ from onnxprune.bodies import operands
 from onnxprune.recover import sites
 from onnxprune.recover.execution import reader, stored_tensors
 from onnxprune.recover.sites import Site
+from onnxprune.shapes import node_attributes
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
@@ -37,7 +38,8 @@ class Weights:
                 self.users[name] = self.users.get(name, 0) + 1
         for output in self.proto.graph.output:
             self.users[output.name] = self.users.get(output.name, 0) + 1
-        self.stored = set(stored_tensors(self.proto))
+        self.types = {name: tensor.data_type for name, tensor in stored_tensors(self.proto).items()}
+        self.stored = set(self.types)
         self.nodes = {o: n for n in self.proto.graph.node for o in n.output}
 
     def get(self, name: str) -> Array:
@@ -73,16 +75,25 @@ class Weights:
         chain: list[onnx.NodeProto] = []
         while name not in self.stored and name in self.nodes and self.users.get(name) == 1:
             node = self.nodes[name]
-            if not sites.is_constant_op(node) or not sites.is_undoable(node, self.constant(node.input[0]).dtype):
+            if not sites.is_constant_op(node) or not sites.is_undoable(node, self._dtype(node.input[0])):
                 return None
             chain.append(node)
             name = node.input[0]
         return chain if name in self.stored and self.users.get(name) == 1 else None
 
+    def _dtype(self, name: str) -> np.dtype[Any]:
+        """The type of a stored tensor, or of one computed from stored ones alone; no value is read for it."""
+        if name in self.types:
+            return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self.types[name]))
+        node = self.nodes[name]
+        if node.op_type == "Cast":
+            return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(node_attributes(node)["to"]))
+        return self._dtype(node.input[1 if node.op_type == "DequantizeLinear" else 0])
+
     def _undone(self, chain: Sequence[onnx.NodeProto], array: Array) -> Array:
         """What the nodes of a chain make `array` of, or what is nearest to it."""
         for node in chain:
-            array = sites.undone(node, self.get, array, self.constant(node.input[0]).dtype)
+            array = sites.undone(node, self.get, array, self._dtype(node.input[0]))
         return array
 
     def _is_on_grid(self, name: str) -> bool:

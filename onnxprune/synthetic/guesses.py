@@ -140,12 +140,8 @@ def _normalised(node: onnx.NodeProto, read: Read) -> Probe | None:
 
 def divergence(probes: Sequence[Probe], values: Mapping[str, Array]) -> float:
     """How far the values of the probes are from what training showed: 0 where they agree."""
-    found = [_divergence(probe, values[probe.tensor]) for probe in probes]
+    found = [_distance(probe, moments(values[probe.tensor])) for probe in probes]
     return float(np.mean(found))
-
-
-def _divergence(probe: Probe, value: Array) -> float:
-    return _distance(probe, moments(value))
 
 
 def _distance(probe: Probe, found: Moments) -> float:

@@ -69,8 +69,7 @@ def _image(file: ModelFile, feed: Feed) -> Input | None:
 
 
 def _range_remarks(file: ModelFile, feeds: Sequence[Feed], image: Input) -> list[str]:
-    tensors = file.tensors()
-    probes = guesses.probes(file.proto.graph, lambda name: file.read(tensors[name]) if name in tensors else None)
+    probes = guesses.probes(file.proto.graph, file.reader())
     if not probes:
         return []
     session = features.session(file, [p.tensor for p in probes])

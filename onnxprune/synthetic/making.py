@@ -118,7 +118,7 @@ def _scaling(
     first = next((i for i in inputs if i.kind == "image"), None)
     if first is None:
         return None, []
-    found = guesses.probes(file.proto.graph, _reader(file))
+    found = guesses.probes(file.proto.graph, file.reader())
     label = ", ".join(repr(i.name) for i in inputs if i.kind == "image")
     if not found:
         default = drawing.candidates(first)[0]
@@ -129,11 +129,6 @@ def _scaling(
     why = "the BatchNormalization statistics" if found[0].mean is not None else "the spread of the layers (a guess)"
     listed = ", ".join(f"{s.words} {score:.2g}" for s, score in sorted(scores.items(), key=lambda item: item[1])[:3])
     return scaling, [f"values of {label}: {scaling.words}, by {why}: {listed}"]
-
-
-def _reader(file: ModelFile) -> guesses.Read:
-    tensors = file.tensors()
-    return lambda name: file.read(tensors[name]) if name in tensors else None
 
 
 class _Trial:
