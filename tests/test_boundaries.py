@@ -198,7 +198,7 @@ def test_reports_are_written_from_records_alone() -> None:
 def test_only_modelfile_reads_and_writes_models() -> None:
     doors = {"onnx.load", "onnx.load_model", "onnx.save", "onnx.save_model", "onnx.load_external_data_for_model"}
     for name in FILES:
-        if name != "modelfile":
+        if name.split(".")[0] != "modelfile":
             assert not doors & set(calls_of(name)), name
 
 

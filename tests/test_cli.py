@@ -20,7 +20,8 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import api, cli, comparison, config, criteria, modelfile, recovery, runtime, verify, worker
+from onnxprune import api, cli, comparison, config, criteria, recovery, runtime, verify, worker
+from onnxprune.modelfile import writing
 
 NET = """
 <ir_version: 8, opset_import: ["": 17]>
@@ -483,7 +484,7 @@ def test_full_disk(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(modelfile, "_sync", full)
+    monkeypatch.setattr(writing, "sync", full)
     fails(call(model, "--save-plan", model.with_name("plan.json")), 2, "no space left on the disk")
     assert not [name for name in left_in(model.parent) if name.endswith((".onnx", ".data")) and name != "net.onnx"]
 

@@ -22,7 +22,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune import modelfile
 from onnxprune.errors import ModelError, OutputError
-from onnxprune.modelfile import ModelFile, preflight, write
+from onnxprune.modelfile import ModelFile, preflight, weights, write, writing
+from onnxprune.modelfile import model as model_module
 
 TWO_LAYERS = """
 <ir_version: 9, opset_import: ["" : 17], producer_name: "a test">
@@ -77,7 +78,7 @@ def save_external(proto: ModelProto, path: Path) -> Path:
 def loaded(path: Path) -> ModelProto:
     """With all data, and without the mark onnx.load leaves on tensors that were external."""
     model = onnx.load(path)
-    for weight in modelfile._all_tensors(model):
+    for weight in weights.all_tensors(model):
         weight.tensor.ClearField("data_location")
     return model
 
@@ -270,7 +271,7 @@ def test_inline_and_external_convert_into_each_other(tmp_path: Path) -> None:
     inline = ModelFile.load(save(big_model(), tmp_path / "m.onnx"))
     write(inline, inline.proto, {}, tmp_path / "e.onnx", external=True)
     outside = ModelFile.load(tmp_path / "e.onnx")
-    assert outside.has_external_data and not modelfile._is_external(outside.tensors()["small"])
+    assert outside.has_external_data and not weights.is_external(outside.tensors()["small"])
     write(outside, outside.proto, {}, tmp_path / "i.onnx", external=False)
     assert not (tmp_path / "i.onnx.data").exists()
     assert onnx.load(tmp_path / "i.onnx") == big_model()
@@ -287,7 +288,7 @@ def test_large_external_tensors_are_page_aligned_and_tied_ones_stored_once(tmp_p
     model = ModelFile.load(save(skeleton, tmp_path / "m.onnx"))
     write(model, model.proto, {}, tmp_path / "o.onnx")
     result = ModelFile.load(tmp_path / "o.onnx")
-    offsets = {n: modelfile._external_entries(result.tensors()[n])["offset"] for n in ("W", "T", "large")}
+    offsets = {n: weights.external_entries(result.tensors()[n])["offset"] for n in ("W", "T", "large")}
     assert offsets["W"] == offsets["T"]
     assert int(offsets["large"]) % 4096 == 0
     assert (result.read(result.tensors()["large"]) == 1).all()
@@ -300,7 +301,7 @@ def test_beyond_the_protobuf_limit_weights_go_outside(
     inline = save(big_model(), tmp_path / "i.onnx")
     path = inline if external is None else save_external(big_model(), tmp_path / "m.onnx")
     model = ModelFile.load(path)
-    monkeypatch.setattr(modelfile, "MAX_INLINE_BYTES", 40_000)
+    monkeypatch.setattr(writing, "MAX_INLINE_BYTES", 40_000)
     edits = {"W": lambda a: np.concatenate([a, a])} if external is None else {}
     write(model, model.proto, edits, tmp_path / "o.onnx", external=external)
     assert (tmp_path / "o.onnx").stat().st_size < 40_000
@@ -311,7 +312,7 @@ def test_beyond_the_protobuf_limit_weights_go_outside(
 
 def test_a_skeleton_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = ModelFile.load(save(two_layers(), tmp_path / "m.onnx"))
-    monkeypatch.setattr(modelfile, "MAX_PROTO_BYTES", 100)
+    monkeypatch.setattr(writing, "MAX_PROTO_BYTES", 100)
     with pytest.raises(OutputError, match="a protobuf file holds at most 100"):
         write(model, model.proto, {}, tmp_path / "o.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
@@ -445,12 +446,12 @@ def test_a_failing_disk_leaves_nothing(
 def test_a_really_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data file is /dev/full: the buffered write itself fails, and so does closing the file."""
     model = ModelFile.load(save_external(big_model(), tmp_path / "m.onnx"))
-    data_path = modelfile._data_path
+    data_path = writing._data_path
 
     def full(path: Path) -> Path:
         return Path("/dev/full") if ".onnxprune-" in str(path) else data_path(path)
 
-    monkeypatch.setattr(modelfile, "_data_path", full)
+    monkeypatch.setattr(writing, "_data_path", full)
     monkeypatch.setattr(Path, "open", lambda path, mode: open(path, mode.replace("x", "w")))  # noqa: SIM115
     with pytest.raises(OutputError, match="no space left on the disk"):
         write(model, model.proto, {}, tmp_path / "o.onnx")
@@ -705,7 +706,7 @@ def test_unreadable_external_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_total_size_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(two_layers(), tmp_path / "m.onnx")
-    monkeypatch.setattr(modelfile, "MAX_TOTAL_BYTES", 50)
+    monkeypatch.setattr(model_module, "MAX_TOTAL_BYTES", 50)
     assert "the limit is 50" in message(path)
 
 
