@@ -86,14 +86,15 @@ def choose_factors(
 ) -> list[Group]:
     """Of groups that multiply each other on one axis (heads x width, groups x channels) keep one.
 
-    Cutting both would remove the share twice. The outermost one is kept; the innermost with `head_width`. Without
-    `heads` no outer factor of a produced axis is kept, and with neither the whole product stays.
+    Cutting both would remove the share twice. The outermost one is kept; the innermost with `head_width`. Parts of the
+    model give way to a width that they share: a few branches are a coarser choice than many channels. Without `heads`
+    no outer factor of a produced axis is kept, and with neither the whole product stays.
     """
     candidates = list(groups)
     rivals, depth = _products(analysis, {g.dim for g in candidates})
     outer = set() if heads else {g.dim for g in candidates if _is_outer(analysis, g)}
     chosen: set[Dim] = set()
-    for group in sorted(candidates, key=lambda g: -depth[g.dim] if head_width else min(depth[g.dim], 1)):
+    for group in sorted(candidates, key=lambda g: (g.parts, -depth[g.dim] if head_width else min(depth[g.dim], 1))):
         others = rivals[group.dim]
         whole = group.dim in outer or (not head_width and bool(others & outer))
         if not whole and not others & chosen:

@@ -197,6 +197,7 @@ def _visit(state: _State, node: onnx.NodeProto, walkable: bool) -> None:
                 o,
                 Refusal(name, node.op_type, "numbers computed from sizes alone (positions, masks) keep their axes"),
             )
+        _record_origin(state, node, derived=True)
         return
     op = _operator(state, index, name, node)
     if walked:
@@ -341,10 +342,7 @@ def _record(state: _State, node: onnx.NodeProto, op: Operator) -> None:
         if name:
             state.tensors[name] = found
     _record_places(state, node, op)
-    data = node.input[:1] if node.op_type in ("QuantizeLinear", "DequantizeLinear") else node.input
-    sources = [state.origin.get(n) for n in data if n]
-    if all(s is not None for s in sources):
-        _record_constant(state, node, frozenset(w for s in sources for w in s or ()))
+    _record_origin(state, node)
     if node.op_type in ("Gather", "GatherND") and op.constant[0]:
         state.picked[node.output[0]] = state.origin[node.input[0]]
         state.chosen.update(node.output[:1] if 1 in op.understood else [])
@@ -412,10 +410,16 @@ def _settle_comparisons(state: _State) -> None:
                 dims.freeze(a, c.refusal)
 
 
-def _record_constant(state: _State, node: onnx.NodeProto, sources: frozenset[str]) -> None:
-    """A result of constants alone; one made from nothing but a shape (ConstantOfShape) is a weight itself."""
+def _record_origin(state: _State, node: onnx.NodeProto, *, derived: bool = False) -> None:
+    """A result of constants alone is one. Made from nothing but a shape (ConstantOfShape) it is a weight itself, if not
+    a number `derived` from sizes.
+    """
+    data = node.input[:1] if node.op_type in ("QuantizeLinear", "DequantizeLinear") else node.input
+    sources = [state.origin.get(n) for n in data if n]
+    if any(s is None for s in sources):
+        return
     for name in node.output:
-        state.origin[name] = sources
-        if node.op_type == "ConstantOfShape":
+        state.origin[name] = frozenset(w for s in sources for w in s or ())
+        if node.op_type == "ConstantOfShape" and not derived:
             state.origin[name] = frozenset([name])
             state.weights[name] = state.tensors[name]

@@ -117,6 +117,13 @@ def _cumulative_sum(inputs: Sequence[Any], attributes: Attributes) -> Array:
     return np.asarray(np.cumsum(inputs[0], int(inputs[1])))
 
 
+def _clip(inputs: Sequence[Any], attributes: Attributes) -> Array:
+    bounds = [*inputs[1:], None, None][:2]
+    low, high = (attributes.get(n) if b is None else b for n, b in zip(("min", "max"), bounds, strict=True))
+    above = inputs[0] if low is None else np.maximum(inputs[0], low)
+    return np.asarray(above if high is None else np.minimum(above, high))
+
+
 def _unary(function: Callable[[Any], Any]) -> Evaluator:
     return lambda inputs, _: function(inputs[0])
 
@@ -132,6 +139,7 @@ EVALUATORS: dict[str, Evaluator] = {
     "Cast": _cast,
     "Ceil": _unary(np.ceil),
     "Concat": lambda inputs, attributes: np.concatenate(inputs, attributes["axis"]),
+    "Clip": _clip,
     "ConstantOfShape": _constant_of_shape,
     "Cos": _unary(np.cos),
     "CumSum": _cumulative_sum,
@@ -162,8 +170,10 @@ EVALUATORS: dict[str, Evaluator] = {
     "ReduceProd": _reduce(np.prod),
     "ReduceSum": _reduce(np.sum),
     "Reshape": _reshape,
+    "Relu": _unary(lambda a: np.maximum(a, 0)),
     "Round": _unary(np.round),
     "ScatterND": _scatter_nd,
+    "Sign": _unary(np.sign),
     "Sin": _unary(np.sin),
     "Slice": _slice,
     "Split": _split,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import TOLERANCE, graph, model, prune
+from oracle import TOLERANCE, graph, model, prune, prune_and_compare
 
 from onnxprune import allocate
 from onnxprune.allocate import round_count
@@ -179,6 +179,26 @@ def test_a_channel_shuffle_leaves_one_of_two_factors() -> None:
     assert len(allocate.choose_factors(found, groups)) == 1
     assert len(allocate.choose_factors(found, groups, head_width=True)) == 1
     assert allocate.choose_factors(found, groups, heads=False) == []
+
+
+def test_branches_that_a_softmax_weighs_give_way_to_their_channels() -> None:
+    m = model("""(float[N,4] x) => (float[N,3] y)
+        <float[4,16] w, float[4,16] gate, int64[3] shape = {-1,2,8}, int64[1] one = {1}, float[8,3] v> {
+        h = MatMul(x, w)
+        branches = Reshape(h, shape)
+        g = MatMul(x, gate)
+        weighed = Reshape(g, shape)
+        s = Softmax<axis=1>(weighed)
+        p = Mul(branches, s)
+        o = ReduceSum<keepdims=0>(p, one)
+        y = MatMul(o, v)
+    }""")
+    found, _ = graph(m)
+    groups = [g for g in found.groups if g.refusal is None]
+    assert [(g.size, g.parts) for g in groups] == [(2, True), (8, False)]
+    assert [g.size for g in allocate.choose_factors(found, groups)] == [8]
+    assert [g.size for g in allocate.choose_factors(found, groups[:1])] == [2]
+    prune_and_compare(m)
 
 
 ATTENTION = """(float[N,5,8] x) => (float[N,5,3] y) <float[8,12] q, float[8,12] k, float[8,24] v, float[12] b,

@@ -38,7 +38,8 @@ CASES: list[tuple[str, list[Any], dict[str, Any], int]] = [
         for op in ("Abs", "Ceil", "Floor", "Cos", "Sin", "Exp", "Neg", "Round", "Identity", "Reciprocal")
     ],
     *[(op, [P], {}, 17) for op in ("Sqrt", "Log")],
-    *[(op, [I], {}, 17) for op in ("Abs", "Neg", "Identity")],
+    *[(op, [F], {}, 17) for op in ("Relu", "Sign")],
+    *[(op, [I], {}, 17) for op in ("Abs", "Neg", "Relu", "Sign", "Identity")],
     *[(op, [I, J[:1], _ints(2)], {}, 17) for op in ("Max", "Min")],
     ("Not", [B], {}, 17),
     ("Mod", [I, J], {}, 17),
@@ -48,6 +49,10 @@ CASES: list[tuple[str, list[Any], dict[str, Any], int]] = [
     ("Cast", [F], {"to": onnx.TensorProto.INT64}, 17),
     ("Cast", [I], {"to": onnx.TensorProto.FLOAT}, 17),
     ("Cast", [I], {"to": onnx.TensorProto.BOOL}, 17),
+    ("Clip", [I, np.int64(0), np.int64(4)], {}, 17),
+    ("Clip", [F, np.float32(0)], {}, 17),
+    ("Clip", [F], {}, 17),
+    ("Clip", [F], {"min": -1.0, "max": 1.0}, 6),
     ("Concat", [I, J], {"axis": 0}, 17),
     ("Concat", [I, J], {"axis": -1}, 17),
     ("ConstantOfShape", [_ints(2, 3)], {"value": np.array([7], np.int64)}, 17),
@@ -151,6 +156,12 @@ def test_an_absent_operand_is_none() -> None:
 )
 def test_what_fails_or_is_not_shape_arithmetic_is_not_known(op: str, inputs: list[Any]) -> None:
     assert evaluate(op, inputs, {}, 1) is None
+
+
+def test_absent_bounds_of_clip_are_none() -> None:
+    found = evaluate("Clip", [I, None, np.int64(2)], {}, 1)
+    assert found is not None
+    np.testing.assert_array_equal(found[0], np.minimum(I, 2))
 
 
 def test_results_that_are_too_large_are_not_kept() -> None:

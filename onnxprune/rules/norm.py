@@ -1,7 +1,8 @@
 """Normalisation. Statistics over an axis make the axis *renormalised* when it shrinks: the average is then taken over
 what is left.
 
-    BatchNormalization      per channel, stored statistics: nothing is averaged
+    BatchNormalization      per channel, stored statistics: nothing is averaged; in training mode statistics over the
+                            batch and space (how exporters standardise the filters of a convolution)
     InstanceNormalization   statistics over space, per channel
     LayerNormalization      statistics over the axes from `axis` on
     GroupNormalization      channels are (g k), statistics over k and space
@@ -15,9 +16,11 @@ from onnxprune.rules.registry import Operator, rule
 
 @rule("BatchNormalization")
 def batch_normalization(op: Operator) -> None:
-    if op.attribute("training_mode", 0) or len(op.outputs) > 1 or not op.attribute("spatial", 1):
-        raise ValueError("in training mode, or by position")
-    op.apply("n c ..., c, c, c, c -> n c ...")
+    if not op.attribute("spatial", 1) or (op.opset < 14 and len(op.outputs) > 1):
+        raise ValueError("by position, or in the training mode of before opset 14")
+    op.apply("n c ..., c, c, c, c -> n c ..., c, c")
+    if op.attribute("training_mode", 0):
+        op.contract(0, [0, *range(2, len(op.dims(0)))], average=True)
 
 
 @rule("InstanceNormalization")

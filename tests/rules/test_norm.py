@@ -37,14 +37,65 @@ def test_batch_normalization_of_a_matrix() -> None:
     prune_and_compare(m)
 
 
-def test_batch_normalization_in_training_mode_is_left_alone() -> None:
+def test_batch_normalization_in_training_mode_averages_over_batch_and_space() -> None:
     m = model("""(float[N,3,4,4] x) => (float[N,5,4,4] y)
         <float[8,3,1,1] w, float[8] scale, float[8] shift, float[8] mean, float[8] var, float[5,8,1,1] v> {
         h = Conv(x, w)
         n, a, b = BatchNormalization<training_mode=1>(h, scale, shift, mean, var)
         y = Conv(n, v)
     }""")
-    assert reasons(m)["w:0"].endswith("BatchNormalization that is not covered (in training mode, or by position)")
+    assert prunable(m) == {"w:0": 8}
+    assert not groups(m)["w:0"].renormalised
+    assert set(prune_and_compare(m).differences) == {"masked", "zeroed"}
+
+
+_STANDARDISED = """(float[N,3,4,4] x) => (float[N,5,4,4] y)
+    <float[8,3,1,1] w, float[1,8,72] k, float[8] scale, float[8] shift, float[8] mean, float[8] var,
+    float[5,8,1,1] v> {{
+    h = Conv(x, w)
+    s, a, b = BatchNormalization<training_mode=1>(k, scale, shift, mean, var)
+    {shape}
+    filters = Reshape(s, shape)
+    f = Conv<pads=[1,1,1,1]>(h, filters)
+    y = Conv(f, v)
+}}"""
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "shape = Constant<value_ints=[8,8,3,3]>()",
+        "stored = Constant<value_ints=[8,8,3,3]>() shape = Identity(stored)",
+    ],
+    ids=["stored", "moved"],
+)
+def test_standardised_filters_are_weights_that_average_over_their_inputs(shape: str) -> None:
+    m = model(_STANDARDISED.format(shape=shape))
+    assert prunable(m) == {"w:0": 8, "k:1": 8}
+    assert places(groups(m)["w:0"])[("k", 2)] == "contracted"
+    assert groups(m)["w:0"].renormalised
+    assert not groups(m)["k:1"].renormalised
+    prune_and_compare(m)
+
+
+@pytest.mark.parametrize(
+    ("norm", "opset"),
+    [
+        ("n, a, b, c, d = BatchNormalization(h, scale, shift, mean, var)", 13),
+        ("n = BatchNormalization<spatial=0>(h, scale, shift, mean, var)", 8),
+    ],
+)
+def test_old_forms_of_batch_normalization_are_left_alone(norm: str, opset: int) -> None:
+    m = model(
+        f"""(float[N,3,4,4] x) => (float[N,5,4,4] y)
+        <float[8,3,1,1] w, float[8] scale, float[8] shift, float[8] mean, float[8] var, float[5,8,1,1] v> {{
+        h = Conv(x, w)
+        {norm}
+        y = Conv(n, v)
+    }}""",
+        opset=opset,
+    )
+    assert reasons(m)["w:0"].endswith("(by position, or in the training mode of before opset 14)")
 
 
 def test_instance_normalization_averages_over_space_alone() -> None:
