@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import numbers
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -217,8 +218,14 @@ class Config:
         return self.target is not None and parse_target(self.target)[0] in LATENCY_KINDS
 
     def _check_numbers(self) -> None:
-        if self.calibration_size < 1 or self.threads < 1 or self.memory_bytes < 1 << 20:
-            raise UsageError("--calibration-size and --threads must be at least 1, --memory at least 1 MB")
+        if self.round_to != "auto":
+            check_whole("--round-to", self.round_to)
+        check_whole("--seed", self.seed)
+        check_whole("--calibration-size", self.calibration_size)
+        check_whole("--depth", self.depth)
+        if self.calibration_size < 1 or self.memory_bytes < 1 << 20:
+            raise UsageError("--calibration-size must be at least 1, --memory at least 1 MB")
+        check_threads("--threads", self.threads, least=1)
         if self.round_to != "auto" and self.round_to < 1:
             raise UsageError(f"--round-to must be 'auto' or at least 1, got {self.round_to}")
         check_timing(self.batch, self.run_threads, self.budget_s)
@@ -280,6 +287,8 @@ def parse_target(text: str) -> tuple[str, float]:
     )
 
 
+THREADS_PER_CORE = 16
+"""Threads for one processor, at most."""
 _SHARED = {"macs": "macs", "params": "params", "size": "bytes", "latency": "latency"}
 _BYTES = {
     "": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30,
@@ -332,10 +341,29 @@ def check_timing(batch: int | None, threads: int, budget_s: float) -> None:
     """Raise UsageError for conditions of a measurement that make no sense."""
     if batch is not None and batch < 1:
         raise UsageError(f"--batch must be at least 1, got {batch}")
-    if threads < 0:
-        raise UsageError(f"the threads of a model must be 0 (all cores) or more, got {threads}")
+    check_threads("the threads of a model", threads, least=0)
     if not budget_s > 0:
         raise UsageError(f"--budget must be a positive number of seconds, got {budget_s:g}")
+
+
+def check_threads(name: str, threads: int, *, least: int) -> None:
+    """Raise UsageError for fewer threads than `least`, or so many that the machine does nothing but switch them."""
+    check_whole(name, threads)
+    cores = os.cpu_count() or 1
+    if threads < least:
+        zero = "0 (all cores) or more" if least == 0 else f"at least {least}"
+        raise UsageError(f"{name} must be {zero}, got {threads}")
+    if threads > cores * THREADS_PER_CORE:
+        raise UsageError(
+            f"{name} must be at most {cores * THREADS_PER_CORE}, {THREADS_PER_CORE} for each of the {cores} processors "
+            f"of this machine, got {threads}"
+        )
+
+
+def check_whole(name: str, number: object) -> None:
+    """Raise UsageError for what is no whole number; a flag counts as none."""
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral):
+        raise UsageError(f"{name} must be a whole number, got {number!r}")
 
 
 def check_input_shapes(shapes: Mapping[str, Sequence[int]]) -> None:

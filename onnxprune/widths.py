@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 from onnxprune import processor, runtime, worker
-from onnxprune.config import PROVIDERS
+from onnxprune.config import PROVIDERS, check_threads
 from onnxprune.errors import UsageError
+from onnxprune.latency import machine
 from onnxprune.records import FastWidths, Staircases, WidthCalibration
 
 log = logging.getLogger(__name__)
@@ -31,11 +32,11 @@ def calibrate(provider: str = "cpu", threads: int = 0) -> WidthCalibration:
     """
     if provider not in PROVIDERS:
         raise UsageError(f"--provider must be one of {', '.join(PROVIDERS)}, got {provider!r}")
-    if threads < 0:
-        raise UsageError(f"--threads must be 0 (all cores) or more, got {threads}")
+    check_threads("--threads", threads, least=0)
     key = _key(provider, threads)
-    arguments = {"provider": provider, "threads": key["threads"]}
-    found: Staircases = worker.call("onnxprune.latency.staircase:measure", arguments, timeout_s=LIMIT_S)
+    for warning in machine.busy_warnings(machine.busy_share()):
+        log.warning("%s", warning)
+    found = _measure(key)
     return WidthCalibration(key, found, _store(key, found))
 
 
@@ -55,11 +56,25 @@ def known(provider: str, threads: int = 0) -> FastWidths:
 
 
 def measured(provider: str, threads: int = 0) -> FastWidths:
-    """The widths of this machine, measured now where that has not been done."""
-    if _file(_key(provider, threads)).is_file():
+    """The widths of this machine, measured now where that has not been done.
+
+    Nobody looks at what is measured here, so it is remembered for later runs only where the machine was quiet.
+    """
+    key = _key(provider, threads)
+    if _file(key).is_file():
         return known(provider, threads)
     log.info("measuring the widths this machine is fast at ...")
-    return calibrate(provider, threads).staircases.widths
+    busy = machine.busy_warnings(machine.busy_share())
+    found = _measure(key)
+    if not busy:
+        _store(key, found)
+    return found.widths
+
+
+def _measure(key: Mapping[str, str | int]) -> Staircases:
+    arguments = {"provider": key["provider"], "threads": key["threads"]}
+    found: Staircases = worker.call("onnxprune.latency.staircase:measure", arguments, timeout_s=LIMIT_S)
+    return found
 
 
 def cache_folder() -> Path:

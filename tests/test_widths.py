@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from onnxprune import processor, widths, worker
 from onnxprune.cli import command
 from onnxprune.errors import UsageError
-from onnxprune.latency import staircase
+from onnxprune.latency import machine, staircase
 from onnxprune.records import FastWidths, Staircases
 
 FOUND = Staircases(
@@ -35,6 +35,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
         return FOUND
 
     monkeypatch.setattr(worker, "call", call)
+    monkeypatch.setattr(machine, "busy_share", lambda: 0.0)
     monkeypatch.setenv("ONNXPRUNE_CACHE", str(tmp_path / "cache"))
     return calls
 
@@ -49,6 +50,19 @@ def test_a_measurement_is_made_once_and_remembered(measured: list[dict[str, Any]
     assert widths.measured("cpu", 1) == FOUND.widths
     assert widths.measured("cpu", 1) == widths.known("cpu", 1) == FOUND.widths
     assert measured == [{"provider": "cpu", "threads": 1}]
+
+
+def test_what_a_busy_machine_showed_is_remembered_only_where_it_was_asked_for(
+    measured: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(machine, "busy_share", lambda: 0.9)
+    assert widths.measured("cpu", 1) == FOUND.widths
+    assert widths.known("cpu", 1) == processor.table("cpu")
+    assert "busy" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        widths.calibrate("cpu", 1)
+    assert "90% busy with other work" in caplog.text
+    assert widths.known("cpu", 1) == FOUND.widths
 
 
 def test_another_machine_has_its_own(measured: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +116,8 @@ def test_nonsense_is_refused(measured: list[dict[str, Any]]) -> None:
         widths.calibrate("tpu")
     with pytest.raises(UsageError, match="--threads must be 0"):
         widths.calibrate("cpu", -1)
+    with pytest.raises(UsageError, match="--threads must be at most"):
+        widths.calibrate("cpu", 100_000)
 
 
 def test_the_command_says_what_it_found(measured: list[dict[str, Any]], tmp_path: Path) -> None:

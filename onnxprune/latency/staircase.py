@@ -76,10 +76,12 @@ def step_of(times: Mapping[int, float], power: int) -> int:
 
 
 def saving(times: Mapping[int, float], step: int, power: int) -> float:
-    """What half a step less saves, as a share of what the work promises; the median over several widths."""
-    return float(
-        np.median([(1.0 - times[low] / times[top]) / (1.0 - (low / top) ** power) for low, top in _pairs(step)])
-    )
+    """What half a step less saves, as a share of what the work promises; the median over several widths.
+
+    Of two widths the larger: their mean would let other work that slowed one of them look like a step.
+    """
+    shares = [(1.0 - times[low] / times[top]) / (1.0 - (low / top) ** power) for low, top in _pairs(step)]
+    return float(np.median(shares) if len(shares) > 2 else max(shares))
 
 
 def _pairs(step: int) -> list[tuple[int, int]]:

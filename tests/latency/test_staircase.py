@@ -84,3 +84,9 @@ def test_a_real_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(t > 0 for t in times.values())
     least = processor.least("cpu")
     assert all(getattr(found.widths, k) % getattr(least, k) == 0 for k in staircase.KINDS)
+
+
+def test_one_width_that_other_work_slowed_is_no_step() -> None:
+    """A processor with blocks of 16, and a run at 80 channels that took as long as one at 96 should."""
+    times = _times(16, 2)
+    assert staircase.step_of({**times, 80: 1.3 * times[96]}, 2) == 16
