@@ -14,13 +14,14 @@ from dataclasses import dataclass
 
 import onnx
 
-from onnxprune import choosing, damage, evaluation, recovery
+from onnxprune import choosing, evaluation, recovery
 from onnxprune.choosing import Wanted
 from onnxprune.config import check_max_drop
 from onnxprune.errors import NothingToPruneError
 from onnxprune.evaluation import Evaluation
 from onnxprune.metric import Outputs, fitting
 from onnxprune.records import Feed, IndexArray, Round
+from onnxprune.recover import damage
 from onnxprune.recover.execution import Read
 from onnxprune.recover.layers import Weights
 from onnxprune.recovery import OpenedSource, Recovered, Source

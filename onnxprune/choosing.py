@@ -17,13 +17,13 @@ from typing import TypeVar
 import numpy as np
 import onnx
 
-from onnxprune import allocate, calibration, cost, damage, score, select
+from onnxprune import allocate, calibration, cost, score, select
 from onnxprune import target as targets
 from onnxprune.criteria import obs
 from onnxprune.errors import NothingToPruneError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
-from onnxprune.recover import divergence
+from onnxprune.recover import damage, divergence
 from onnxprune.recover.execution import Shelf
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.reconstruct import find_sites

@@ -31,8 +31,6 @@ STAGES = {
     "latency",
     "synthetic",
 }
-PARTS = {"damage": "recover"}
-"""Modules that belong to a stage and lie outside its folder."""
 DRIVERS = {
     "__init__",
     "__main__",
@@ -103,7 +101,6 @@ SETTINGS = {"config", "metric"}
 WRITERS = {"report"}
 KINDS = {
     "stages": STAGES,
-    "parts": set(PARTS),
     "drivers": DRIVERS,
     "leaves": LEAVES,
     "settings": SETTINGS,
@@ -123,15 +120,8 @@ def imports_of(name: str, tree: ast.AST | None = None) -> Iterator[str]:
 
 
 def own_imports(name: str) -> set[str]:
-    """Top-level modules of onnxprune that a module imports, itself excepted; a stage and its parts are one."""
-    found = {i.split(".")[1] for i in imports_of(name) if i.startswith("onnxprune.")}
-    return {home_of(module) for module in found} - {home_of(name)}
-
-
-def home_of(name: str) -> str:
-    """The top-level module, or the stage that this is a part of."""
-    top = name.partition(".")[0]
-    return PARTS.get(top, top)
+    """Top-level modules of onnxprune that a module imports, its own excepted."""
+    return {i.split(".")[1] for i in imports_of(name) if i.startswith("onnxprune.")} - {name.partition(".")[0]}
 
 
 def calls_of(name: str) -> Iterator[str]:
@@ -160,7 +150,7 @@ def test_every_module_is_of_one_kind() -> None:
     assert set().union(*KINDS.values()) == modules
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if home_of(name) in STAGES])
+@pytest.mark.parametrize("name", [name for name in FILES if name.split(".")[0] in STAGES])
 def test_stages_import_leaves_only(name: str) -> None:
     assert own_imports(name) <= LEAVES
 

@@ -10,10 +10,10 @@ import pytest
 from onnx import numpy_helper
 from oracle import model
 
-from onnxprune import choosing, damage, recovery
+from onnxprune import choosing, recovery
 from onnxprune.bodies import bodies
 from onnxprune.records import Feed
-from onnxprune.recover import sites
+from onnxprune.recover import damage, sites
 from onnxprune.recover.relax import flat_regions
 
 IF = """(float[N,6] x) => (float[N,3] y) <float[6,8] w, float[8,3] v> {

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune import choosing, damage, recovery
+from onnxprune import choosing, recovery
 from onnxprune.records import Feed
-from onnxprune.recover import large
+from onnxprune.recover import damage, large
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.solve import Equations
 

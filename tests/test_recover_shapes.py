@@ -14,9 +14,9 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune import choosing, damage, recovery, runtime
+from onnxprune import choosing, recovery, runtime
 from onnxprune.records import Feed
-from onnxprune.recover import divergence, execution, reconstruct
+from onnxprune.recover import damage, divergence, execution, reconstruct
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.task import Task
 
