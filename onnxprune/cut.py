@@ -183,6 +183,7 @@ def _restate_sizes(surgery: _Surgery) -> None:
         for use in stated:
             _restate(surgery, use)
         if all(o in surgery.shapes.derived for o in node.output if o):
+            _undo_before_rounding(surgery, index, node)
             _refold(surgery, node)
         else:
             _keep_values(surgery, index, node, {u.where for u in stated})
@@ -279,7 +280,7 @@ def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | Non
     if moving is None or not moving.any():
         _replace_operand(surgery, use.node, operand, target.reshape(actual.shape))
     else:
-        _scale_operand(surgery, use.node, operand, flat, target, moving.reshape(-1))
+        _scale_operand(surgery, use.node, operand, actual, target.reshape(actual.shape), moving)
 
 
 def _replace_unknown(surgery: _Surgery, use: SizeUse, operand: int, wanted: Sequence[int | None]) -> None:
@@ -295,7 +296,7 @@ def _replace_unknown(surgery: _Surgery, use: SizeUse, operand: int, wanted: Sequ
 
 
 def _scale_operand(surgery: _Surgery, index: int, operand: int, actual: Array, target: Array, moving: Array) -> None:
-    """Entries that follow the input are multiplied by target / actual, the others are replaced."""
+    """Entries that follow the input are multiplied by target / actual; of the others those that differ are replaced."""
     node = surgery.nodes[index]
     common = np.gcd(actual, target)
     up = np.where(moving & (common > 0), target // np.maximum(common, 1), 1)
@@ -303,10 +304,11 @@ def _scale_operand(surgery: _Surgery, index: int, operand: int, actual: Array, t
     name = node.input[operand]
     if (up != down).any():
         for op, factors in (("Mul", up), ("Div", down)):
-            name = _insert(surgery, index, op, [name, _add_constant(surgery, index, op, factors.astype(np.int64))])
-    if (~moving & (actual != target)).any():
-        fixed = _add_constant(surgery, index, "sizes", target.astype(np.int64))
-        choose = _add_constant(surgery, index, "moving", np.asarray(moving, bool))
+            name = _insert(surgery, index, op, [name, _add_constant(surgery, index, op, factors.astype(actual.dtype))])
+    fine = moving | (actual == target)
+    if not fine.all():
+        fixed = _add_constant(surgery, index, "sizes", target.astype(actual.dtype))
+        choose = _add_constant(surgery, index, "moving", fine)
         name = _insert(surgery, index, "Where", [choose, name, fixed])
     _set_input(node, operand, name)
 
@@ -338,6 +340,19 @@ def _insert_nodes(surgery: _Surgery) -> None:
         copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
         del graph.node[:]
         graph.node.extend(copies)
+
+
+def _undo_before_rounding(surgery: _Surgery, index: int, node: onnx.NodeProto) -> None:
+    """A number that follows the input is as it was where an integer division by a fixed number rounds it: batch times
+    heads, divided by the number of heads there were, is the batch."""
+    name, *divisor = node.input
+    moving = surgery.shapes.dynamic_values.get(name)
+    if node.op_type not in ("Div", "Mod") or name not in surgery.values or moving is None or not moving.any():
+        return
+    old = surgery.shapes.values[name]
+    if old.dtype.kind == "i" and not any(d in surgery.values for d in divisor):
+        _scale_operand(surgery, index, 0, surgery.values[name], old, moving)
+        surgery.values[node.input[0]] = old
 
 
 def _refold(surgery: _Surgery, node: onnx.NodeProto) -> None:

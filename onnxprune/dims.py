@@ -82,6 +82,15 @@ def resolve(d: Dim) -> Dim:
     return root
 
 
+def same(a: Dim, b: Dim) -> bool:
+    """Whether two dimensions are made up of the same atoms in the same way."""
+    a, b = resolve(a), resolve(b)
+    if a is b or a.kind == "atom" or a.kind != b.kind:
+        return a is b
+    left, right = (cat_parts(d) if d.kind == "cat" else prod_factors(d) for d in (a, b))
+    return len(left) == len(right) and all(map(same, left, right))
+
+
 def cat_parts(d: Dim) -> list[Dim]:
     """The parts of a Cat, nested ones flattened and empty ones dropped; any other dimension is its own single part."""
     return [p for p in _flatten(d, "cat") if p.size]

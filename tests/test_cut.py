@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from oracle import applied, graph, model, prunable, prune, prune_and_compare, stored
+from oracle import applied, graph, model, prunable, prune, prune_and_compare, run, stored
 
 from onnxprune import shapes
 from onnxprune.cut import cut, stored_names
@@ -201,6 +201,61 @@ def test_a_size_that_mixes_input_and_width_is_scaled() -> None:
     }""")
     assert 3 in prunable(m).values()
     prune_and_compare(m)
+
+
+def test_the_batch_is_found_again_from_batch_times_heads() -> None:
+    """(n heads, t, width) -> n from its first size by an integer division by the number of heads there were."""
+    m = model("""(float[N,T,4] x) => (float[N,T,3] y) <float[4,16] w, float[4,4] u, float[16,3] v, int64 zero = {0},
+        int64 one = {1}, int64[1] front = {0}, int64[2] hd = {4,4}, int64 heads = {4}, int64[1] h1 = {4},
+        int64[1] minus = {-1}, int64[1] d1 = {4}, int64[1] wide = {16}> {
+        h = MatMul(x, w)
+        s = Shape(x)
+        n = Gather(s, zero)
+        t = Gather(s, one)
+        n1 = Unsqueeze(n, front)
+        t1 = Unsqueeze(t, front)
+        apart = Concat<axis=0>(n1, t1, hd)
+        r = Reshape(h, apart)
+        q = Transpose<perm=[0,2,1,3]>(r)
+        nh = Mul(n, heads)
+        nh1 = Unsqueeze(nh, front)
+        folded = Concat<axis=0>(nh1, minus, d1)
+        f = Reshape(q, folded)
+        g = Sigmoid(f)
+        sg = Shape(g)
+        m = Gather(sg, zero)
+        b = Div(m, heads)
+        b1 = Unsqueeze(b, front)
+        unfolded = Concat<axis=0>(b1, h1, t1, d1)
+        z = Reshape(g, unfolded)
+        c = Transpose<perm=[0,2,1,3]>(z)
+        last = Concat<axis=0>(b1, t1, wide)
+        d = Reshape(c, last)
+        y = MatMul(d, v)
+    }""")
+    assert sorted(prunable(m).values()) == [4, 4]
+    for kept in (np.arange(1), np.arange(3)):
+        result = prune(m, {"w:1": kept, "w:1#2": np.arange(3)})
+        assert max(result.differences.values()) < 1e-6
+
+
+def test_a_size_that_a_bound_caps_stays_computed() -> None:
+    """The first 16 places, or as many as there are: the same number at every long input, another at a short one."""
+    m = model("""(float[N,T,4] x) => (float[N,S,3] y) <float[4,12] w, float[12,3] v, int64[1] start = {0},
+        int64[1] stop = {16}, int64[1] axis = {1}, int64[1] two = {2}, int64[2] heads = {3,4}, int64[1] wide = {12}> {
+        h = MatMul(x, w)
+        k = Slice(h, start, stop, axis)
+        z = Shape(k)
+        nt = Slice(z, start, two)
+        apart = Concat<axis=0>(nt, heads)
+        r = Reshape(k, apart)
+        m = Sigmoid(r)
+        together = Concat<axis=0>(nt, wide)
+        f = Reshape(m, together)
+        y = MatMul(f, v)
+    }""")
+    result = prune_and_compare(m)
+    assert run(result.pruned, {"x": np.ones((2, 5, 4), np.float32)})["y"].shape == (2, 5, 3)
 
 
 def test_a_number_computed_from_input_and_width_is_refused_by_name() -> None:

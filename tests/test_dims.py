@@ -340,3 +340,12 @@ def test_thousands_of_concatenations() -> None:
         whole = dims.cat([whole, dims.atom(2)])
     assert dims.mask(whole, {}).size == 2002
     dims.unify(whole, dims.atom(2002))
+
+
+def test_same_compares_what_dimensions_are_made_of() -> None:
+    a, b, c = (dims.atom(n) for n in (2, 3, 6))
+    assert dims.same(dims.prod([a, b]), dims.prod([a, b])) and dims.same(dims.cat([a, b]), dims.cat([a, b]))
+    assert not dims.same(dims.prod([a, b]), dims.prod([b, a]))
+    assert not dims.same(dims.prod([a, b]), c) and not dims.same(c, dims.atom(6))
+    dims.unify(c, dims.prod([a, b]))
+    assert dims.same(c, dims.prod([a, b]))

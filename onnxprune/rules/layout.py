@@ -34,7 +34,7 @@ def _stated(op: Operator, where: int | str) -> list[Dim | None]:
         return list(op.outputs[0])
     stated: list[Dim | None] = []
     for axis, (t, d) in enumerate(zip(target, op.outputs[0], strict=True)):
-        copied = int(t) == 0 and d.size > 0 and dims.resolve(op.dims(0)[axis]) is dims.resolve(d)
+        copied = int(t) == 0 and d.size > 0 and dims.same(op.dims(0)[axis], d)
         stated.append(None if int(t) == -1 or copied else d)
     return stated
 

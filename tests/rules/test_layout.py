@@ -224,6 +224,24 @@ def test_heads_move_into_the_batch_and_back() -> None:
     prune_and_compare(m)
 
 
+def test_a_target_that_copies_a_product_of_input_sizes_copies_it_still() -> None:
+    """Batch times queries as the first axis: 0 in the target of a group normalisation stays 0 at every batch."""
+    m = model("""(float[N,Q,5] x) => (float[M,3,H,W] y) <int64[4] apart = {-1,1,5,1}, float[8,1,1,1] w, float[3,8,1,1] v,
+        int64[3] grouped = {0,4,-1}, float[4] one, float[4] nil> {
+        r = Reshape(x, apart)
+        h = Conv(r, w)
+        g = Reshape(h, grouped)
+        i = InstanceNormalization(g, one, nil)
+        s = Shape(h)
+        b = Reshape(i, s)
+        y = Conv(b, v)
+    }""")
+    assert prunable(m)
+    result = prune_and_compare(m, ratio=0.5)
+    stated = stored(result.pruned)[result.node("Reshape", 1).input[1]]
+    assert numpy_helper.to_array(stated)[0] == 0
+
+
 def test_channel_shuffle() -> None:
     """(2, 4) becomes (4, 2): only a group or a position in all groups can go."""
     m = model("""(float[N,3,6,6] x) => (float[N,5,6,6] y) <float[8,3,1,1] w, float[8,1,3,3] d, float[5,8,1,1] v,
