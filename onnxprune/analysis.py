@@ -291,7 +291,7 @@ def _apply_rule(state: _State, node: onnx.NodeProto, op: Operator) -> str | None
                 f"{node.op_type} node {op.name!r} cannot work: {error}; the model is damaged, export it again"
             ) from error
         return str(error)
-    except (ValueError, IndexError, KeyError, TypeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, ArithmeticError) as error:
         return f"a form of {node.op_type} that is not covered ({error})"
     return _contradiction(state, node, op)
 

@@ -17,7 +17,12 @@ SQNR_CAP_DB = 120.0
 
 
 def quality_of(reference: Sequence[Array], result: Sequence[Array]) -> OutputQuality:
-    """Quality of one output over batches of equal or different shapes."""
+    """Quality of one output over batches of equal or different shapes.
+
+    Where the data tells how long a result is, that of one side may be longer: the other counts as zeros there.
+    """
+    pairs = [_padded(x, y) for x, y in zip(reference, result, strict=True)]
+    reference, result = [x for x, _ in pairs], [y for _, y in pairs]
     a = np.concatenate([np.ravel(x) for x in reference]).astype(np.float64)
     b = np.concatenate([np.ravel(x) for x in result]).astype(np.float64)
     if not np.isfinite(a).any() or (np.isfinite(a) & ~np.isfinite(b)).any():
@@ -32,6 +37,15 @@ def quality_of(reference: Sequence[Array], result: Sequence[Array]) -> OutputQua
         SQNR_CAP_DB if relative == 0 else min(SQNR_CAP_DB, -20 * math.log10(relative)) if relative < math.inf else 0.0
     )
     return OutputQuality(cosine, relative, sqnr, _agreement(reference, result))
+
+
+def _padded(a: Array, b: Array) -> tuple[Array, Array]:
+    """Both arrays with zeros up to the larger size of every axis."""
+    if a.shape == b.shape:
+        return a, b
+    sizes = np.maximum(a.shape, b.shape)
+    first, second = (np.pad(x, [(0, int(n - k)) for n, k in zip(sizes, x.shape, strict=True)]) for x in (a, b))
+    return first, second
 
 
 def _agreement(reference: Sequence[Array], result: Sequence[Array]) -> float | None:

@@ -73,11 +73,12 @@ def _check_arithmetic(path: Path, config: Config) -> None:
 
 
 def run_shapes(opened: Opened, config: Config) -> list[dict[str, tuple[int, ...]]]:
-    """Input shapes that the model is run at."""
+    """Input shapes that the model is run at, in this order; last those at which its shapes are known to fit."""
     proto = opened.model.proto
     given = config.input_shapes
     if shapes.is_dynamic(proto, given):
-        return [shapes.concrete_inputs(proto, given, sizes) for sizes in shapes.RUN_SIZES]
+        found = [shapes.concrete_inputs(proto, given, sizes) for sizes in shapes.RUN_SIZES]
+        return [*found, dict(opened.shapes.inputs)]
     together, alone = shapes.variations(proto, given)
     varied = [*together, *(v for choices in alone for v in choices)]
     return [dict(opened.shapes.inputs), *(shapes.concrete_inputs(proto, v, shapes.RUN_SIZES[0]) for v in varied)]

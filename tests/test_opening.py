@@ -10,7 +10,8 @@ import onnx
 import onnx.parser
 import pytest
 
-from onnxprune import api
+from onnxprune import api, opening, proving, shapes
+from onnxprune.clock import Clock
 from onnxprune.config import Config
 from onnxprune.errors import ModelError
 
@@ -41,3 +42,13 @@ def test_a_length_that_the_export_fixed_is_learnt_from_the_calibration_data(tmp_
     report = api.prune(tmp_path / "m.onnx", dataclasses.replace(plain, calibration=data, recover=True))
     assert report.after is not None and report.after.parameters == 24
     assert report.exactness is not None and report.exactness.passed
+
+
+def test_the_sizes_of_the_analysis_are_the_last_to_run_at(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(FIXED_LENGTH.replace("12, 6", "-1, 6"))
+    for name, shape in {"w1": (4, 6), "w2": (6, 4)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    opened = opening.open_model(tmp_path / "m.onnx", {}, Clock())
+    found = proving.run_shapes(opened, Config())
+    assert len(found) == len(shapes.RUN_SIZES) + 1 and found[-1] == opened.shapes.inputs

@@ -257,3 +257,10 @@ def test_a_model_pruned_at_given_sizes_runs_at_others(tmp_path: Path) -> None:
     for shape in ((1, 12, 8), (3, 5, 8)):
         (found,) = session.run(None, {"x": np.ones(shape, np.float32)})
         assert found.shape == (*shape[:2], 4)
+
+
+def test_quality_of_outputs_whose_length_the_data_tells() -> None:
+    """Found boxes, spoken lengths: the longer one is compared with zeros."""
+    found = quality_of([np.ones((2, 4), np.float32)], [np.ones((2, 1), np.float32)])
+    assert found.cosine == pytest.approx(0.5) and found.relative_error == pytest.approx(np.sqrt(0.75))
+    assert found == quality_of([np.ones((2, 4))], [np.pad(np.ones((2, 1)), [(0, 0), (0, 3)])])

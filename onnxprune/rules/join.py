@@ -73,6 +73,8 @@ def slice_(op: Operator) -> None:
         op.keep_stretching(0, axis)
         step = steps[k] if steps else 1
         result[axis], start_sizes[k], end_sizes[k] = _slice_axis(op, d, (starts[k], ends[k], step), result[axis])
+        if end_sizes[k] is None and ends[k] == d.size and op.has(2) and not op.constant[2]:
+            end_sizes[k] = d
     operand = len(op.inputs) > 1
     op.sizes(1 if operand else "starts", start_sizes)
     op.sizes(2 if operand else "ends", end_sizes)

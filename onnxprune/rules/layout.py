@@ -71,9 +71,11 @@ def _always_divides(before: Sequence[Axis], after: Sequence[Axis]) -> bool:
     """Whether two runs of axes are the same product at every input size, factor by factor.
 
     With s and t the products of their fixed sizes, the sizes that follow the input are known to divide by
-    t / gcd(s, t) before and by s / gcd(s, t) after, and by nothing else.
+    t / gcd(s, t) before and by s / gcd(s, t) after, and by nothing else. An axis without indices tells nothing.
     """
     runs = [[(d.size, follows) for d, follows in run] for run in (before, after)]
+    if any(n == 0 for run in runs for n, _ in run):
+        return False
     fixed = [math.prod(n for n, follows in run if not follows) for run in runs]
     known = [n // max(math.gcd(*fixed), 1) for n in reversed(fixed)]
     if any(follows for _, follows in runs[0]) != any(follows for _, follows in runs[1]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from onnx import numpy_helper
-from oracle import groups, model, places, prunable, prune_and_compare, reasons, stored
+from oracle import groups, model, places, prunable, prune, prune_and_compare, reasons, stored
 
 
 def test_a_dense_block_grows_by_concatenation() -> None:
@@ -198,6 +198,27 @@ def test_slice_with_any_other_stride_freezes_the_axis(bounds: str, step: str, ke
         y = MatMul(t, v)
     }}""")
     assert reasons(m)["w:1"] == "Slice: Slice with a stride that does not divide the axis"
+
+
+@pytest.mark.parametrize(("start", "wide"), [("c", 12), ("nil", 12)])
+def test_slice_up_to_an_end_that_another_width_tells(start: str, wide: int) -> None:
+    """Packed projections cut at once and twice the width of what they are made from."""
+    left = 12 if start == "nil" else 6
+    m = model(f"""(float[2,4] x) => (float[2,3] y) <float[4,6] u, float[6,3] p, float[4,{wide}] w, float[{left},3] v,
+        int64[1] nil = {{0}}, int64[1] one = {{1}}, int64[1] two = {{2}}> {{
+        h = MatMul(x, u)
+        s = Shape(h)
+        c = Slice(s, one, two)
+        end = Add(c, c)
+        k = MatMul(x, w)
+        a = Slice(k, {start}, end, one)
+        e = MatMul(a, v)
+        f = MatMul(h, p)
+        y = Add(e, f)
+    }}""")
+    assert prunable(m)["u:1"] == 6
+    assert max(prune(m, {"u:1": np.arange(0, 6, 2)}).differences.values()) < 1e-6
+    prune_and_compare(m)
 
 
 def test_slice_with_computed_bounds_freezes_the_axis_and_no_other() -> None:

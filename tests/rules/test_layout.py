@@ -226,8 +226,8 @@ def test_heads_move_into_the_batch_and_back() -> None:
 
 def test_a_target_that_copies_a_product_of_input_sizes_copies_it_still() -> None:
     """Batch times queries as the first axis: 0 in the target of a group normalisation stays 0 at every batch."""
-    m = model("""(float[N,Q,5] x) => (float[M,3,H,W] y) <int64[4] apart = {-1,1,5,1}, float[8,1,1,1] w, float[3,8,1,1] v,
-        int64[3] grouped = {0,4,-1}, float[4] one, float[4] nil> {
+    m = model("""(float[N,Q,5] x) => (float[M,3,H,W] y) <int64[4] apart = {-1,1,5,1}, float[8,1,1,1] w,
+        float[3,8,1,1] v, int64[3] grouped = {0,4,-1}, float[4] one, float[4] nil> {
         r = Reshape(x, apart)
         h = Conv(r, w)
         g = Reshape(h, grouped)
@@ -240,6 +240,18 @@ def test_a_target_that_copies_a_product_of_input_sizes_copies_it_still() -> None
     result = prune_and_compare(m, ratio=0.5)
     stated = stored(result.pruned)[result.node("Reshape", 1).input[1]]
     assert numpy_helper.to_array(stated)[0] == 0
+
+
+def test_reshape_of_nothing_is_no_error() -> None:
+    """What a cache holds at first: (n, 0, 8) -> (n, 0, 2, 4)."""
+    m = model("""(float[5,3,4] x) => (float[5,3,3] y, float[5,0,2,4] z) <float[4,8] w, float[8,3] v, int64[1] nil = {0},
+        int64[1] axis = {1}, int64[4] t = {5,0,2,4}> {
+        h = MatMul(x, w)
+        e = Slice(h, nil, nil, axis)
+        z = Reshape<allowzero=1>(e, t)
+        y = MatMul(h, v)
+    }""")
+    assert reasons(m)["w:1"].startswith("graph output")
 
 
 def test_channel_shuffle() -> None:
