@@ -37,6 +37,10 @@ _INDEX_TYPES = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 LONGEST_LIST = 8
 """Float constants of one axis and up to this many elements may take part in arithmetic on shapes (scales, sizes)."""
 
+LONGEST_TEXT = 1024
+"""Where ids or masks are asked for rather than samples of sound, sequences are hardly longer: attention compares every
+place with every other one."""
+
 
 SAME_AS_FIRST = {
     "BiasGelu",
@@ -352,6 +356,8 @@ def _concrete(value: onnx.ValueInfoProto, dynamic: Sizes, symbols: dict[str, int
         size = d.dim_value if d.HasField("dim_value") else 0
         if size <= 0:
             size = _dynamic_size(axis, len(dims), dynamic)
+            if axis and value.type.tensor_type.elem_type in _INDEX_TYPES:
+                size = min(size, LONGEST_TEXT + size // 100)
             size = symbols.setdefault(d.dim_param, size) if d.dim_param not in NO_NAMES else size
         sizes.append(size)
     return tuple(sizes)

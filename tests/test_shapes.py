@@ -241,3 +241,14 @@ def test_typical_sizes_come_first_and_fixed_ones_alone() -> None:
     assert found[2:4] == [{"x": (16, 3, 64, 96)}, {"x": (1, 3, 64, 96)}]
     assert len(found) == 2 * (1 + len(shapes.RUN_SIZES))
     assert list(shapes.typical_inputs(onnx.helper.make_model(fixed), {}, [16, 1])) == [{"x": (2, 3, 8, 8)}]
+
+
+def test_texts_are_shorter_than_sounds() -> None:
+    graph = onnx.parser.parse_graph(
+        "g (int64[N,T] ids, bool[N,S] mask, float[N,L] wave) => (float[N,L] y) { y = Relu(wave) }"
+    )
+    longest = max(shapes.RUN_SIZES, key=lambda s: s.sequence)
+    found = shapes.concrete_inputs(onnx.helper.make_model(graph), {}, longest)
+    assert found["wave"][1] == longest.sequence > 8 * found["ids"][1] and found["ids"] == found["mask"]
+    lengths = [shapes.concrete_inputs(onnx.helper.make_model(graph), {}, s)["ids"][1] for s in shapes.ANALYSIS_SIZES]
+    assert lengths[:2] == [24, 40] and len(set(lengths)) == len({s.sequence for s in shapes.ANALYSIS_SIZES})
