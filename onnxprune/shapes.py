@@ -227,7 +227,7 @@ def _walks(model: _Model) -> list[_Walk]:
         fitting = _fitting(model, empty)
         sizes, first = next(fitting, (ANALYSIS_SIZES[0], None))
         if first is not None:
-            others = [next(fitting, (sizes, _Walk({}, {}, set(), {})))[1]] if is_dynamic(proto, given) else []
+            others = _other_walks(model, first, fitting) if is_dynamic(proto, given) else []
             return [first, *others, *_varied_walks(model, sizes)]
     shapeless = [
         i.name for i in graph_inputs(proto) if not i.type.tensor_type.HasField("shape") and i.name not in given
@@ -239,10 +239,25 @@ def _walks(model: _Model) -> list[_Walk]:
     raise ModelError(_contradiction(proto, given))
 
 
+def _other_walks(model: _Model, first: _Walk, fitting: Iterator[tuple[Sizes, _Walk]]) -> list[_Walk]:
+    """Walks until every free axis has had another size; where none fits, one that knows nothing."""
+    free = [(name, axis) for name, axis in _free_axes(model.proto) if name not in model.given]
+    others: list[_Walk] = []
+    while not all(any(w.inputs[n][axis] != first.inputs[n][axis] for w in others) for n, axis in free):
+        if (other := next(fitting, None)) is None:
+            break
+        others.append(other[1])
+    return others or [_Walk({}, {}, set(), {})]
+
+
 def _fitting(model: _Model, empty: bool) -> Iterator[tuple[Sizes, _Walk]]:
+    """The sizes that fit, each with its walk; sizes that come to the same inputs once."""
+    tried: list[dict[str, Shape]] = []
     for sizes in ANALYSIS_SIZES:
-        if (walk := _try_walk(model, model.given, sizes, empty)) is not None:
+        inputs = concrete_inputs(model.proto, model.given, sizes)
+        if inputs not in tried and (walk := _try_walk(model, model.given, sizes, empty)) is not None:
             yield sizes, walk
+        tried.append(inputs)
 
 
 def _contradiction(proto: onnx.ModelProto, given: Mapping[str, Shape]) -> str:

@@ -252,3 +252,15 @@ def test_texts_are_shorter_than_sounds() -> None:
     assert found["wave"][1] == longest.sequence > 8 * found["ids"][1] and found["ids"] == found["mask"]
     lengths = [shapes.concrete_inputs(onnx.helper.make_model(graph), {}, s)["ids"][1] for s in shapes.ANALYSIS_SIZES]
     assert lengths[:2] == [24, 40] and len(set(lengths)) == len({s.sequence for s in shapes.ANALYSIS_SIZES})
+
+
+def test_what_moves_is_told_by_sizes_that_differ() -> None:
+    """Of the sizes tried, 40 is the first that the window fits in, twice; the next one is another."""
+    m = model("""(float[N,T] x) => (float[N,S] y) <int64[3] t = {0,1,-1}, float[1,1,30] w, int64[1] a = {1}> {
+        r = Reshape(x, t)
+        c = Conv(r, w)
+        y = Squeeze(c, a)
+    }""")
+    found = shapes.infer(m)
+    assert found.inputs["x"] == (5, 40) and found.shape["y"] == (5, 11)
+    assert found.dynamic_axes["y"].tolist() == [True, True]
