@@ -25,7 +25,7 @@ from onnxprune.bodies import (
     returning,
     walked_bodies,
 )
-from onnxprune.computed import Numbers, is_statable
+from onnxprune.computed import Numbers, unstatable
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
 from onnxprune.grouping import groups, roles_by_weight
@@ -152,9 +152,8 @@ def _freeze_measured(state: _State, proto: onnx.ModelProto) -> None:
     for name in sorted(results & derived):
         _freeze(numbers.widths(name), Refusal(name, "Shape", "the size is a result of the model, or of a body"))
     for use in state.uses:
-        if not is_statable(state.shapes, flat[use.node], use):
-            refusal = Refusal(state.names[use.node], flat[use.node].op_type, "takes sizes that only the data tells")
-            _freeze((d for d in use.dims if d is not None), refusal)
+        refusal = Refusal(state.names[use.node], flat[use.node].op_type, "takes sizes that only the data tells")
+        _freeze(unstatable(state.shapes, flat[use.node], use), refusal)
 
 
 def node_name(node: onnx.NodeProto, index: int) -> str:

@@ -17,6 +17,8 @@ from onnxprune.shapes import Shapes, node_attributes
 
 Array = npt.NDArray[Any]
 Tensors = Mapping[str, Sequence[Dim]]
+SIZED = {"ConstantOfShape", "Expand", "Reshape"}
+"""Operators whose result has the sizes that they are given."""
 
 
 def recompute(
@@ -38,10 +40,19 @@ def recompute(
     return [np.asarray(sizes[bounds.get("start", 0) : bounds.get("end", len(sizes))], np.int64)]
 
 
-def is_statable(shapes: Shapes, node: onnx.NodeProto, use: SizeUse) -> bool:
-    """Whether the sizes a node is given can be stated anew: they are known, or all but one of a Reshape are fixed."""
-    if not isinstance(use.where, int) or node.input[use.where] in shapes.values:
-        return True
+def unstatable(shapes: Shapes, node: onnx.NodeProto, use: SizeUse) -> list[Dim]:
+    """The dimensions among the sizes a node is given that cannot be stated anew: none where the sizes are known or
+    `are_replaceable`; else those that follow the input, or all where they are not the sizes of the result."""
+    if not isinstance(use.where, int) or node.input[use.where] in shapes.values or are_replaceable(shapes, node, use):
+        return []
+    moving = shapes.dynamic_axes.get(node.output[0])
+    plain = node.op_type in SIZED and moving is not None and shapes.shape[node.input[use.where]] == moving.shape
+    follow = moving if plain and moving is not None else np.ones(len(use.dims), bool)
+    return [d for d, follows in zip(use.dims, follow, strict=True) if d is not None and follows]
+
+
+def are_replaceable(shapes: Shapes, node: onnx.NodeProto, use: SizeUse) -> bool:
+    """Whether sizes that only the data tells can be told from the result: no axis moves, or one of a Reshape."""
     moving = shapes.dynamic_axes.get(node.output[0])
     return moving is not None and None not in use.dims and bool(moving.sum() <= (node.op_type == "Reshape"))
 

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 
 from onnxprune import dims
 from onnxprune.bodies import flat_nodes, graphs, is_walkable, numbered_graphs, operands, walked_bodies
-from onnxprune.computed import is_statable, recompute
+from onnxprune.computed import are_replaceable, recompute
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
 from onnxprune.records import Analysis, IndexArray, SizeUse
@@ -284,15 +284,21 @@ def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | Non
 
 
 def _replace_unknown(surgery: _Surgery, use: SizeUse, operand: int, wanted: Sequence[int | None]) -> None:
-    """Sizes nobody could compute: the known new ones instead, and -1 for the one that follows the input."""
+    """Sizes nobody could compute: the known new ones instead, and -1 for the one that follows the input; where more
+    than one does, those that change are put in their place."""
     node = surgery.nodes[use.node]
-    if not is_statable(surgery.shapes, node, use):
+    moving = surgery.shapes.dynamic_axes[node.output[0]]
+    if are_replaceable(surgery.shapes, node, use):
+        sizes = [-1 if m else int(w or 0) for m, w in zip(moving, wanted, strict=True)]
+        _replace_operand(surgery, use.node, operand, np.asarray(sizes, np.int64))
+        return
+    changed = [d is not None and d.size != w for d, w in zip(use.dims, wanted, strict=True)]
+    if any(c and m for c, m in zip(changed, moving, strict=True)):
         raise ModelError(
             f"node {node.name!r}: the sizes in {node.input[operand]!r} are not known; exclude the group with --keep"
         )
-    moving = surgery.shapes.dynamic_axes[node.output[0]]
-    sizes = [-1 if m else int(w or 0) for m, w in zip(moving, wanted, strict=True)]
-    _replace_operand(surgery, use.node, operand, np.asarray(sizes, np.int64))
+    fixed = np.asarray([w if c else 0 for c, w in zip(changed, wanted, strict=True)], np.int64)
+    _choose(surgery, use.node, operand, (node.input[operand], ~np.asarray(changed, bool), fixed))
 
 
 def _scale_operand(surgery: _Surgery, index: int, operand: int, actual: Array, target: Array, moving: Array) -> None:
@@ -306,11 +312,17 @@ def _scale_operand(surgery: _Surgery, index: int, operand: int, actual: Array, t
         for op, factors in (("Mul", up), ("Div", down)):
             name = _insert(surgery, index, op, [name, _add_constant(surgery, index, op, factors.astype(actual.dtype))])
     fine = moving | (actual == target)
-    if not fine.all():
-        fixed = _add_constant(surgery, index, "sizes", target.astype(actual.dtype))
-        choose = _add_constant(surgery, index, "moving", fine)
-        name = _insert(surgery, index, "Where", [choose, name, fixed])
-    _set_input(node, operand, name)
+    if fine.all():
+        _set_input(node, operand, name)
+    else:
+        _choose(surgery, index, operand, (name, fine, target.astype(actual.dtype)))
+
+
+def _choose(surgery: _Surgery, index: int, operand: int, choice: tuple[str, Array, Array]) -> None:
+    """An operand is the tensor `name` where `fine`, `fixed` elsewhere."""
+    name, fine, fixed = choice
+    names = [_add_constant(surgery, index, "moving", fine), name, _add_constant(surgery, index, "sizes", fixed)]
+    _set_input(surgery.nodes[index], operand, _insert(surgery, index, "Where", names))
 
 
 def _insert(surgery: _Surgery, index: int, op: str, inputs: list[str]) -> str:

@@ -63,19 +63,42 @@ def test_the_widths_behind_a_number(number: str, width: bool) -> None:
     assert numbers.widths("f") == ([group.dim] if width else [])
 
 
-def test_sizes_that_nobody_could_compute_keep_the_width() -> None:
-    """Two of the three follow the input, so no -1 can stand for them."""
-    m = model("""(float[N,T,4] x) => (float[N,T,3] y) <float[4,8] w, float[1,8] e, float[8,6] u, float[6,3] v,
-        float[1] width = {8}> {
-        h = MatMul(x, w)
-        s = Shape<end=2>(x)
-        c = Cast<to=7>(width)
-        t = Concat<axis=0>(s, c)
+_UNKNOWN = """(float[N,T,4] x) => (float[N,T,3] y) <float[4,8] w, float[1,8] e, float[8,6] u, float[6,3] v,
+    float[1] width = {8}, int64[1] wide = {8}, int64[1] many = {-1}> {
+    h = MatMul(x, w)
+    s = Shape<end=2>(x)
+    c = Cast<to=7>(width)
+"""
+
+
+def test_sizes_that_nobody_could_compute_are_put_right_where_they_change() -> None:
+    """Two of the three follow the input, so no -1 can stand for them; the width is put in its place."""
+    m = model(
+        _UNKNOWN
+        + """t = Concat<axis=0>(s, c)
         b = Expand(e, t)
         a = Add(h, b)
         k = MatMul(a, u)
         y = MatMul(k, v)
-    }""")
+    }"""
+    )
+    assert prunable(m)["w:1"] == 8
+    assert prune_and_compare(m).node("Expand").input[1] != "t"
+
+
+def test_a_width_that_the_input_multiplies_is_kept_where_nobody_could_compute_it() -> None:
+    m = model(
+        _UNKNOWN
+        + """f = Reshape(h, many)
+        p = ReduceProd<keepdims=1>(s)
+        t = Mul(p, c)
+        b = Expand(f, t)
+        t3 = Concat<axis=0>(s, wide)
+        a = Reshape(b, t3)
+        k = MatMul(a, u)
+        y = MatMul(k, v)
+    }"""
+    )
     assert reasons(m)["w:1"] == "Expand: takes sizes that only the data tells"
     assert prunable(m) == {"u:1": 6}
     prune_and_compare(m)
