@@ -348,7 +348,7 @@ def variations(
 def concrete_inputs(proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic: Sizes) -> dict[str, Shape]:
     """Input shapes: `given` ones, stored ones, and for dynamic axes those of `dynamic` (one size per axis name).
 
-    A name that has a size in `given` has it in the other inputs too.
+    A name that has a size in `given` has it in the other inputs too, and a sum of names is one ("past + 1").
     """
     symbols = {
         d.dim_param: size
@@ -357,11 +357,10 @@ def concrete_inputs(proto: onnx.ModelProto, given: Mapping[str, Shape], dynamic:
         for d, size in zip(i.type.tensor_type.shape.dim, given[i.name], strict=False)
         if d.dim_param
     }
-    return {
-        i.name: given[i.name] if i.name in given else _concrete(i, dynamic, symbols)
-        for i in graph_inputs(proto)
-        if i.type.HasField("tensor_type")
-    }
+    inputs = [i for i in graph_inputs(proto) if i.type.HasField("tensor_type")]
+    for value in (i for i in inputs if i.name not in given):
+        _concrete(value, dynamic, symbols)
+    return {i.name: given[i.name] if i.name in given else _concrete(i, dynamic, symbols) for i in inputs}
 
 
 def _concrete(value: onnx.ValueInfoProto, dynamic: Sizes, symbols: dict[str, int]) -> Shape:
@@ -373,9 +372,18 @@ def _concrete(value: onnx.ValueInfoProto, dynamic: Sizes, symbols: dict[str, int
             size = _dynamic_size(axis, len(dims), dynamic)
             if axis and value.type.tensor_type.elem_type in _INDEX_TYPES:
                 size = min(size, LONGEST_TEXT + size // 100)
-            size = symbols.setdefault(d.dim_param, size) if d.dim_param not in NO_NAMES else size
+            named = symbols.setdefault(d.dim_param, size) if d.dim_param not in NO_NAMES else size
+            size = _sum(d.dim_param, symbols) or named
         sizes.append(size)
     return tuple(sizes)
+
+
+def _sum(name: str, symbols: Mapping[str, int]) -> int:
+    """What "past_sequence_length + sequence_length" or "past + 1" comes to; 0 for any other name."""
+    terms = name.split(" + ")
+    if len(terms) < 2 or not all(t.isdigit() or t in symbols for t in terms):
+        return 0
+    return sum(int(t) if t.isdigit() else symbols[t] for t in terms)
 
 
 def _dynamic_size(axis: int, rank: int, dynamic: Sizes) -> int:

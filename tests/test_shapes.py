@@ -264,3 +264,20 @@ def test_what_moves_is_told_by_sizes_that_differ() -> None:
     found = shapes.infer(m)
     assert found.inputs["x"] == (5, 40) and found.shape["y"] == (5, 11)
     assert found.dynamic_axes["y"].tolist() == [True, True]
+
+
+def test_an_axis_named_as_a_sum_of_others_is_their_sum() -> None:
+    """The mask of a decoder covers the cache and what is new, wherever it stands among the inputs."""
+    value = onnx.helper.make_tensor_value_info
+    mask, ids = (
+        value("mask", onnx.TensorProto.INT64, ["b", "past + t"]),
+        value("ids", onnx.TensorProto.INT64, ["b", "t"]),
+    )
+    total = value("total", onnx.TensorProto.INT64, ["b", "past + 1"])
+    other = value("other", onnx.TensorProto.INT64, ["b", "unknown + 1"])
+    cache = value("cache", onnx.TensorProto.FLOAT, ["b", 4, "past", 8])
+    m = onnx.helper.make_model(onnx.helper.make_graph([], "g", [mask, ids, total, other, cache], []))
+    found = shapes.concrete_inputs(m, {}, shapes.Sizes(7, (192, 256), 24))
+    assert found == {"mask": (7, 216), "ids": (7, 24), "total": (7, 193), "other": (7, 24), "cache": (7, 4, 192, 8)}
+    found = shapes.concrete_inputs(m, {"cache": (2, 4, 6, 8)}, shapes.Sizes(7, (192, 256), 24))
+    assert found["mask"] == (2, 30) and found["total"] == (2, 7)
