@@ -116,6 +116,12 @@ def class_numbers(labels: Array) -> Array:
     return flat.astype(np.int64)
 
 
+def _is_one_hot(labels: Array) -> bool:
+    """Whether every row of several entries holds a 1 and else 0."""
+    columns = labels.ndim == 2 and labels.shape[1] > 1
+    return bool(columns and np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all())
+
+
 def check_labels(proto: onnx.ModelProto, config: Config, feeds: Sequence[Feed]) -> None:
     """Raise UsageError where class numbers that feeds carry cannot be right: none counts, or there are more classes
     than any output that may fit them tells apart, as far as the shapes in the file say."""
@@ -126,6 +132,11 @@ def check_labels(proto: onnx.ModelProto, config: Config, feeds: Sequence[Feed]) 
     if not any((own >= 0).any() for own in carried):
         raise UsageError(
             f"--metric {config.metric}: no label counts: all {total} are below 0; give class numbers from 0 on"
+        )
+    if sum(map(len, carried)) > 1 and all(map(_is_one_hot, carried)):
+        raise UsageError(
+            f"--metric {config.metric}: the labels hold a single 1 in each of the {sum(map(len, carried))} rows of "
+            f"{carried[0].shape[1]}: give class numbers, which are labels.argmax(axis=1)"
         )
     for own in carried:
         known = {o.name: _classes(o.type.tensor_type, own.shape) for o in proto.graph.output}

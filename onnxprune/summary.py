@@ -85,6 +85,7 @@ def report(
             *_notes(opened, plan, proof),
             *poor,
             *_latency_notes(config, proof.latency if proof else None, pursuit),
+            *_rounding_notes(opened, config, plan),
             *_size_notes(config, before, after if output else None),
             *_input_notes(config, plan, before, after, inputs, lack),
         ),
@@ -248,6 +249,22 @@ def _notes(opened: Opened, plan: Plan, proof: Proof | None) -> Iterator[str]:
     if proof and not proof.exactness.shown:
         removed = "channels or residual blocks" if plan.blocks else "channels"
         yield f"no output changes with the removed {removed} at the inputs tried, so the proof of exactness says little"
+
+
+def _rounding_notes(opened: Opened, config: Config, plan: Plan) -> Iterator[str]:
+    """Where less goes than the ratio says."""
+    count, step = unpruned.rounded_up(opened, config, plan)
+    if count:
+        finer = (
+            f", or --round-to {processor.LEAST_MULTIPLE} (slower for its work),"
+            if step > processor.LEAST_MULTIPLE
+            else ""
+        )
+        groups = wording.plural(count + len(plan.kept), "group")
+        yield (
+            f"less goes than --ratio {config.ratio:g} says: {count} of {groups} "
+            f"stay whole, as widths are rounded up in steps of up to {step}; a higher --ratio{finer} removes more"
+        )
 
 
 def _size_notes(config: Config, before: Totals, after: Totals | None) -> Iterator[str]:

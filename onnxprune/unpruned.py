@@ -26,6 +26,19 @@ def reasons(opened: Opened, config: Config, plan: Plan) -> dict[str, str]:
     return {g.id: found[g.id] for g in left}
 
 
+def rounded_up(opened: Opened, config: Config, plan: Plan) -> tuple[int, int]:
+    """How many groups keep all their indices as what the ratio leaves of them is rounded up, and the largest of their
+    steps; (0, 0) where there are none, or where no ratio decides."""
+    if config.plan or not plan.kept or config.target is not None or config.max_drop is not None:
+        return 0, 0
+    prunable = [g for g in opened.analysis.groups if g.refusal is None]
+    kept_by_options = dict(_by_options(opened, config, prunable))
+    chosen = [g for g in prunable if g.id not in kept_by_options]
+    multiples = planning.steps(opened, config, chosen, widths.known(config.provider, config.run_threads))
+    found = [multiples[g.id] for g in chosen if g.id not in plan.kept]
+    return len(found), max(found, default=0)
+
+
 def _by_options(opened: Opened, config: Config, prunable: list[Group]) -> Iterator[tuple[str, str]]:
     """The groups that options leave whole, and which."""
     named = {g.id for g in planning.choose(prunable, config.keep, ())}

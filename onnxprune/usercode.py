@@ -40,10 +40,10 @@ def _load_once(path: Path, changed_ns: int, size: int) -> ModuleType:
 
 
 def words(error: BaseException) -> str:
-    """What user code raised."""
+    """What user code raised, in one line."""
     if isinstance(error, SystemExit):
         return f"SystemExit: it calls sys.exit({'' if error.code is None else repr(error.code)})"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _load_file(path: Path) -> ModuleType:

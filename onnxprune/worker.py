@@ -234,7 +234,9 @@ def _raise(failure: _Failure, function: str, directory: Path) -> None:
         if isinstance(known, type) and issubclass(known, OnnxPruneError):
             raise known(failure.message)
     if "MemoryError" in failure.classes:
-        raise WorkerError("there is not enough memory to run the model; give smaller sizes with --input-shape")
+        raise WorkerError(
+            "there is not enough memory to run the model; give smaller sizes with --input-shape or --batch"
+        )
     text = f"{function} failed in its child process: {failure.classes[0]}: {failure.message}"
     raise WorkerError(text + _log_tail(directory))
 

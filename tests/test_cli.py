@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -437,8 +438,7 @@ def test_options_that_make_no_sense(model: Path, arguments: list[str], word: str
 def test_options_that_cannot_be_read(model: Path, arguments: list[str]) -> None:
     result = call(model, *arguments)
     assert result.exit_code == 2
-    assert result.stderr.startswith("Usage: onnxprune [OPTIONS] MODEL\nTry 'onnxprune --help' for help.")
-    assert "Error: " in result.stderr
+    assert re.fullmatch(r"error: (invalid value|no such option).*; see `onnxprune --help`\n", result.stderr)
     assert not result.stdout
 
 

@@ -190,6 +190,7 @@ def test_labels_beyond_the_classes_and_labels_that_do_not_count_are_refused(
     data = {"calibration": inputs(tmp_path, 320)}
     for wrong, message in (
         (labels + 100, "labels 100 to 102, the output 'y' has 3 classes: labels must be 0 to 2"),
+        (np.eye(3, dtype=int)[labels], "a single 1 in each of the 320 rows of 3: give class numbers"),
         (labels - 3, f"--metric {name}: no label counts: all 320 are below 0"),
     ):
         with pytest.raises(UsageError, match=message):

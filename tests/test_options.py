@@ -69,7 +69,7 @@ def test_options_without_effect_are_refused(allocation: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target", "macs=0.5", "--target", "macs=0.7"], "Invalid value for '--target': it is given twice"),
+        (["--target", "macs=0.5", "--target", "macs=0.7"], "invalid value for '--target': it is given twice"),
         (["--seed", "1", "--seed", "1"], "'--seed': it is given twice: leave one of them out"),
         (["--plan", "README.md", "--ratio", "0.5"], "--plan takes the place of --ratio: leave one of them out"),
         (["--plan", "README.md", "--target", "macs=0.5"], "--plan says which groups are cut: leave --target out"),

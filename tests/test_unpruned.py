@@ -169,6 +169,17 @@ def test_products_and_steps_are_reasons(grouped: Path, options: dict[str, Any], 
     assert reasons <= said and "" not in said
 
 
+def test_a_note_says_where_a_ratio_removes_less_than_it_says(grouped: Path) -> None:
+    """Of the layer of 6 a step of 8 keeps all; of one of 1 it does not."""
+    coarse, fine = (prune(grouped, dry_run=True, ratio=0.5, head_width=True, round_to=n) for n in (8, 1))
+    whole = sum("what --ratio 0.5 leaves of its 6" in entry.reason for entry in coarse.groups)
+    said = [note for note in coarse.notes if note.startswith(f"less goes than --ratio 0.5 says: {whole} of ")]
+    assert whole == 1 and said and "steps of up to 8" in said[0] and "--round-to 4" in said[0]
+    assert not any("less goes" in note for note in fine.notes)
+    target = prune(grouped, dry_run=True, target="macs=0.7", head_width=True, round_to=8)
+    assert not any("less goes" in note for note in target.notes)
+
+
 def test_a_replayed_plan_and_an_inspection_are_reasons_too(model: Path) -> None:
     plan = model.with_name("plan.json")
     prune(model, ratio=0.5, keep=("w1",), dry_run=True, save_plan=plan)

@@ -60,3 +60,7 @@ def test_blocks_that_overlap_put_the_streams_back(capfd: pytest.CaptureFixture[s
     print("a result", flush=True)
     os.write(1, b"another\n")
     assert capfd.readouterr() == ("a result\nanother\n", "user code\nof a library\n")
+
+
+def test_what_user_code_raises_is_one_line() -> None:
+    assert usercode.words(ValueError("two\n  lines")) == "ValueError: two lines"

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy
 
+from onnxprune.calibration import checks
 from onnxprune.errors import UsageError
 from onnxprune.records import Feed, IndexArray
 
@@ -139,9 +140,7 @@ def _members(file: Path, names: Sequence[str], extra: str | None, use: Callable[
             members = {n.removesuffix(".npy"): n for n in archive.namelist()}
             missing = [n for n in names if n not in members]
             if missing:
-                raise UsageError(
-                    f"{file}: input {missing[0]!r} has no array; the file has {', '.join(sorted(members))}"
-                )
+                raise UsageError(f"{file}: input {missing[0]!r} has no array; the file has {checks.listed(members)}")
             return {n: _open(archive, members[n], use) for n in [*names, *(n for n in [extra] if n in members)]}
     except (zipfile.BadZipFile, OSError) as error:
         raise UsageError(f"{file}: not a .npz file with one array per input name ({error})") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,7 +63,7 @@ def fitting(feed: Feed, proto: onnx.ModelProto, where: str = "") -> Feed:
     for name, kind in inputs.items():
         fault = _fault(feed.get(name), kind)
         if fault is not None:
-            raise UsageError(f"{label}: input {name!r} {fault}; given are {', '.join(sorted(feed))}")
+            raise UsageError(f"{label}: input {name!r} {fault}{'' if name in feed else '; given are ' + listed(feed)}")
     found = {name: feed[name] for name in inputs}
     named = {name: kind.shape.dim[0].dim_param for name, kind in inputs.items() if kind.shape.dim}
     check_rows([found], {name: axis for name, axis in named.items() if axis not in ("", "?")}, label)
@@ -102,8 +102,16 @@ def _fault(array: npt.NDArray[np.generic] | None, kind: onnx.TypeProto.Tensor) -
     if not array.size:
         return "has an array without a single element"
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return "has an array with NaN or infinite values"
+        odd = ~np.isfinite(array)
+        first = int(np.unravel_index(int(odd.argmax()), odd.shape)[0]) if odd.ndim else 0
+        count = f"{np.count_nonzero(odd):,} of {array.size:,}, the first in row {first} (counted from 0)"
+        return f"has an array with NaN or infinite values: {count}"
     return None
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in order, or that there are none."""
+    return ", ".join(sorted(names)) or "no arrays"
 
 
 def dtype_words(dtype: np.dtype[Any]) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
 import click
 
 from onnxprune import __version__
@@ -23,7 +27,7 @@ Examples:
 EXIT_CODES = """\
 \b
 0  done: pruned and verified
-1  internal error
+1  internal error, or too little memory or time
 2  usage: an option, an input array or an output path does not fit
 3  the model cannot be loaded or is not supported
 4  nothing can be pruned, the target cannot be reached, or the result was measured and is not faster
@@ -41,13 +45,38 @@ ARGUMENTS = {
 """The commands that need their name, and what they take."""
 
 
+class _OneLine(click.UsageError):
+    """What is wrong with the words of a command, in one line."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        message = self.format_message().rstrip(".")
+        path = self.ctx.command_path if self.ctx else "onnxprune"
+        text = f"error: {message[:1].lower()}{message[1:]}; see `{path} --help`"
+        click.echo(text, file=file, err=file is None)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        raise _OneLine(error.format_message(), error.ctx) from error
+
+
 class Group(click.Group):
     """`onnxprune MODEL ...` is `onnxprune prune MODEL ...`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line():
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *ctx.help_option_names, "--version"):
             args = ["prune", *args]
-        return super().parse_args(ctx, args)
+        with _one_line():
+            return super().parse_args(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "MODEL [MODEL ...] [OPTIONS]")
