@@ -200,8 +200,20 @@ def _restate(surgery: _Surgery, use: SizeUse) -> None:
         return
     if isinstance(use.where, str):
         _restate_attribute(surgery, use.node, use.where, wanted)
+    elif node.op_type == "Gather":
+        _as_reshape(surgery, use, wanted)
     else:
         _restate_operand(surgery, use, wanted)
+
+
+def _as_reshape(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | None]) -> None:
+    """A Gather states the sizes of its result where it reads a flat tensor from first to last: it becomes a Reshape."""
+    node = surgery.nodes[use.node]
+    moving = surgery.shapes.dynamic_axes[node.output[0]]
+    sizes = [-1 if m else int(w or 0) for m, w in zip(moving, wanted, strict=True)]
+    node.op_type = "Reshape"
+    del node.attribute[:]
+    _set_input(node, 1, _add_constant(surgery, use.node, "shape", np.asarray(sizes, np.int64)))
 
 
 def _moved(surgery: _Surgery, node: onnx.NodeProto, use: SizeUse) -> bool:

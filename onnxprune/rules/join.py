@@ -8,6 +8,7 @@ import numpy as np
 
 from onnxprune import dims
 from onnxprune.dims import Dim
+from onnxprune.rules.layout import state_same_order
 from onnxprune.rules.registry import Operator, rule
 
 
@@ -110,11 +111,15 @@ def _slice_axis(op: Operator, d: Dim, bounds: tuple[int, int, int], out: Dim) ->
 @rule("Gather")
 def gather(op: Operator) -> None:
     """Constant indices that are a run, a stride or a shuffle of the axis cut and reorder it; places on the axis follow
-    it; any others need it whole.
+    it; any others need it whole. Indices that count all of a flat tensor in order only give it other axes.
 
     A lookup in a weight produces the other axes.
     """
     data, index = op.dims(0), op.dims(1)
+    if _counts_all(op):
+        if state_same_order(op):
+            op.sizes(1, list(op.outputs[0]))
+        return
     axis = op.attribute("axis", 0) % len(data)
     op.keep_stretching(0, axis)
     followed = op.follows(1, data[axis])
@@ -130,6 +135,17 @@ def gather(op: Operator) -> None:
         if dims.resolve(index[0]).frozen is None:
             op.unify(index[0], picked)
     op.outputs[0] = (*data[:axis], *(index if picked is None else (picked,)), *data[axis + 1 :])
+
+
+def _counts_all(op: Operator) -> bool:
+    """Whether a flat tensor is read from first to last (a view with strides), at most one new axis following the
+    input: that is a Reshape.
+    """
+    value, following = op.values[1], op.stretched[0]
+    if value is None or value.ndim < 2 or len(op.dims(0)) != 1 or value.size != op.dims(0)[0].size:
+        return False
+    in_order = np.array_equal(value.reshape(-1), np.arange(value.size))
+    return in_order and (following is None or int(following.sum()) <= 1)
 
 
 def _picked(op: Operator, d: Dim) -> Dim | None:

@@ -19,12 +19,18 @@ Axis = tuple[Dim, bool]
 @rule("Reshape")
 def reshape(op: Operator) -> None:
     """Row-major order does not change, so runs of axes with equal products are equal products of dimensions."""
+    if state_same_order(op):
+        op.sizes(1 if op.has(1) else "shape", _stated(op, 1 if op.has(1) else "shape"))
+
+
+def state_same_order(op: Operator) -> bool:
+    """The result has the elements of operand 0 in the same order, on other axes. False where they cannot be."""
     before = _axes(op.dims(0), op.stretching[0])
     after = _axes(op.outputs[0], op.stretched[0])
-    if not _regroup(op, before, after):
-        op.freeze_all("the axes of the two shapes do not multiply to the same size")
-        return
-    op.sizes(1 if op.has(1) else "shape", _stated(op, 1 if op.has(1) else "shape"))
+    if _regroup(op, before, after):
+        return True
+    op.freeze_all("the axes of the two shapes do not multiply to the same size")
+    return False
 
 
 def _stated(op: Operator, where: int | str) -> list[Dim | None]:

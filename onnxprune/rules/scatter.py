@@ -1,8 +1,11 @@
 """Operators that pick or place by index: the indexed axes must stay whole, the others pass through. An axis shrinks
-where the indices are places on it that a TopK or ArgMax over the shrunken axis tells."""
+where the indices are places on it that a TopK or ArgMax over the shrunken axis tells, or a constant run."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from onnxprune import dims
 from onnxprune.rules.registry import Operator, rule
 
 
@@ -23,8 +26,12 @@ def gather_nd(op: Operator) -> None:
 
 @rule("ScatterND")
 def scatter_nd(op: Operator) -> None:
-    """data: indexed, rest; indices: I, k; updates: I, rest -> as data."""
+    """data: indexed, rest; indices: I, k; updates: I, rest -> as data. Constant indices that are a run of the
+    first axis write one part of it.
+    """
     data, index, updates = op.dims(0), op.dims(1), op.dims(2)
+    if _write_run(op):
+        return
     picked = index[-1].size
     op.freeze(index[-1], "ScatterND places into this axis")
     if picked != 1 or not op.follows(1, data[0]):
@@ -32,6 +39,24 @@ def scatter_nd(op: Operator) -> None:
             op.freeze(d, "ScatterND places into this axis")
     op.unify_all(updates, (*index[:-1], *data[picked:]))
     op.broadcast([0])
+
+
+def _write_run(op: Operator) -> bool:
+    """State that the updates are one part of the first axis, where constant indices say so."""
+    data, value, (index, *_) = op.dims(0), op.fixed(1), op.dims(1)
+    if value is None or value.ndim != 2 or value.shape[1] != 1 or not value.size:
+        return False
+    start = int(value[0, 0]) % data[0].size
+    if not np.array_equal(value[:, 0] % data[0].size, np.arange(start, start + len(value))):
+        return False
+    op.keep_stretching(0, 0)
+    part = op.split(data[0], [start, len(value), data[0].size - start - len(value)])[1]
+    op.pick(1, data[0], part)
+    if dims.resolve(index).frozen is None:
+        op.unify(index, part)
+    op.unify_all(op.dims(2), (part, *data[1:]))
+    op.broadcast([0])
+    return True
 
 
 @rule("GatherElements", "ScatterElements", "Scatter")

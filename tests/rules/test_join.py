@@ -296,6 +296,40 @@ def test_gather_of_one_token_passes_the_width() -> None:
     prune_and_compare(m)
 
 
+_STRIDED = """(float[N,4,2,2] x) => (float[N,3] y)
+    <float[8,4,1,1] w, int64[1] flat = {{-1}}, float[8,3] v, int64[1] width = {{8}}, int64[1] zero = {{0}},
+    int64[1,8,1,1] channels, int64 first = {{0}}, int64 one = {{1}}, int64[3] after = {{1,2,3}}> {{
+    h = Conv(x, w)
+    m = GlobalAveragePool(h)
+    f = Reshape(m, flat)
+    s = Shape(x)
+    n = Gather(s, first)
+    images = Range(first, n, one)
+    starts = Mul(images, {stride})
+    there = Unsqueeze(starts, after)
+    places = Add(there, channels)
+    g = Gather(f, places)
+    t = Flatten(g)
+    y = MatMul(t, v)
+}}"""
+
+
+def test_a_flat_tensor_read_from_first_to_last_is_reshaped() -> None:
+    """How exporters write a view with strides (as_strided)."""
+    m = model(_STRIDED.format(stride="width"), channels=np.arange(8).reshape(1, 8, 1, 1))
+    assert prunable(m) == {"w:0": 8}
+    result = prune_and_compare(m)
+    assert [n.op_type for n in result.pruned.graph.node if n.output[0] == "g"] == ["Reshape"]
+
+
+@pytest.mark.parametrize(
+    ("stride", "channels"), [("zero", np.arange(8)), ("width", np.arange(8)[::-1])], ids=["overlapping", "reversed"]
+)
+def test_a_flat_tensor_read_in_another_order_stays(stride: str, channels: np.ndarray) -> None:
+    m = model(_STRIDED.format(stride=stride), channels=channels.reshape(1, 8, 1, 1))
+    assert reasons(m)["w:0"].startswith("Gather: ")
+
+
 def test_gather_of_a_whole_axis_in_order() -> None:
     m = model("""(float[N,4] x) => (float[N,3] y) <float[4,4] w, float[4,3] v, int64[4] i = {0, 1, 2, -1}> {
         h = MatMul(x, w)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from oracle import model, prunable, prune_and_compare, reasons
+from oracle import groups, model, places, prunable, prune_and_compare, reasons
 
 
 def test_gather_nd_of_tokens_passes_the_width() -> None:
@@ -180,3 +181,40 @@ def test_the_forms_of_the_contributed_domain(call: str) -> None:
     }}""")
     assert prunable(m) == {"w:1": 8}
     prune_and_compare(m)
+
+
+_PART = """(float[N,4] x) => (float[N,3] y) <float[4,12] w, float[12] b, int64[{count},1] at, float[{count}] part,
+    int64[2] sizes = {{4,8}}, float[4,3] u, float[8,3] v> {{
+    c = ScatterND{reduction}(b, at, part)
+    h = MatMul(x, w)
+    a = Add(h, c)
+    p, q = Split<axis=1>(a, sizes)
+    r = MatMul(p, u)
+    s = MatMul(q, v)
+    y = Add(r, s)
+}}"""
+
+
+@pytest.mark.parametrize("reduction", ["", '<reduction="add">'])
+def test_a_run_of_constant_indices_writes_one_part(reduction: str) -> None:
+    m = model(_PART.format(count=4, reduction=reduction), at=np.arange(4).reshape(4, 1))
+    assert prunable(m) == {"w:1": 4, "w:1#2": 8}
+    assert places(groups(m)["w:1"]) == {
+        ("w", 1): "produced",
+        ("b", 0): "carried",
+        ("at", 0): "carried",
+        ("part", 0): "carried",
+        ("u", 0): "contracted",
+    }
+    assert prune_and_compare(m).weights["part"] == (2,)
+
+
+def test_a_run_at_the_end_and_across_a_border() -> None:
+    m = model(_PART.format(count=3, reduction=""), at=np.array([[-3], [-2], [-1]]))
+    assert prunable(m) == {"w:1": 4, "w:1#2": 5, "w:1#3": 3}
+    prune_and_compare(m)
+
+
+def test_scattered_constant_indices_keep_the_axis() -> None:
+    m = model(_PART.format(count=3, reduction=""), at=np.array([[1], [5], [6]]))
+    assert reasons(m)["w:1"] == "ScatterND: ScatterND places into this axis"
