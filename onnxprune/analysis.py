@@ -23,6 +23,7 @@ from onnxprune.bodies import (
     live_nodes,
     outer_names,
     returning,
+    unchanged,
     walked_bodies,
 )
 from onnxprune.computed import Numbers, unstatable
@@ -66,6 +67,8 @@ class _State:
     weights: dict[str, Dims] = field(default_factory=dict)
     origin: dict[str, frozenset[str]] = field(default_factory=dict)
     """The weights a constant tensor is computed from; absent for everything that depends on the inputs."""
+    alias: dict[str, str] = field(default_factory=dict)
+    """What a body calls a constant that a loop hands on, and its name outside."""
     picked: dict[str, frozenset[str]] = field(default_factory=dict)
     """The weights that a lookup by computed indices picks slices from (the experts of a mixture)."""
     chosen: set[str] = field(default_factory=set)
@@ -219,10 +222,14 @@ def _visit_body(state: _State, node: onnx.NodeProto, body: onnx.GraphProto) -> N
     """Tie the inputs of a body to the operands of its node, then walk it."""
     for value in body.input:
         state.tensors[value.name] = _fresh(state, value.name)
+    kept = unchanged(node, body)
     for link in entering(node, body):
         outer = state.tensors.get(link.outer)
         if outer is None:
             continue
+        if link.inner in kept and link.outer in state.origin:
+            state.origin[link.inner] = state.origin[link.outer]
+            state.alias[link.inner] = state.alias.get(link.outer, link.outer)
         if link.axis is not None:
             axis = link.axis % len(outer)
             dims.freeze(outer[axis], Refusal(node.name, node.op_type, "the steps of a Scan"))
@@ -351,7 +358,7 @@ def _record(state: _State, node: onnx.NodeProto, op: Operator) -> None:
     for operand, axis, role in op.roles:
         name = node.input[operand]
         if op.constant[operand] or name in state.chosen or (operand > 0 and name in state.picked):
-            state.roles.append((name, axis, op.dims(operand)[axis], role))
+            state.roles.append((state.alias.get(name, name), axis, op.dims(operand)[axis], role))
     for operand in node.input:
         for weight in state.origin.get(operand, ()):
             state.users.setdefault(weight, []).append(op.name)

@@ -207,6 +207,19 @@ def returning(node: onnx.NodeProto, body: onnx.GraphProto) -> list[tuple[str, st
     return []
 
 
+def unchanged(node: onnx.NodeProto, body: onnx.GraphProto) -> set[str]:
+    """The inputs of a body that every step hands on as they are: what exporters pass weights through a loop as."""
+    copies = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Identity"}
+    found = set()
+    for before, after in returning(node, body):
+        last = after
+        while last in copies:
+            last = copies[last]
+        if last == before:
+            found.add(before)
+    return found
+
+
 def _states(node: onnx.NodeProto, body: onnx.GraphProto) -> int:
     """How many inputs of the body of a Scan are states; the others are scanned."""
     return len(body.input) - int(next(a.i for a in node.attribute if a.name == "num_scan_inputs"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 import pytest
-from oracle import model, prunable, prune_and_compare, reasons
+from oracle import groups, model, places, prunable, prune_and_compare, reasons
 
 from onnxprune.bodies import captured_names, flat_nodes, held_tensors, numbered_graphs, operands
 
@@ -108,3 +108,28 @@ def test_a_body_reads_what_it_neither_makes_nor_holds() -> None:
     assert sorted(captured_names(conditional)) == ["c", "c", "h", "n", "x", "x"]
     assert sorted(operands(conditional)) == ["c", "c", "c", "h", "n", "x", "x"]
     assert [name for name, _ in held_tensors(conditional)] == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("handed_on", "roles"),
+    [("copy = Identity(u)", ["contracted", "produced"]), ("copy = Neg(u)", ["carried", "carried"])],
+)
+def test_weights_that_go_round_a_loop_are_weights_where_every_step_hands_them_on(
+    handed_on: str, roles: list[str]
+) -> None:
+    m = model(
+        """(float[N,4] x) => (float[N,3] y) <float[4,8] w, float[8,8] r, float[8,3] v, int64 n = {3}, bool go = {1}> {
+        h = MatMul(x, w)
+        e, last = Loop (n, go, h, r) <body = f (int64 i, bool before, float[N,8] state, float[8,8] u)
+            => (bool after, float[N,8] next, float[8,8] copy) {
+            after = Identity(before)
+            k = MatMul(state, u)
+            next = Tanh(k)
+            HANDED
+        }>
+        y = MatMul(e, v)
+    }""".replace("HANDED", handed_on)
+    )
+    found = places(groups(m)["w:1"])
+    assert [found["r", axis] for axis in (0, 1)] == roles
+    assert prune_and_compare(m).weights["r"] == (4, 4)
