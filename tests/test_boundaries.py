@@ -88,6 +88,7 @@ LEAVES = {
     "runtime",
     "shapes",
     "signature",
+    "states",
     "target",
     "unknown",
     "usercode",

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune import api, recovery
+from onnxprune import api, choosing, recovery
 from onnxprune.config import Config
 from onnxprune.records import Feed
 from onnxprune.recover import recurrent
@@ -169,3 +169,88 @@ def test_the_cut_of_a_recurrent_model_is_exact_and_its_recovery_is_written(tmp_p
     report = api.prune(path, config)
     assert report.exactness.passed
     assert any("LSTM" in layer.node and layer.after < layer.before for layer in report.layers)
+
+
+def in_pieces(path: Path) -> None:
+    """W, R and B of the cell put together from pieces of stored tensors without the first axis, as exporters do."""
+    proto = onnx.load(path)
+    stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    cell = next(k for k, n in enumerate(proto.graph.node) if n.op_type in recurrent.GATES)
+    nodes, numbers = [], {"zero": 0, "half": 2 * UNITS, "end": 1 << 20}
+    for name in ("w", "r", "b"):
+        nodes += [
+            onnx.helper.make_node("Slice", [f"{name}_all", "zero", "half", "zero"], [f"{name}_1"]),
+            onnx.helper.make_node("Slice", [f"{name}_all", "half", "end", "zero"], [f"{name}_2"]),
+            onnx.helper.make_node("Concat", [f"{name}_1", f"{name}_2"], [f"{name}_whole"], axis=0),
+            onnx.helper.make_node("Unsqueeze", [f"{name}_whole", "zero"], [name]),
+        ]
+    after = [*proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend([*after[:cell], *nodes, *after[cell:]])
+    for tensor in proto.graph.initializer:
+        if tensor.name in ("w", "r", "b"):
+            tensor.CopyFrom(numpy_helper.from_array(stored[tensor.name][0], f"{tensor.name}_all"))
+    proto.graph.initializer.extend(numpy_helper.from_array(np.array([v]), n) for n, v in numbers.items())
+    onnx.save(proto, path)
+
+
+def test_weights_put_together_from_pieces_are_refitted_alike(tmp_path: Path) -> None:
+    path = build(tmp_path, "LSTM")
+    whole = recovered(path, CUT)
+    in_pieces(path)
+    pieces = recovered(path, {"e:1": CUT["e:1"], "w_all:0": CUT["w:1"]})
+    assert pieces[:2] == pytest.approx(whole[:2], rel=1e-3)
+    assert [n.op_type for n in pieces[3].graph.node] == [n.op_type for n in whole[3].graph.node]
+
+
+@pytest.mark.parametrize(("op", "direction", "extra"), FORMS)
+def test_what_only_a_cell_reads_goes_by_what_its_gates_can_spare(
+    tmp_path: Path, op: str, direction: str, extra: str
+) -> None:
+    source = recovery.Source(str(build(tmp_path, op, direction=direction, extra=extra)), {}, feeds(), 0, 1, 1 << 30)
+    wanted = choosing.Wanted(["e:1", "w:1"], "sensitivity", ("macs", 0.5), 0.5, {"e:1": 1, "w:1": 1}, "obs")
+    found = choosing.prepare(source, wanted)
+    removed = found.order["e:1"].order[: INPUTS // 2]
+    assert sorted(removed % (INPUTS // 2)) == list(range(INPUTS // 2))  # one of each pair that nearly repeats
+    curve = found.measured["e:1"]
+    assert curve.refitted
+    plan = {"e:1": np.setdiff1d(np.arange(INPUTS), removed)}
+    cut = recovery.cut_weights(found.model, plan)
+    whole = output(found.model.file.proto, found.model.read, feeds())
+    plain = float(np.square(whole - output(cut.proto, cut.get, feeds())).sum() / np.square(whole - whole.mean()).sum())
+    assert curve.at(INPUTS // 2) < 0.2 * plain
+
+
+def test_units_that_only_a_cell_reads_are_chosen_by_it(tmp_path: Path) -> None:
+    """Of a cell below another; without statistics of the one above the larger half would stay, whatever it says."""
+    path = stacked(tmp_path)
+    source = recovery.Source(str(path), {}, feeds(), 0, 1, 1 << 30)
+    wanted = choosing.Wanted(["w:1"], "sensitivity", ("macs", 0.9), 0.5, {"w:1": 1}, "obs")
+    found = choosing.prepare(source, wanted)
+    removed = found.order["w:1"].order[: UNITS // 2]
+    assert sorted(removed % (UNITS // 2)) == list(range(UNITS // 2))
+    assert found.measured["w:1"].refitted
+
+
+def stacked(folder: Path) -> Path:
+    """Two cells, the units of the lower one in pairs that nearly repeat each other, and a reading of the upper one."""
+    path = build(folder, "LSTM")
+    proto = onnx.load(path)
+    random = np.random.default_rng(5)
+    cell = next(n for n in proto.graph.node if n.op_type == "LSTM")
+    upper = onnx.NodeProto()
+    upper.CopyFrom(cell)
+    flat = onnx.helper.make_node("Squeeze", ["s", "one"], ["below"])
+    del upper.input[:], upper.output[:]
+    upper.input.extend(["below", "w2", "r2"])
+    upper.output.append("s2")
+    nodes = [*proto.graph.node]
+    nodes[nodes.index(cell) + 1 : nodes.index(cell) + 1] = [flat, upper]
+    nodes[-2].input[0] = "s2"
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    weights = {"w2": random.normal(0, 0.5, (1, 4 * UNITS, UNITS)), "r2": random.normal(0, 0.3, (1, 4 * UNITS, UNITS))}
+    proto.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), n) for n, a in weights.items())
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "one"))
+    onnx.save(proto, path)
+    return path

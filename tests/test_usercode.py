@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json  # noqa: F401 - it has to be among the modules
 import os
 import sys
 import threading
@@ -28,6 +29,24 @@ def test_a_file_is_executed_once_while_it_stays_as_it_is(tmp_path: Path, capsys:
     file.write_text("print('another')")
     usercode.load(str(file))
     assert capsys.readouterr().err == "another\n"
+
+
+def test_a_file_may_define_dataclasses_and_be_called_like_a_module(tmp_path: Path) -> None:
+    lines = (
+        "from __future__ import annotations",
+        "import dataclasses",
+        "@dataclasses.dataclass",
+        "class A:",
+        "    x: int",
+    )
+    file = tmp_path / "json.py"
+    file.write_text("\n".join(lines))
+    assert usercode.load(str(file)).A(3) == usercode.load(str(file)).A(3)
+    assert "dumps" in vars(sys.modules["json"])
+    file.write_text("raise ValueError('no')")
+    with pytest.raises(ValueError, match="no"):
+        usercode.load(str(file))
+    assert str(file) not in sys.modules
 
 
 def test_prints_are_dropped_where_nobody_listens(capfd: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from onnxprune.modelfile.payloads import PACKED_BITS, check_tensor, external_pat
 from onnxprune.modelfile.scopes import check_graph, check_nodes
 from onnxprune.modelfile.weights import Weight, all_tensors, external_entries, is_external, type_name
 from onnxprune.naming import make_names_unique
+from onnxprune.states import drop_zero_states
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -48,8 +49,8 @@ class ModelFile:
     def load(cls, path: str | Path, *, unique_names: bool = False, lean: bool = False) -> ModelFile:
         """Open and check the model at `path`; every fault is a ModelError that says what to do.
 
-        `unique_names`: tensors of bodies that share a name with another tensor get names of their own. `lean`: as in
-        `skeleton`.
+        `unique_names`: tensors of bodies that share a name with another tensor get names of their own, and recurrent
+        cells are given no states of zeros. `lean`: as in `skeleton`.
         """
         path = Path(path)
         proto = parse(path, lean=lean)
@@ -70,6 +71,7 @@ class ModelFile:
             proto = onnx.inliner.inline_local_functions(proto)
         if unique_names:
             make_names_unique(proto)
+            drop_zero_states(proto)
         return cls(path, path.parent, proto, total, bool(files), inlined)
 
     def sha256(self) -> str:

@@ -15,13 +15,24 @@ import onnx
 from onnxprune import dims
 from onnxprune.criteria import activation, obs
 from onnxprune.records import Analysis, Feed, Group
-from onnxprune.recover import divergence, large, sites
+from onnxprune.recover import divergence, large, recurrent, sites
 from onnxprune.recover.execution import Shelf, Walk
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments, Stream
+from onnxprune.recover.readers import Linear, Reader, gates
 from onnxprune.recover.reconstruct import find_sites
 from onnxprune.recover.sites import Site
-from onnxprune.recover.task import FEW_COLUMNS, LARGEST, POSITIONS, Task, of_items, pooled_source
+from onnxprune.recover.task import (
+    COLUMNS_PER_INPUT,
+    FEW_COLUMNS,
+    LARGEST,
+    LEAST_COLUMNS,
+    POSITIONS,
+    Task,
+    of_items,
+    pooled_source,
+)
+from onnxprune.shapes import node_attributes
 
 log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
@@ -30,14 +41,14 @@ Float = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Second moments of the inputs of one site: `gram` about the mean (d, d), `mean` (d,), `weight` (o, d).
+    """Second moments of the inputs of one reader: `gram` about the mean (d, d), `mean` (d,), `weight` (o, d).
     `active`: share of each input that is not zero (d,). The two matrices lie on `shelf`, which must be open still.
 
-    With `layout`, the inputs (channels, taps) of a site of too many, all of that is of channels, d of them, and
+    With `layout`, the inputs (channels, taps) of a reader of too many, all of that is of channels, d of them, and
     `weight` the square root of the sum of W_tap^T W_tap, which costs the same to remove.
     """
 
-    site: Site
+    reader: Reader
     mean: Float
     active: Float
     shelf: Shelf
@@ -45,11 +56,11 @@ class Statistics:
 
     @property
     def gram(self) -> Float:
-        return self.shelf.get(self.site.node, "gram", 0)
+        return self.shelf.get(self.reader.key, "gram", 0)
 
     @property
     def weight(self) -> Float:
-        return self.shelf.get(self.site.node, "weight", 0)
+        return self.shelf.get(self.reader.key, "weight", 0)
 
 
 def collect(
@@ -75,29 +86,66 @@ def collect(
 def _collect(walk: Walk, weights: Weights, analysis: Analysis, atoms: set[dims.Dim], seed: int) -> Iterator[Statistics]:
     proto = walk.proto
     task = Task(walk, walk, proto, weights, analysis, {}, np.random.default_rng(seed))
-    for site in find_sites(proto, analysis):
-        if site.groups != 1 or not any(a in atoms for a in dims.atoms(_axis(analysis, proto, site))):
+    steps: list[Site | recurrent.Cell] = [*find_sites(proto, analysis), *recurrent.cells(proto, weights.stored)]
+    for step in sorted(steps, key=lambda s: s.node):
+        if isinstance(step, recurrent.Cell):
+            yield from _of_cell(task, step, atoms)
             continue
-        node = proto.graph.node[site.node]
-        weight = weights.constant(node.input[1])
-        matrix, _, _ = weights.effective(site, node, weight)
-        if matrix.shape[2] > LARGEST:
-            layout = _layout(_axis(analysis, proto, site), site, atoms, matrix.shape[2])
-            if layout is not None and len(layout) <= LARGEST:
-                walk.compute([site.x])
-                yield _of_channels(walk, site, matrix[0], layout)
-                log.info("statistics of %s, by channel", analysis.nodes[analysis.main[site.node]])
-            continue
-        walk.compute([site.x, site.out])
-        moments, active = _moments(task, site, weight.shape[2:])
-        gram = moments.covariance(site.bias is not None)[0][0]
-        source = pooled_source(proto, site.x)
-        if source is not None and moments.count < FEW_COLUMNS * len(gram):
-            gram = task.position_gram(source)
-        walk.shelf.put(site.node, "gram", 0, gram)
-        walk.shelf.put(site.node, "weight", 0, matrix[0])
-        yield Statistics(site, moments.mean_x[0], active, walk.shelf)
-        log.info("statistics of %s", analysis.nodes[analysis.main[site.node]])
+        axis = analysis.tensors[step.x][step.axis]
+        if step.groups == 1 and any(a in atoms for a in dims.atoms(axis)):
+            found = _of_site(task, Linear(step, proto.graph.node[step.node].output[0], axis), atoms)
+            if found is not None:
+                yield found
+                log.info("statistics of %s", analysis.nodes[analysis.main[step.node]])
+
+
+def _of_site(task: Task, reader: Linear, atoms: set[dims.Dim]) -> Statistics | None:
+    """Of a linear operator; by channel where it has too many inputs, None where those are not alike."""
+    walk, site = task.student, reader.site
+    matrix, _ = reader.linear(task.weights)
+    if matrix.shape[1] > LARGEST:
+        layout = _layout(reader.axis, site, atoms, matrix.shape[1])
+        if layout is None or len(layout) > LARGEST:
+            return None
+        walk.compute([site.x])
+        return _of_channels(walk, reader, matrix, layout)
+    walk.compute([site.x, site.out])
+    weight = task.weights.constant(task.weights.nodes[reader.name].input[1])
+    moments, active = _moments(task, site, weight.shape[2:])
+    gram = moments.covariance(reader.has_bias)[0][0]
+    source = pooled_source(walk.proto, site.x)
+    if source is not None and moments.count < FEW_COLUMNS * len(gram):
+        gram = task.position_gram(source)
+    walk.shelf.put(reader.key, "gram", 0, gram)
+    walk.shelf.put(reader.key, "weight", 0, matrix)
+    return Statistics(reader, moments.mean_x[0], active, walk.shelf)
+
+
+def _of_cell(task: Task, cell: recurrent.Cell, atoms: set[dims.Dim]) -> Iterator[Statistics]:
+    """Of the gates of a recurrent cell, over the steps within the lengths of the items."""
+    walk, node = task.student, task.weights.nodes[cell.out]
+    directions = 2 if node_attributes(node).get("direction") == "bidirectional" else 1
+    found = gates(cell, list(node.input), directions, task.analysis)
+    readers = [r for r in found if r.axis.size <= LARGEST and any(a in atoms for a in dims.atoms(r.axis))]
+    if not readers:
+        return
+    side = recurrent.Side(walk, node, task.weights.get)
+    most = max(LEAST_COLUMNS, COLUMNS_PER_INPUT * max(r.axis.size for r in readers))
+    sums: list[Moments] = []
+    active = [np.zeros(r.axis.size) for r in readers]
+    for steps in side.steps(side.parameters()):
+        share = most / max(1, steps.valid.size * walk.batches)
+        chosen = steps.valid & (task.random.random(steps.valid.shape) < share)
+        columns = [r.inputs(steps, chosen) for r in readers]
+        sums = sums or [Moments.about(x.mean(2, dtype=np.float64), np.zeros((1, 1))) for x in columns]
+        for k, x in enumerate(columns):
+            sums[k].add(x, np.zeros((1, 1, x.shape[2]), np.float32))
+            active[k] += np.count_nonzero(x[0], axis=1)
+    for reader, moments, nonzero in zip(readers, sums, active, strict=True):
+        walk.shelf.put(reader.key, "gram", 0, moments.covariance()[0][0])
+        walk.shelf.put(reader.key, "weight", 0, reader.linear(task.weights)[0])
+        yield Statistics(reader, moments.mean_x[0], nonzero / max(moments.count, 1), walk.shelf)
+    log.info("statistics of %s", task.analysis.nodes[task.analysis.main[cell.node]])
 
 
 def _layout(axis: dims.Dim, site: Site, atoms: set[dims.Dim], inputs: int) -> obs.Index | None:
@@ -112,7 +160,8 @@ def _layout(axis: dims.Dim, site: Site, atoms: set[dims.Dim], inputs: int) -> ob
     return np.argsort(channel, kind="stable").reshape(-1, taps)
 
 
-def _of_channels(walk: Walk, site: Site, matrix: Float, layout: obs.Index) -> Statistics:
+def _of_channels(walk: Walk, reader: Linear, matrix: Float, layout: obs.Index) -> Statistics:
+    site = reader.site
     sums: Moments | None = None
     active = np.zeros(len(layout))
     for b in range(walk.batches):
@@ -127,14 +176,9 @@ def _of_channels(walk: Walk, site: Site, matrix: Float, layout: obs.Index) -> St
     for tap in range(layout.shape[1]):
         squares += matrix[:, layout[:, tap]].T @ matrix[:, layout[:, tap]]
     values, vectors = np.linalg.eigh(squares)
-    walk.shelf.put(site.node, "gram", 0, sums.covariance(site.bias is not None)[0][0])
-    walk.shelf.put(site.node, "weight", 0, (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)
-    return Statistics(site, sums.mean_x[0], active / max(sums.count, 1), walk.shelf, layout)
-
-
-def _axis(analysis: Analysis, proto: onnx.ModelProto, site: Site) -> dims.Dim:
-    """The dimension of the channels a site sums over."""
-    return analysis.tensors[site.x][site.axis]
+    walk.shelf.put(reader.key, "gram", 0, sums.covariance(reader.has_bias)[0][0])
+    walk.shelf.put(reader.key, "weight", 0, (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T)
+    return Statistics(reader, sums.mean_x[0], active / max(sums.count, 1), walk.shelf, layout)
 
 
 def _moments(task: Task, site: Site, kernel: tuple[int, ...]) -> tuple[Moments, Float]:
@@ -155,11 +199,11 @@ def _moments(task: Task, site: Site, kernel: tuple[int, ...]) -> tuple[Moments, 
     return sums, active / max(sums.count, 1)
 
 
-def consumers(analysis: Analysis, group: Group, found: Sequence[Statistics]) -> list[tuple[Statistics, obs.Consumer]]:
+def consumers(group: Group, found: Sequence[Statistics]) -> list[tuple[Statistics, obs.Consumer]]:
     """The consumers of a group as `obs` sees them, each scaled to a total variance of 1."""
     result = []
     for s in found:
-        channel = dims.indices(analysis.tensors[s.site.x][s.site.axis], group.dim)
+        channel = dims.indices(s.reader.axis, group.dim)
         if (channel < 0).all():
             continue
         taps = (s.layout.size if s.layout is not None else s.weight.shape[1]) // len(channel)
@@ -178,7 +222,7 @@ def orders(
     """The order of removal of every group that has consumers with statistics: by `obs`, or by rising score."""
     result = {}
     for group in groups:
-        own = [c for _, c in consumers(analysis, group, found)]
+        own = [c for _, c in consumers(group, found)]
         if not own:
             continue
         if criterion == "obs":
@@ -255,7 +299,7 @@ def curves(
     reference = probed(model.proto, model.get, feeds, threads=threads, memory_bytes=memory_bytes)
     result = {}
     for group in groups:
-        own = consumers(analysis, group, found)
+        own = consumers(group, found)
         curve = Curve([0], [0.0], bool(own))
         for level in levels:
             removed = round(group.size * level)
@@ -285,16 +329,14 @@ def _without(
     for s, consumer in own:
         gone = consumer.positions[removed].reshape(-1)
         kept = np.setdiff1d(np.arange(consumer.weight.shape[1]), gone)
-        node = weights.nodes[proto.graph.node[s.site.node].output[0]]
-        weight = weights.constant(node.input[1])
-        effective, bias, scale = weights.effective(s.site, node, weight)
+        before, bias = s.reader.linear(weights)
         if s.layout is None:
-            mean, before, fitted = s.mean, consumer.weight, obs.refit(consumer.weight, consumer.gram, kept)
+            mean, fitted = s.mean, obs.refit(before, consumer.gram, kept)
         else:
-            mean, before = np.empty(s.layout.size), effective[0]
+            mean = np.empty(s.layout.size)
             mean[s.layout] = s.mean[:, None]
             mapping = obs.refit(np.eye(len(s.layout)), consumer.gram, kept)
             fitted = large.spread(before, mapping, s.layout, s.layout)
-        shifted = bias + ((before - fitted) @ mean)[None] if s.site.bias is not None else bias
-        weights.write(s.site, node, weight, fitted[None], shifted, scale)
+        shifted = bias + (before - fitted) @ mean if s.reader.has_bias else bias
+        s.reader.write(weights, fitted, shifted)
     return weights

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune.bodies import operands
+from onnxprune.folding import EVALUATORS
 from onnxprune.shapes import node_attributes
 
 Array = npt.NDArray[Any]
@@ -59,14 +60,25 @@ class Site:
 GRIDS = tuple(getattr(onnx.TensorProto, n) for n in ("INT8", "UINT8", "INT16", "UINT16", "INT32"))
 """Types of quantized weights that can be solved for."""
 _CONSTANT_OPS = ("Identity", "Transpose", "Cast")
+_REARRANGING = ("Concat", "Reshape", "Slice", "Squeeze", "Unsqueeze")
+"""What puts weights into another order or together: exporters do so with the gates of recurrent cells."""
 
 
 def constants(proto: onnx.ModelProto, names: set[str]) -> set[str]:
-    """`names` and every tensor made from them by Identity, Transpose, Cast or DequantizeLinear alone."""
-    found = set(names)
+    """`names` and every tensor made from them by Identity, Transpose, Cast or DequantizeLinear alone, or put together
+    from such tensors that are not quantized."""
+    found, quantized = set(names), set[str]()
+    numbers = {t.name for t in proto.graph.initializer} | {n.output[0] for n in proto.graph.node if not n.input}
     for node in proto.graph.node:
-        if is_constant_op(node) and found.issuperset(n for n in node.input if n):
+        given = [n for n in node.input if n]
+        if is_constant_op(node) and found.issuperset(given):
             found.add(node.output[0])
+            if is_dequantized(node) or given[0] in quantized:
+                quantized.add(node.output[0])
+        elif node.op_type in _REARRANGING and node.domain in ("", "ai.onnx"):
+            data = given if node.op_type == "Concat" else given[:1]
+            if found.issuperset(data) and not quantized.intersection(data) and numbers.issuperset(given[len(data) :]):
+                found.add(node.output[0])
     return found
 
 
@@ -93,10 +105,13 @@ def grid(node: onnx.NodeProto, read: Callable[[str], Array], shape: tuple[int, .
 
 def value(proto: onnx.ModelProto, read: Callable[[str], Array], name: str) -> Array:
     """The value of a tensor in `constants`."""
-    producers = {n.output[0]: n for n in proto.graph.node if is_constant_op(n)}
+    producers = {n.output[0]: n for n in proto.graph.node if is_constant_op(n) or n.op_type in _REARRANGING}
     if name not in producers:
         return read(name)
     node = producers[name]
+    if node.op_type in _REARRANGING:
+        inputs = [value(proto, read, n) if n else None for n in node.input]
+        return np.asarray(EVALUATORS[node.op_type](inputs, node_attributes(node)))
     return applied(node, read, value(proto, read, node.input[0]))
 
 
@@ -192,6 +207,8 @@ class _Finder:
         """The shape of a tensor in `known`."""
         node = self.made.get(name)
         if node is None:
+            return self.shape(name)
+        if node.op_type in _REARRANGING:
             return self.shape(name)
         source = self._constant_shape(node.input[0])
         if node.op_type != "Transpose":
