@@ -466,7 +466,7 @@ def test_what_user_code_prints_goes_to_standard_error(tmp_path: Path, more: list
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert json.loads(done.stdout)["metric"]["name"] == f"{code}:score"
     said = done.stderr.splitlines()
-    assert said.count("imported by chatty") >= 2  # for the inputs here, for the metric in a child process
+    assert said.count(f"imported by {code}") >= 2  # for the inputs here, for the metric in a child process
     assert said.count("started") == said.count("closed") == 1
     # Once for the value of each model, and not for every one of the thousand draws of an interval.
     assert 3 <= said.count("scored") == said.count("native") < 30

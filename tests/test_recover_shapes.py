@@ -294,3 +294,30 @@ def test_weights_that_no_model_has_room_for_are_given_beside_it(
     for feed, (y, s) in zip(opened.feeds, found, strict=True):
         np.testing.assert_allclose(y, whole.run(["y"], feed)[0], rtol=1e-6, atol=1e-6)
         assert s.tolist() == ["a"]
+
+
+def test_an_operator_along_another_axis_than_the_one_that_is_cut(tmp_path: Path) -> None:
+    """The channels that go are positions of the product over the tokens, as in an MLP-Mixer."""
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[n,4,6] x) => (float[n,4,3] y) {
+            c = MatMul(x, w1)
+            t = Transpose<perm=[0,2,1]>(c)
+            m = MatMul(t, w2)
+            r = Relu(m)
+            o = MatMul(r, w3)
+            b = Transpose<perm=[0,2,1]>(o)
+            s = Add(b, c)
+            y = MatMul(s, w4)
+        }""")
+    random = np.random.default_rng(0)
+    sizes = {"w1": (6, 10), "w2": (4, 7), "w3": (7, 4), "w4": (10, 3)}
+    values = {n: random.normal(size=s).astype(np.float32) for n, s in sizes.items()}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(a, n) for n, a in values.items())
+    onnx.save(proto, tmp_path / "mixer.onnx")
+    given = [{"x": random.normal(size=(16, 4, 6)).astype(np.float32)} for _ in range(8)]
+    opened = recovery.Source(str(tmp_path / "mixer.onnx"), {}, given, 0, 1, 1 << 30)
+    model = recovery.open_source(opened)
+    groups = [g.id for g in model.analysis.groups if g.refusal is None]
+    found = recovery.recover(opened, {name: np.array([0, 2, 3, 5]) for name in groups}, tuned=False)
+    assert len(found.layers) >= 2
+    assert all(np.isfinite(layer.after) and layer.after <= layer.before for layer in found.layers)

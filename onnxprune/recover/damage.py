@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ def collect(
     seed: int,
     threads: int = 1,
 ) -> list[Statistics]:
-    """Statistics of every ungrouped site that sums over one of the groups `wanted`, put on `shelf`."""
+    """Statistics of every reader that sums over one of the groups `wanted`, put on `shelf`."""
     atoms = {g.dim for g in wanted}
     weights = Weights(proto, read)
     walk = Walk(proto, read, feeds, threads=threads, shelf=shelf)
@@ -91,34 +92,41 @@ def _collect(walk: Walk, weights: Weights, analysis: Analysis, atoms: set[dims.D
         if isinstance(step, recurrent.Cell):
             yield from _of_cell(task, step, atoms)
             continue
-        axis = analysis.tensors[step.x][step.axis]
-        if step.groups == 1 and any(a in atoms for a in dims.atoms(axis)):
-            found = _of_site(task, Linear(step, proto.graph.node[step.node].output[0], axis), atoms)
-            if found is not None:
-                yield found
-                log.info("statistics of %s", analysis.nodes[analysis.main[step.node]])
+        axis = _summed(analysis, step)
+        if axis is not None and any(a in atoms for a in dims.atoms(axis)):
+            yield from _of_site(task, Linear(step, proto.graph.node[step.node].output[0], axis), atoms)
+            log.info("statistics of %s", analysis.nodes[analysis.main[step.node]])
 
 
-def _of_site(task: Task, reader: Linear, atoms: set[dims.Dim]) -> Statistics | None:
-    """Of a linear operator; by channel where it has too many inputs, None where those are not alike."""
+def _summed(analysis: Analysis, site: Site) -> dims.Dim | None:
+    """What every output sums over: all channels, or those of its group; None for grouped transposed convolutions."""
+    if site.groups == 1:
+        return analysis.tensors[site.x][site.axis]
+    return analysis.tensors[site.weight][1] if site.op == "Conv" else None
+
+
+def _of_site(task: Task, reader: Linear, atoms: set[dims.Dim]) -> Iterator[Statistics]:
+    """Of a linear operator, group by group; by channel where it has too many inputs, none where those are not alike."""
     walk, site = task.student, reader.site
     matrix, _ = reader.linear(task.weights)
     if matrix.shape[1] > LARGEST:
         layout = _layout(reader.axis, site, atoms, matrix.shape[1])
-        if layout is None or len(layout) > LARGEST:
-            return None
-        walk.compute([site.x])
-        return _of_channels(walk, reader, matrix, layout)
+        if site.groups == 1 and layout is not None and len(layout) <= LARGEST:
+            walk.compute([site.x])
+            yield _of_channels(walk, reader, matrix, layout)
+        return
     walk.compute([site.x, site.out])
     weight = task.weights.constant(task.weights.nodes[reader.name].input[1])
     moments, active = _moments(task, site, weight.shape[2:])
-    gram = moments.covariance(reader.has_bias)[0][0]
+    grams = moments.covariance(reader.has_bias)[0]
     source = pooled_source(walk.proto, site.x)
-    if source is not None and moments.count < FEW_COLUMNS * len(gram):
-        gram = task.position_gram(source)
-    walk.shelf.put(reader.key, "gram", 0, gram)
-    walk.shelf.put(reader.key, "weight", 0, matrix)
-    return Statistics(reader, moments.mean_x[0], active, walk.shelf)
+    if source is not None and site.groups == 1 and moments.count < FEW_COLUMNS * len(grams[0]):
+        grams = task.position_gram(source)[None]
+    for number, gram in enumerate(grams):
+        part = dataclasses.replace(reader, part=number)
+        walk.shelf.put(part.key, "gram", 0, gram)
+        walk.shelf.put(part.key, "weight", 0, part.linear(task.weights)[0])
+        yield Statistics(part, moments.mean_x[number], active[number], walk.shelf)
 
 
 def _of_cell(task: Task, cell: recurrent.Cell, atoms: set[dims.Dim]) -> Iterator[Statistics]:
@@ -189,9 +197,9 @@ def _moments(task: Task, site: Site, kernel: tuple[int, ...]) -> tuple[Moments, 
         if sums is None or stream is None:
             sums = Moments.about(x.mean((2, 3), dtype=np.float64), np.zeros((1, 1)))
             stream = Stream(sums.add)
-            active = np.zeros(sums.x.shape[1])
+            active = np.zeros(sums.x.shape)
         flat = x.reshape(*x.shape[:2], -1)
-        active += np.count_nonzero(flat[0], axis=1)
+        active += np.count_nonzero(flat, axis=2)
         stream.add(flat, np.zeros((1, 1, flat.shape[2]), np.float32))
     if sums is None or stream is None:
         raise ValueError("no batches")
@@ -200,8 +208,8 @@ def _moments(task: Task, site: Site, kernel: tuple[int, ...]) -> tuple[Moments, 
 
 
 def consumers(group: Group, found: Sequence[Statistics]) -> list[tuple[Statistics, obs.Consumer]]:
-    """The consumers of a group as `obs` sees them, each scaled to a total variance of 1."""
-    result = []
+    """The consumers of a group as `obs` sees them, each operator scaled to a total variance of 1."""
+    result, totals = [], dict[str, float]()
     for s in found:
         channel = dims.indices(s.reader.axis, group.dim)
         if (channel < 0).all():
@@ -211,9 +219,10 @@ def consumers(group: Group, found: Sequence[Statistics]) -> list[tuple[Statistic
         spread = spread if s.layout is None else spread[s.layout[:, 0]]
         positions = np.argsort(spread, kind="stable")[int((spread < 0).sum()) :].reshape(group.size, -1)
         weight, gram = s.weight, s.gram
-        scale = max(float(np.einsum("od,od->", weight @ gram, weight)), 1e-30)
-        result.append((s, obs.Consumer(weight, gram, positions, scale, s.active)))
-    return result
+        own = float(np.einsum("od,od->", weight @ gram, weight))
+        totals[s.reader.whole] = totals.get(s.reader.whole, 0.0) + own
+        result.append((s, obs.Consumer(weight, gram, positions, 1.0, s.active)))
+    return [(s, dataclasses.replace(c, scale=max(totals[s.reader.whole], 1e-30))) for s, c in result]
 
 
 def orders(

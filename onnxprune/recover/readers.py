@@ -20,15 +20,22 @@ Float = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear operator without groups; `name` of its node's first result, `axis` the dimension of its inputs."""
+    """A linear operator, of a grouped convolution the group number `part`; `name`: of its node's first result, `axis`:
+    the dimension of its inputs."""
 
     site: Site
     name: str
     axis: Dim
+    part: int = 0
+
+    @property
+    def whole(self) -> str:
+        """The same for all parts of an operator, whose errors add up."""
+        return self.name
 
     @property
     def key(self) -> str:
-        return self.name
+        return f"{self.name} {self.part}"
 
     @property
     def has_bias(self) -> bool:
@@ -38,14 +45,16 @@ class Linear:
         """Weight (o, d) and bias (o,), that of a normalisation behind taken in."""
         node = weights.nodes[self.name]
         matrix, bias, _ = weights.effective(self.site, node, weights.constant(node.input[1]))
-        return matrix[0], bias[0]
+        return matrix[self.part], bias[self.part]
 
     def write(self, weights: Weights, matrix: Float, bias: Float) -> None:
         """The inverse of `linear`."""
         node = weights.nodes[self.name]
         weight = weights.constant(node.input[1])
-        scale = weights.effective(self.site, node, weight)[2]
-        weights.write(self.site, node, weight, matrix[None], bias[None], scale)
+        matrices, biases, scale = weights.effective(self.site, node, weight)
+        matrices, biases = matrices.copy(), biases.copy()
+        matrices[self.part], biases[self.part] = matrix, bias
+        weights.write(self.site, node, weight, matrices, biases, scale)
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,13 @@ class Gates:
     axis: Dim
 
     @property
+    def whole(self) -> str:
+        """The same for both directions, whose errors add up."""
+        return f"{self.cell.out} {self.operand}"
+
+    @property
     def key(self) -> str:
-        return f"{self.cell.out} {self.operand} {self.direction}"
+        return f"{self.whole} {self.direction}"
 
     has_bias = True
 

@@ -266,6 +266,18 @@ class Task:
         mask = dims.mask(found[axis], self.keep)
         return None if mask.all() else np.flatnonzero(mask)
 
+    def left(self, name: str) -> dict[int, Index]:
+        """Kept indices of every axis of a tensor of the original that is cut: of its channels, and of what counts as
+        positions where an operator works along another axis (the tokens of a mixer)."""
+        found = ((axis, self.kept(name, axis)) for axis in range(len(self.analysis.tensors[name])))
+        return {axis: rows for axis, rows in found if rows is not None}
+
+    def shapes_left(self, name: str) -> list[tuple[int, ...]]:
+        """The shape of a tensor of the original by batch, without what goes."""
+        left = self.left(name)
+        shapes = (self.teacher.shape(name, b) for b in range(self.teacher.batches))
+        return [tuple(len(left[k]) if k in left else n for k, n in enumerate(shape)) for shape in shapes]
+
     def gather(
         self, site: Site, kernel: tuple[int, ...], target: str, compensated: bool
     ) -> tuple[Moments, Moments, list[Block] | None]:
@@ -295,11 +307,13 @@ class Task:
     ) -> Iterator[tuple[Array, Array, Array | None, npt.NDArray[np.bool_]]]:
         """By batch: inputs (groups, d, items, positions), targets and the other operand of the sum behind (groups, o,
         items, positions), and which of (items, positions) are held out. `most`: columns in all, about."""
-        rows = self.kept(target, site.axis)
+        left = self.left(target)
         for b, held, items, positions in self.looked_at(site, target, most):
             x = sites.columns(site, of_items(self.student.get(site.x, b), items), kernel, positions)
             y = of_items(self.teacher.get(target, b), items)
-            y = sites.targets(site, y if rows is None else np.take(y, rows, site.axis), positions)
+            for axis, rows in left.items():
+                y = np.take(y, rows, axis)
+            y = sites.targets(site, y, positions)
             other = None
             if compensated and site.other:
                 other = sites.targets(site, of_items(self.student.get(site.other, b), items), positions)
@@ -311,7 +325,7 @@ class Task:
     ) -> Iterator[tuple[int, npt.NDArray[np.bool_], Index | None, Index | None]]:
         """The columns to look at: the number of a batch, which of its (items, positions) looked at are held out, and
         the items and positions themselves, None for all. `most`: columns in all, about."""
-        shapes = [self.teacher.shape(target, b) for b in range(self.teacher.batches)]
+        shapes = self.shapes_left(target)
         share = self.budget(site, target, most)
         chosen = self.sample_items(site, shapes, share)
         for b, shape in enumerate(shapes):
@@ -324,7 +338,7 @@ class Task:
 
     def budget(self, site: Site, target: str, most: int | None = None) -> float:
         """The share of the positions to look at: that of `most`, or what the number of inputs calls for."""
-        shapes = [self.teacher.shape(target, b) for b in range(self.teacher.batches)]
+        shapes = self.shapes_left(target)
         total = sum(sites.position_count(site, s) * _item_count(s) for s in shapes)
         if most is not None:
             return most / max(total, 1)
