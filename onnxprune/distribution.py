@@ -216,7 +216,7 @@ def version() -> str:
 
 def _run(function: Callable[[Common, Item], Result], common: Common, item: tuple[str, Item]) -> Done[Result]:
     """The name of the item, the result, and the warnings of this thread."""
-    with _warnings() as found:
+    with warnings_aside() as found:
         result = function(common, item[1])
     return item[0], result, found
 
@@ -251,7 +251,7 @@ class _Warnings(logging.Handler):
 
 
 @contextlib.contextmanager
-def _warnings() -> Iterator[list[str]]:
+def warnings_aside() -> Iterator[list[str]]:
     """The warnings of the library that this thread gives while the block runs, kept from the handlers there are."""
     logger, handler = logging.getLogger("onnxprune"), _Warnings()
     others = list(logger.handlers)

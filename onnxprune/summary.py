@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 SYNTHETIC_SHARE = 0.3
 """Share of the MACs beyond which models recovered on synthetic inputs are warned about."""
+FEW_HELD_OUT = 16
+"""Rows held out, fewer than which are warned about."""
 POOR_COSINE = 0.95
 POOR_AGREEMENT = 0.9
 POOR_DROP = 0.03
@@ -291,6 +293,11 @@ def _input_notes(
         yield (
             f"too few to hold some out ({wording.plural(inputs.rows, 'calibration row')}): closeness is measured on "
             "what was fitted to, and says less; some hundred rows do better"
+        )
+    elif inputs is not None and inputs.kind == "calibration" and inputs.held_out < FEW_HELD_OUT:
+        yield (
+            f"closeness is measured on {wording.plural(inputs.held_out, 'row')} held out, so one more or less changes "
+            "it much; some hundred calibration rows do better"
         )
     if inputs is None or inputs.kind == "calibration":
         return

@@ -275,6 +275,17 @@ def test_benchmark_draws_every_comparison_in_a_page(model: Path) -> None:
     assert text.count("latency of one run (ms)") == 2
 
 
+def test_pictures_of_other_kinds_are_refused(model: Path) -> None:
+    fails(call("benchmark", model, model, "--svg", model.with_name("r.png")), 2, "r.png", ".svg", ".html")
+    assert left_in(model.parent) == ["net.onnx"]
+
+
+def test_inputs_that_are_none_are_told_what_inputs_are(model: Path) -> None:
+    text = model.with_name("x.csv")
+    text.write_text("1,2")
+    fails(call(model, "--calibration", text), 2, "x.csv", "not a .npz file", "file.py:function")
+
+
 def test_benchmark_on_calibration_data(model: Path) -> None:
     inputs = model.with_name("inputs.npz")
     np.savez(inputs, image=np.zeros((5, 3, 8, 8), np.float32))

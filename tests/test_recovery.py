@@ -170,11 +170,12 @@ def test_weights_that_end_worse_than_the_cut_are_not_kept(
 
 def test_too_few_rows_to_hold_any_out_are_told(tmp_path: Path) -> None:
     path, data = save(tmp_path, copies=False), tmp_path / "data.npz"
-    for rows, told in ((3, True), (8, False)):
-        np.savez(data, x=feeds()[0]["x"][:rows])
+    for rows, told, few in ((3, True, False), (8, False, True), (512, False, False)):
+        np.savez(data, x=np.concatenate([feed["x"] for feed in feeds(32)])[:rows])
         options = Config(output=tmp_path / "out.onnx", calibration=data, ratio=0.25, round_to=1, force=True)
         report = api.prune(path, options)
         assert any("too few to hold some out" in note for note in report.notes) == told
+        assert any("held out, so one more or less changes it much" in note for note in report.notes) == few
 
 
 def smooth(count: int = 8) -> list[Feed]:

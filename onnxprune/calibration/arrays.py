@@ -143,7 +143,10 @@ def _members(file: Path, names: Sequence[str], extra: str | None, use: Callable[
                 raise UsageError(f"{file}: input {missing[0]!r} has no array; the file has {checks.listed(members)}")
             return {n: _open(archive, members[n], use) for n in [*names, *(n for n in [extra] if n in members)]}
     except (zipfile.BadZipFile, OSError) as error:
-        raise UsageError(f"{file}: not a .npz file with one array per input name ({error})") from error
+        raise UsageError(
+            f"{file}: not a .npz file with one array per input name ({error}); inputs are .npz, .npy or image files, "
+            "folders of them, or a function as module:function or file.py:function"
+        ) from error
     except _FAULTS as error:
         raise UsageError(f"{file}: its arrays cannot be read ({why(error)})") from error
 

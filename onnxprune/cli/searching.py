@@ -11,6 +11,7 @@ from onnxprune.cli.options import PATH, cluster_options, json_option, messages
 from onnxprune.cli.pruning import prune_command
 from onnxprune.cli.terminal import (
     Voice,
+    check_picture_path,
     deliver,
     failures,
     file_of,
@@ -113,7 +114,7 @@ def _check(model: Path, config: Config, folder: Path, report: Path | None, svg: 
     read = {"the input model": model, **config.files_read}
     check_paths(read, {"--output": folder, "--json": report, "--svg": svg})
     check_report_path("--json", report, "{")
-    check_report_path("--svg", svg, "<")
+    check_picture_path(svg)
 
 
 search_command.params += [parameter for parameter in prune_command.params if parameter.name in SHARED]

@@ -19,6 +19,7 @@ from onnxprune.cli.options import (
 )
 from onnxprune.cli.terminal import (
     Voice,
+    check_picture_path,
     deliver,
     failures,
     file_of,
@@ -73,7 +74,7 @@ def sensitivity_command(  # noqa: PLR0913 - one argument per flag
     with failures(voice):
         check_paths({"the model": model, "--calibration": calibration}, {"--json": file_of(json_path), "--svg": svg})
         check_report_path("--json", file_of(json_path), "{")
-        check_report_path("--svg", svg, "<")
+        check_picture_path(svg)
         config = Config(
             calibration=calibration,
             mean=mean,

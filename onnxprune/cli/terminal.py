@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from onnxprune.config import check_report_path
 from onnxprune.errors import OnnxPruneError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 INTERRUPTED = 130
+_PAGES = (".html", ".htm")
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,17 @@ def write_text(path: Path, text: str) -> None:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
+def check_picture_path(path: Path | None) -> None:
+    """Raise UsageError where the name is not one of the kinds of picture that `write_picture` makes, OutputError where
+    none can be written."""
+    check_report_path("--svg", path, "<")
+    if path is not None and path.suffix.lower() not in (".svg", *_PAGES):
+        raise UsageError(f"--svg {path}: pictures are written as .svg, or as pages, .html; rename it")
+
+
 def write_picture(path: Path, svg: str) -> None:
     """Write an SVG, or a page that shows it where the name is one of HTML; OutputError where that fails."""
-    if path.suffix.lower() in (".html", ".htm"):
+    if path.suffix.lower() in _PAGES:
         from onnxprune.report import drawing
 
         svg = drawing.page(svg, path.stem)

@@ -112,7 +112,8 @@ def _timed(model: Path, config: Config, result: TrialResult, store: Store) -> Tr
     with tempfile.TemporaryDirectory(prefix="onnxprune-search-") as name:
         output = Path(name) / "pruned.onnx"
         try:
-            prune(model, _replay(config, store.folder / result.plan, output))
+            with distribution.warnings_aside():  # they are of the cut alone, which nobody keeps
+                prune(model, _replay(config, store.folder / result.plan, output))
             found = benchmark(
                 [model, output],
                 input_shapes=config.input_shapes,
