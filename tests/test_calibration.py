@@ -451,7 +451,7 @@ def test_a_function_may_import_what_lies_beside_it(tmp_path: Path, monkeypatch: 
         ("import sys\ndef make():\n    sys.exit(0)\n", r"SystemExit: it calls sys.exit\(0\) \(.*test.py, line 4"),
         ("import sys\nsys.exit()\n", r"SystemExit: it calls sys.exit\(\)"),
         ("def make(rows):\n    yield rows\n", r"TypeError: make\(\) missing 1 required .*'rows'$"),
-        ("def make(:\n", "SyntaxError"),
+        ("def make(:\n", r"SyntaxError: .*\(feeds_of_test.py, line 2\)$"),
         ("def make():\n    return []\n", "there are no inputs in it"),
         ("def make():\n    yield np.zeros((2, 5), np.float32)\n", r"has the axes \(\?, 4\)"),
     ],

@@ -83,7 +83,8 @@ def test_amounts_as_they_are_written() -> None:
     assert space.parse_targets("macs=0.3,0.5,size=10MB") == ("macs=0.3", "macs=0.5", "size=10MB")
     for call, text, word in (
         (space.parse_ratios, "0.1,much", "--ratios"),
-        (space.parse_targets, "0.3", "--target"),
+        (space.parse_targets, "macs", "--targets 'macs': write what is kept"),
+        (space.parse_targets, "0.3", "--targets '0.3': write what is kept"),
         (space.parse_targets, "macs=2", "--target"),
     ):
         with pytest.raises(UsageError, match=word):

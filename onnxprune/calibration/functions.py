@@ -94,6 +94,6 @@ def _guarded(label: str, source: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        own = [f for f in frames if f.filename != __file__]
+        own = [f for f in frames if f.filename not in (__file__, usercode.__file__) and f.filename[:1] != "<"]
         where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
         raise UsageError(f"{label}: {usercode.words(error)}{where}") from error

@@ -102,6 +102,14 @@ def _open(model: Model, settings: _Settings) -> InferenceSession:
     return runtime.session(model, provider=settings.provider, threads=settings.threads)
 
 
+def _runner_of(model: Model, feeds: Mapping[str, Array], settings: _Settings) -> Run:
+    """`runner`, whose errors about inputs name the model."""
+    try:
+        return runner(_open(model, settings), feeds, settings.provider)
+    except UsageError as error:
+        raise UsageError(f"{'the model' if isinstance(model, bytes) else model}: {error}") from error
+
+
 def _noise_floor(model: Model, feeds: Mapping[str, Array], settings: _Settings) -> tuple[float, float]:
     """The model against itself, in sessions of its own: what is measured where there is no difference."""
     _, low, high = _timed(model, model, feeds, settings, settings.budget_s * _SELF_TEST_SHARE)[2]
@@ -114,7 +122,7 @@ def _timed(
     """Seconds of both models, and the `paired_ratio` of them."""
 
     def open_pair(again: bool) -> tuple[Run, Run]:
-        pair = tuple(runner(_open(model, settings), feeds, settings.provider) for model in (first, second))
+        pair = tuple(_runner_of(model, feeds, settings) for model in (first, second))
         for run in pair:
             if again:
                 warm_up(run, timer=settings.timer, min_runs=3, min_s=0.0, slow_runs=1)

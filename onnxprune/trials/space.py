@@ -79,6 +79,8 @@ def parse_targets(text: str) -> tuple[str, ...]:
     for part in text.split(","):
         name, equals, value = part.strip().rpartition("=")
         kind = name if equals else kind
+        if not kind:
+            raise UsageError(f"--targets {text!r}: write what is kept and how much, such as macs=0.3,0.5,size=1MB")
         found.append(f"{kind}={value}")
         parse_target(found[-1])
     return tuple(found)

@@ -207,7 +207,7 @@ def test_cuda_asked_for_but_absent_is_refused_and_never_timed(
         ({"budget_s": 0.0}, "must all be positive"),
         ({"min_pairs": 0}, "must all be positive"),
         ({"threads": -1}, "must all be positive"),
-        ({"feeds": {}}, "input 'x' of the model has no data"),
+        ({"feeds": {}}, r"\.onnx: input 'x' of the model has no data"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(models: list[Path], changes: dict[str, Any], message: str) -> None:
