@@ -87,6 +87,38 @@ def above(
     return sorted(chosen)
 
 
+def drop_unread(graph: onnx.GraphProto, names: Iterable[str]) -> set[str]:
+    """Take what nothing reads any more off a graph: of the tensors `names`, and of what they were made from.
+    Returns the names of the tensors that went."""
+    gone, waiting = set[str](), list(names)
+    kept = {v.name for v in (*graph.input, *graph.output)}
+    read = Counter(n for node in graph.node for n in operands(node))
+    producers = {o: k for k, node in enumerate(graph.node) for o in node.output if o}
+    dropped: set[int] = set()
+    while waiting:
+        name = waiting.pop()
+        index = producers.get(name)
+        together = {name} if index is None else {o for o in graph.node[index].output if o}
+        if name in gone or any(read[o] or o in kept for o in together):
+            continue
+        gone |= together
+        if index is not None:
+            dropped.add(index)
+            read.subtract(operands(graph.node[index]))
+            waiting.extend(operands(graph.node[index]))
+    for index in sorted(dropped, reverse=True):
+        del graph.node[index]
+    drop_entries(graph, gone)
+    return gone
+
+
+def drop_entries(graph: onnx.GraphProto, names: Set[str]) -> None:
+    """Take the initializers and the value infos with these names off a graph."""
+    for entries in (graph.initializer, graph.value_info):
+        for index in reversed([k for k, entry in enumerate(entries) if entry.name in names]):
+            del entries[index]
+
+
 def is_walkable(proto: onnx.ModelProto) -> bool:
     """Whether bodies are walked: every name is defined once, and Scan is not the batched one of opset 8."""
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)

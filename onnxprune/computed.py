@@ -46,9 +46,9 @@ def unstatable(shapes: Shapes, node: onnx.NodeProto, use: SizeUse) -> list[Dim]:
     if not isinstance(use.where, int) or node.input[use.where] in shapes.values or are_replaceable(shapes, node, use):
         return []
     moving = shapes.dynamic_axes.get(node.output[0])
-    plain = node.op_type in SIZED and moving is not None and shapes.shape[node.input[use.where]] == moving.shape
-    follow = moving if plain and moving is not None else np.ones(len(use.dims), bool)
-    return [d for d, follows in zip(use.dims, follow, strict=True) if d is not None and follows]
+    if moving is None or node.op_type not in SIZED or shapes.shape[node.input[use.where]] != moving.shape:
+        moving = np.ones(len(use.dims), bool)
+    return [d for d, follows in zip(use.dims, moving, strict=True) if d is not None and follows]
 
 
 def are_replaceable(shapes: Shapes, node: onnx.NodeProto, use: SizeUse) -> bool:

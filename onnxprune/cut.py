@@ -8,7 +8,7 @@ where that differs from what the dimensions demand; so entries that follow the i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune import dims
-from onnxprune.bodies import flat_nodes, graphs, is_walkable, numbered_graphs, operands, walked_bodies
+from onnxprune.bodies import drop_entries, flat_nodes, graphs, is_walkable, numbered_graphs, operands, walked_bodies
 from onnxprune.computed import are_replaceable, recompute
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
@@ -152,13 +152,6 @@ def _forget(surgery: _Surgery, lost: set[str]) -> None:
     drop_entries(surgery.proto.graph, lost)
     for name in lost & set(surgery.edits):
         del surgery.edits[name]
-
-
-def drop_entries(graph: onnx.GraphProto, names: Set[str]) -> None:
-    """Take the initializers and the value infos with these names off a graph."""
-    for entries in (graph.initializer, graph.value_info):
-        for index in reversed([k for k, entry in enumerate(entries) if entry.name in names]):
-            del entries[index]
 
 
 def _renumber(surgery: _Surgery) -> None:

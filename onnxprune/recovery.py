@@ -7,8 +7,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from onnx import numpy_helper
 
 from onnxprune import analysis, cost, shapes
 from onnxprune import plan as plans
-from onnxprune.bodies import operands
-from onnxprune.cut import Cut, cut, drop_entries
+from onnxprune.bodies import drop_unread
+from onnxprune.cut import Cut, cut
 from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Analysis, Feed, IndexArray
@@ -209,33 +208,8 @@ def install(done: Cut, recovered: Recovered) -> Cut:
     added = set(recovered.rewired.values())
     proto.graph.initializer.extend(numpy_helper.from_array(recovered.values[n], n) for n in sorted(added))
     edits = {**done.edits, **{n: _constant(a) for n, a in recovered.values.items() if n not in added}}
-    unread = _drop_unread(proto, replaced)
+    unread = drop_unread(proto.graph, replaced)
     return dataclasses.replace(done, proto=proto, edits={n: e for n, e in edits.items() if n not in unread})
-
-
-def _drop_unread(proto: onnx.ModelProto, names: Iterable[str]) -> set[str]:
-    """Take what nothing reads any more off the main graph: of the tensors `names`, and of what they were made from.
-    Returns the names of the tensors that went."""
-    graph, gone, waiting = proto.graph, set[str](), list(names)
-    kept = {v.name for v in (*graph.input, *graph.output)}
-    read = Counter(n for node in graph.node for n in operands(node))
-    producers = {o: k for k, node in enumerate(graph.node) for o in node.output if o}
-    dropped: set[int] = set()
-    while waiting:
-        name = waiting.pop()
-        index = producers.get(name)
-        together = {name} if index is None else {o for o in graph.node[index].output if o}
-        if name in gone or any(read[o] or o in kept for o in together):
-            continue
-        gone |= together
-        if index is not None:
-            dropped.add(index)
-            read.subtract(operands(graph.node[index]))
-            waiting.extend(operands(graph.node[index]))
-    for index in sorted(dropped, reverse=True):
-        del graph.node[index]
-    drop_entries(graph, gone)
-    return gone
 
 
 def _constant(array: Array) -> Callable[[Array], Array]:

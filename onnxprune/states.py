@@ -5,13 +5,11 @@ Exporters cut the states of stacked cells out of one tensor of zeros, whose widt
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxprune.bodies import above, operands
+from onnxprune.bodies import drop_unread
 
 CELLS = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 """Operands that are states, zeros where they are absent."""
@@ -36,18 +34,18 @@ LARGEST = 1 << 20
 
 def drop_zero_states(proto: onnx.ModelProto) -> None:
     """Take, in place, states that are known to be zero off the cells of the main graph, and what nothing reads then."""
-    found = _Zeros(proto.graph)
-    dropped: set[str] = set()
-    for node in proto.graph.node:
-        if node.domain not in ("", "ai.onnx"):
-            continue
-        for operand in CELLS.get(node.op_type, ()):
+    cells = [n for n in proto.graph.node if n.op_type in CELLS and n.domain in ("", "ai.onnx")]
+    if not cells:
+        return
+    found, dropped = _Zeros(proto.graph), set[str]()
+    for node in cells:
+        for operand in CELLS[node.op_type]:
             if operand < len(node.input) and found.is_zero(node.input[operand]):
                 dropped.add(node.input[operand])
                 node.input[operand] = ""
-        while len(node.input) and not node.input[-1] and node.op_type in CELLS:
+        while len(node.input) and not node.input[-1]:
             del node.input[-1]
-    _drop_unread(proto.graph, dropped)
+    drop_unread(proto.graph, dropped)
 
 
 class _Zeros:
@@ -77,21 +75,3 @@ def _is_zero(tensor: onnx.TensorProto) -> bool:
     if tensor.data_location == onnx.TensorProto.EXTERNAL or int(np.prod(tensor.dims)) > LARGEST:
         return False
     return not np.any(numpy_helper.to_array(tensor))
-
-
-def _drop_unread(graph: onnx.GraphProto, names: set[str]) -> None:
-    """Take the tensors `names`, and what they were made from, off the graph as far as nothing reads them."""
-    read = Counter(n for node in graph.node for n in operands(node))
-    read.update(o.name for o in graph.output)
-    producer = {o: k for k, node in enumerate(graph.node) for o in node.output if o}
-    gone = set(names)
-    for index in reversed(above(graph.node, names, producer)):
-        node = graph.node[index]
-        if not any(read[o] for o in node.output if o):
-            read.subtract(operands(node))
-            gone.update((*node.output, *node.input))
-            del graph.node[index]
-    for entries in (graph.initializer, graph.value_info):
-        for index in reversed(range(len(entries))):
-            if entries[index].name in gone and not read[entries[index].name]:
-                del entries[index]

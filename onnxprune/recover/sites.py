@@ -206,9 +206,7 @@ class _Finder:
     def _constant_shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor in `known`."""
         node = self.made.get(name)
-        if node is None:
-            return self.shape(name)
-        if node.op_type in _REARRANGING:
+        if node is None or node.op_type in _REARRANGING:
             return self.shape(name)
         source = self._constant_shape(node.input[0])
         if node.op_type != "Transpose":
