@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Literal
 
 from onnxprune import dims
 from onnxprune.dims import Dim
 from onnxprune.processor import LEAST_MULTIPLE
 from onnxprune.records import Allocation, Analysis, FastWidths, Group
+
+Factors = Literal["outer", "inner", "all"]
+"""Which of the groups that multiply each other on one axis are cut."""
 
 
 def uniform(
@@ -82,23 +86,26 @@ def _inner_sizes(axis: Dim, wanted: Dim) -> Iterable[int]:
 
 
 def choose_factors(
-    analysis: Analysis, groups: Iterable[Group], *, heads: bool = True, head_width: bool = False
+    analysis: Analysis, groups: Iterable[Group], *, heads: bool = True, factors: Factors = "outer"
 ) -> list[Group]:
-    """Of groups that multiply each other on one axis (heads x width, groups x channels) keep one.
+    """Which of the groups that multiply each other on one axis (heads x width, groups x channels) may be cut.
 
-    Cutting both would remove the share twice. The outermost one is kept; the innermost with `head_width`. Parts of the
-    model give way to a width that they share: a few branches are a coarser choice than many channels. Without `heads`
-    no outer factor of a produced axis is kept, and with neither the whole product stays.
+    One ratio for all would remove the share twice, so of such it cuts the outermost one, or the innermost; a split by
+    measured damage is given all. Parts of the model give way to a width that they share: a few branches are a coarser
+    choice than many channels. Without `heads` no outer factor of a produced axis is cut, and the whole product stays
+    but for "inner".
     """
     candidates = list(groups)
     rivals, depth = _products(analysis, {g.dim for g in candidates})
     outer = set() if heads else {g.dim for g in candidates if _is_outer(analysis, g)}
-    chosen: set[Dim] = set()
-    for group in sorted(candidates, key=lambda g: (g.parts, -depth[g.dim] if head_width else min(depth[g.dim], 1))):
+    inner = factors == "inner"
+    chosen: dict[Dim, bool] = {}
+    for group in sorted(candidates, key=lambda g: (g.parts, -depth[g.dim] if inner else min(depth[g.dim], 1))):
         others = rivals[group.dim]
-        whole = group.dim in outer or (not head_width and bool(others & outer))
-        if not whole and not others & chosen:
-            chosen.add(group.dim)
+        whole = group.dim in outer or (not inner and bool(others & outer))
+        beside = factors == "all" and all(chosen[d] == group.parts for d in others & chosen.keys())
+        if not whole and (beside or not others & chosen.keys()):
+            chosen[group.dim] = group.parts
     return [g for g in candidates if g.dim in chosen]
 
 

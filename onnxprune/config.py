@@ -48,7 +48,8 @@ class Config:
     file) where it needs some; `evaluation`: inputs to measure it on, in place of rows held out of `calibration`.
     `max_drop`: how much it may fall: as much as that allows is removed, at most to `target` where there is one.
     `keep` / `only`: shell-style patterns over group, tensor and node names. `heads`: whether outer factors of products
-    (attention heads, groups of channels) may go; `head_width`: cut the inner factor of a product instead.
+    (attention heads, groups of channels) may go; `head_width`: cut the inner factor of a product alone. Without, one
+    ratio for all cuts the outer one, and a split by measured damage both.
     """
 
     output: Path | None = None

@@ -173,10 +173,19 @@ def fewest(opened: Opened, config: Config, chosen: Sequence[Group]) -> Mapping[s
 def _chosen(opened: Opened, config: Config, prunable: Sequence[Group]) -> list[Group]:
     """The groups that the options allow to shrink. Raises NothingToPruneError where there are none."""
     chosen = choose(prunable, config.keep, config.only)
-    chosen = allocate.choose_factors(opened.analysis, chosen, heads=config.heads, head_width=config.head_width)
+    chosen = allocate.choose_factors(opened.analysis, chosen, heads=config.heads, factors=factors(config))
     if not chosen:
         raise NothingToPruneError(_why_nothing(opened, prunable))
     return chosen
+
+
+def factors(config: Config) -> allocate.Factors:
+    """Which factors of a product the options let go: where damage is measured, that decides between them."""
+    if config.head_width:
+        return "inner"
+    aims = config.target is not None or config.max_drop is not None
+    splits = config.allocation == "sensitivity" or config.aims_at_latency
+    return "all" if aims and splits and config.measure in MEASURED_CRITERIA else "outer"
 
 
 def _why_whole(config: Config, groups: int) -> str:

@@ -46,7 +46,8 @@ def _by_options(opened: Opened, config: Config, prunable: list[Group]) -> Iterat
     allowed = {g.id for g in chosen}
     taken = {
         heads: {
-            g.id for g in allocate.choose_factors(opened.analysis, chosen, heads=heads, head_width=config.head_width)
+            g.id
+            for g in allocate.choose_factors(opened.analysis, chosen, heads=heads, factors=planning.factors(config))
         }
         for heads in (True, config.heads)
     }

@@ -177,7 +177,7 @@ def test_a_channel_shuffle_leaves_one_of_two_factors() -> None:
     groups = [g for g in found.groups if g.refusal is None]
     assert len(groups) == 2
     assert len(allocate.choose_factors(found, groups)) == 1
-    assert len(allocate.choose_factors(found, groups, head_width=True)) == 1
+    assert len(allocate.choose_factors(found, groups, factors="inner")) == 1
     assert allocate.choose_factors(found, groups, heads=False) == []
 
 
@@ -197,6 +197,7 @@ def test_branches_that_a_softmax_weighs_give_way_to_their_channels() -> None:
     groups = [g for g in found.groups if g.refusal is None]
     assert [(g.size, g.parts) for g in groups] == [(2, True), (8, False)]
     assert [g.size for g in allocate.choose_factors(found, groups)] == [8]
+    assert [g.size for g in allocate.choose_factors(found, groups, factors="all")] == [8]
     assert [g.size for g in allocate.choose_factors(found, groups[:1])] == [2]
     prune_and_compare(m)
 
@@ -229,22 +230,24 @@ ATTENTION = """(float[N,5,8] x) => (float[N,5,3] y) <float[8,12] q, float[8,12] 
 
 
 @pytest.mark.parametrize(
-    ("heads", "head_width", "sizes", "weights"),
+    ("heads", "factors", "sizes", "weights"),
     [
-        (True, False, [3, 8, 16], {"q": 8, "k": 8, "v": 16}),
-        (True, True, [4, 8, 8, 16], {"q": 6, "k": 6, "v": 12}),
-        (False, True, [4, 8, 8, 16], {"q": 6, "k": 6, "v": 12}),
-        (False, False, [8, 16], {"q": 12, "k": 12, "v": 24}),
+        (True, "outer", [3, 8, 16], {"q": 8, "k": 8, "v": 16}),
+        (True, "inner", [4, 8, 8, 16], {"q": 6, "k": 6, "v": 12}),
+        (True, "all", [3, 4, 8, 8, 16], {"q": 4, "k": 4, "v": 8}),
+        (False, "inner", [4, 8, 8, 16], {"q": 6, "k": 6, "v": 12}),
+        (False, "outer", [8, 16], {"q": 12, "k": 12, "v": 24}),
+        (False, "all", [8, 16], {"q": 12, "k": 12, "v": 24}),
     ],
 )
-def test_heads_or_their_width_are_cut_exactly(
-    heads: bool, head_width: bool, sizes: list[int], weights: dict[str, int]
+def test_heads_or_their_width_or_both_are_cut_exactly(
+    heads: bool, factors: allocate.Factors, sizes: list[int], weights: dict[str, int]
 ) -> None:
     """Three heads of 4 for queries and keys, of 8 for values; half of what is chosen goes, at random places."""
     m = model(ATTENTION)
     found, _ = graph(m)
     groups = [g for g in found.groups if g.refusal is None]
-    chosen = allocate.choose_factors(found, groups, heads=heads, head_width=head_width)
+    chosen = allocate.choose_factors(found, groups, heads=heads, factors=factors)
     assert sorted(g.size for g in chosen) == sizes
     generator = np.random.default_rng(0)
     kept = {g.id: np.sort(generator.permutation(g.size)[: round(g.size * 0.5)]) for g in chosen}
@@ -264,7 +267,7 @@ def test_a_head_whose_width_is_fixed_stays_without_heads() -> None:
     }""")
     found, _ = graph(m)
     groups = [g for g in found.groups if g.refusal is None]
-    assert [g.size for g in allocate.choose_factors(found, groups, head_width=True)] == [3]
+    assert [g.size for g in allocate.choose_factors(found, groups, factors="inner")] == [3]
     assert allocate.choose_factors(found, groups, heads=False) == []
 
 

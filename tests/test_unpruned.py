@@ -170,6 +170,23 @@ def test_products_and_steps_are_reasons(grouped: Path, options: dict[str, Any], 
     assert reasons <= said and "" not in said
 
 
+def test_a_target_takes_from_groups_or_their_channels_what_harms_less(grouped: Path) -> None:
+    """The second half of the channels in every group repeats the first; no group repeats another."""
+    proto = onnx.load(grouped)
+    tensors = {t.name: t for t in proto.graph.initializer}
+    once = numpy_helper.to_array(tensors["w1"]).reshape(4, 16, 3, 1, 1)[:, :8]
+    twice = np.concatenate([once, once], axis=1).reshape(64, 3, 1, 1)
+    tensors["w1"].CopyFrom(numpy_helper.from_array(twice, "w1"))
+    onnx.save(proto, grouped)
+    factors = ("w1:0", "w1:0#2")
+    split, evenly = (
+        kept(prune(grouped, dry_run=True, target="macs=0.65", only=factors, allocation=allocation))
+        for allocation in ("sensitivity", "uniform")
+    )
+    assert [split[name] for name in factors] == [4, 8]
+    assert [evenly[name] for name in factors] == [2, 16]
+
+
 def test_a_note_says_where_a_ratio_removes_less_than_it_says(grouped: Path) -> None:
     """Of the layer of 6 a step of 8 keeps all; of one of 1 it does not."""
     coarse, fine = (prune(grouped, dry_run=True, ratio=0.5, head_width=True, round_to=n) for n in (8, 1))

@@ -114,7 +114,7 @@ from onnxprune.errors import UsageError
     show_default=True,
     help="Whether attention heads and groups of channels may go; without, such products stay whole.",
 )
-@click.option("--head-width", is_flag=True, help="Of heads times width, cut the width of every head, not the heads.")
+@click.option("--head-width", is_flag=True, help="Of heads times their width cut the width alone.")
 @click.option(
     "--recover/--no-recover",
     default=True,
