@@ -106,14 +106,14 @@ def prepare(source: Source, wanted: Wanted, levels: Sequence[float] | None = Non
     measured: dict[str, damage.Curve] = {}
     with contextlib.closing(Shelf(source.memory_bytes)) as shelf:
         found = damage.collect(
-            model.file.proto, model.read, model.analysis, groups, source.feeds,
+            model.proto, model.read, model.analysis, groups, source.feeds,
             shelf=shelf, seed=source.seed, threads=source.threads,
         )  # fmt: skip
         order = {**by_norm, **damage.orders(model.analysis, groups, found, wanted.criterion)}
         if wanted.allocation == "sensitivity" and wanted.target is not None:
             few, affordable = _effort(source, model, len(order))
             measured = damage.curves(
-                Weights(model.file.proto, model.read), model.analysis, groups, found, order, few,
+                Weights(model.proto, model.read), model.analysis, groups, found, order, few,
                 memory_bytes=source.memory_bytes, threads=source.threads, levels=levels or affordable,
                 without=lambda group, gone: cut_weights(model, {group.id: np.setdiff1d(np.arange(group.size), gone)}),
             )  # fmt: skip
@@ -180,18 +180,22 @@ def terms_of(model: ModelFile, found: Analysis, kind: str) -> tuple[list[cost.Te
     return terms, model.bytes - cost.total(terms, {})
 
 
-def bias_terms(model: ModelFile, found: Analysis, kind: str) -> list[cost.Term]:
+def bias_terms(model: OpenedSource, kind: str) -> list[cost.Term]:
     """What the biases that a refit may add would add to a total (params, bytes; to macs nothing)."""
     if kind == "macs":
         return []
-    types, terms = {n: t.data_type for n, t in model.tensors().items()}, list[cost.Term]()
-    for site in find_sites(model.proto, found):
+    types, terms = {n: t.data_type for n, t in model.file.tensors().items()}, list[cost.Term]()
+    for (output, _), name in model.places.items():
+        unit = cost.bytes_of_one(onnx.TensorProto.INT32) if kind == "bytes" else 1
+        terms.append((model.analysis.weights[name], unit))
+        terms.append(((), BIAS_FIELDS + 2 * len(output) if kind == "bytes" else 0))
+    for site in find_sites(model.proto, model.analysis):
         node = model.proto.graph.node[site.node]
         if site.bias_node != site.node or (len(node.input) > 2 and node.input[2]):
             continue
         element = types.get(site.weight, onnx.TensorProto.FLOAT)
         unit = cost.bytes_of_one(element) if kind == "bytes" else 1
-        terms.append(((found.tensors[site.out][site.axis],), unit))
+        terms.append(((model.analysis.tensors[site.out][site.axis],), unit))
         terms.append(((), BIAS_FIELDS + 2 * len(site.out) if kind == "bytes" else 0))
     return terms
 
@@ -205,7 +209,7 @@ def _allocate(found: Prepared, wanted: Wanted) -> tuple[Allocation, str]:
     terms, rest = terms_of(found.model.file, found.model.analysis, kind)
     whole = cost.total(terms, {}) + rest
     target = (limit * whole if limit <= 1 else limit) - rest
-    terms = [*terms, *(bias_terms(found.model.file, found.model.analysis, kind) if wanted.refits else ())]
+    terms = [*terms, *(bias_terms(found.model, kind) if wanted.refits else ())]
     if wanted.allocation == "uniform":
         evenly = functools.partial(evenly_within, groups, terms, target)
         return within_reach(evenly, wanted.steps, wanted.finer)
@@ -325,9 +329,9 @@ def judged(found: Prepared, candidates: Sequence[Allocation]) -> list[float] | N
     work = len(candidates) * macs_per_item(source, model) * calibration.rows_of(feeds)
     if len(feeds) < 2 or work > CURVE_WORK:
         return None
-    probes = divergence.probes(model.file.proto)
+    probes = divergence.probes(model.proto)
     limits = {"threads": source.threads, "memory_bytes": source.memory_bytes}
-    reference = damage.probed(model.file.proto, model.read, feeds[-held:], **limits)
+    reference = damage.probed(model.proto, model.read, feeds[-held:], **limits)
     errors: list[float] = []
     for number, candidate in enumerate(candidates):
         if candidate in candidates[:number]:

@@ -19,7 +19,7 @@ def rank(source: Source, wanted: Wanted, latency: LatencyModel, share: float) ->
     of the nodes is kept.
     """
     found = choosing.prepare(source, wanted)
-    proto, groups = found.model.file.proto, found.groups
+    proto, groups = found.model.proto, found.groups
     mixes = choosing.damages(groups, wanted, found.order, found.measured)
     terms = costs(proto, found.model.analysis, latency.nodes)
     limit = share * targets.total(terms, {})

@@ -7,8 +7,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from onnxprune.cut import Cut, cut
 from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Analysis, Feed, IndexArray
-from onnxprune.recover import tune
+from onnxprune.recover import dequantized, tune
 from onnxprune.recover.execution import Read, reader
 from onnxprune.recover.layers import Weights, weights_of
 from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, reconstruct
@@ -82,15 +82,20 @@ class Recovered:
 class OpenedSource:
     """A model with its analysis, and its weights by name.
 
-    `original`: the file as it is; `file.proto`: the same, or what the removal of residual blocks left of it.
+    `original`: the file as it is. `proto`: what is cut and solved, that is the file without the residual blocks that
+    were removed and with its quantized operators spelled out; `teacher`: what it is solved for, spelled out likewise.
+    `places`: as of `Dequantized`.
     """
 
     original: onnx.ModelProto
     file: ModelFile
+    proto: onnx.ModelProto
+    teacher: onnx.ModelProto
     shapes: shapes.Shapes
     analysis: Analysis
     stored: Callable[[str], Array | None]
     read: Read
+    places: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
 
 def open_source(source: Source) -> OpenedSource:
@@ -100,10 +105,38 @@ def open_source(source: Source) -> OpenedSource:
     if source.skeleton is not None:
         file = dataclasses.replace(file, proto=onnx.ModelProto.FromString(source.skeleton))
     found = shapes.infer(file.proto, source.input_shapes, file.base_dir)
+    analysed, read = analysis.analyse(file.proto, found), reader(original, stored, {})
+    model = OpenedSource(original, file, file.proto, original, found, analysed, stored, read)
+    return _spelled_out(model, source)
 
-    return OpenedSource(
-        original, file, found, analysis.analyse(file.proto, found), stored, reader(original, stored, {})
-    )
+
+def _spelled_out(model: OpenedSource, source: Source) -> OpenedSource:
+    """The model with its quantized operators in terms of floating point, where its groups are the same in these."""
+    work, teacher = (dequantized.dequantized(p, model.stored) for p in (model.proto, model.original))
+    if work is None or teacher is None:
+        return model
+    found = shapes.infer(work.proto, source.input_shapes, model.file.base_dir)
+    analysed = analysis.analyse(work.proto, found)
+    if _channels(analysed, work.arrays) != _channels(model.analysis, ()):
+        log.info("quantized operators stay as they are: their channels are tied in another way in floating point")
+        return model
+    arrays, kept = {**teacher.arrays, **work.arrays}, model.stored
+
+    def stored(name: str) -> Array | None:
+        return arrays[name] if name in arrays else kept(name)
+
+    return dataclasses.replace(
+        model, proto=work.proto, teacher=teacher.proto, shapes=found, analysis=analysed,
+        stored=stored, read=reader(teacher.proto, stored, {}), places=work.places,
+    )  # fmt: skip
+
+
+def _channels(found: Analysis, but: Collection[str]) -> dict[str, tuple[int, bool, frozenset[tuple[str, int]]]]:
+    """Size, whether it may shrink, and (tensor, axis), without the tensors `but`, by the id of every group."""
+    return {
+        g.id: (g.size, g.refusal is None, frozenset((o.tensor, o.axis) for o in g.occurrences if o.tensor not in but))
+        for g in found.groups
+    }
 
 
 def macs_per_item(source: Source, model: OpenedSource) -> float:
@@ -134,12 +167,13 @@ def refitted(
     notes: list[str] = []
     if tuned:
         distilled, notes = _distil(source, model, weights, kept)
-    return weights, Recovered(weights.values, weights.rewired, layers, distilled, notes)
+    rewired = {**weights.rewired, **{place: name for place, name in model.places.items() if name in weights.values}}
+    return weights, Recovered(weights.values, rewired, layers, distilled, notes)
 
 
 def cut_weights(model: OpenedSource, kept: Mapping[str, IndexArray]) -> Weights:
     """The model cut by the plan `kept`, and no more."""
-    done = cut(model.file.proto, model.analysis, model.shapes, kept)
+    done = cut(model.proto, model.analysis, model.shapes, kept)
     return weights_of(done.proto, model.stored, done.edits)
 
 
@@ -156,8 +190,8 @@ def reconstructed(
     """Refit `weights`, those of the model cut by the plan `kept`, in place to `feeds`. `relaxed`, `fits`: as of
     `Options`."""
     options = Options(source.seed, source.threads, source.memory_bytes, relaxed, fits, source.own, source.steps_first)
-    cutting = Cutting(model.file.proto, model.analysis, plans.masks(model.analysis, kept))
-    return reconstruct(model.original, model.read, cutting, weights, feeds, options)
+    cutting = Cutting(model.proto, model.analysis, plans.masks(model.analysis, kept))
+    return reconstruct(model.teacher, model.read, cutting, weights, feeds, options)
 
 
 def _distil(
@@ -170,7 +204,7 @@ def _distil(
     per_item = macs_per_item(source, model) * share
     try:
         result = tune.distil(
-            model.original, str(model.file.base_dir), weights, source.feeds[: source.own], source.held,
+            model.teacher, str(model.file.base_dir), weights, source.feeds[: source.own], source.held,
             macs_per_item=per_item, memory_bytes=source.memory_bytes, seed=source.seed, threads=source.threads,
         )  # fmt: skip
     except UsageError:
