@@ -22,7 +22,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 BATCH, ROWS = 32, 256
 
 
-class Inputs(CalibrationDataReader):
+class Inputs(CalibrationDataReader):  # type: ignore[misc]
     """The first calibration inputs of a network, in batches."""
 
     def __init__(self, path: Path) -> None:

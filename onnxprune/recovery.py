@@ -25,7 +25,7 @@ from onnxprune.errors import UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Analysis, Feed, IndexArray
 from onnxprune.recover import dequantized, tune
-from onnxprune.recover.execution import Read, reader
+from onnxprune.recover.execution import Read, reader, stored_tensors
 from onnxprune.recover.layers import Weights, weights_of
 from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, reconstruct
 
@@ -167,8 +167,10 @@ def refitted(
     notes: list[str] = []
     if tuned:
         distilled, notes = _distil(source, model, weights, kept)
-    rewired = {**weights.rewired, **{place: name for place, name in model.places.items() if name in weights.values}}
-    return weights, Recovered(weights.values, rewired, layers, distilled, notes)
+    foreign = set(stored_tensors(model.proto)) - set(stored_tensors(model.file.proto)) - set(model.places.values())
+    values = {name: array for name, array in weights.values.items() if name not in foreign}
+    rewired = {**weights.rewired, **{place: name for place, name in model.places.items() if name in values}}
+    return weights, Recovered(values, rewired, layers, distilled, notes)
 
 
 def cut_weights(model: OpenedSource, kept: Mapping[str, IndexArray]) -> Weights:

@@ -229,6 +229,9 @@ def _integer(found: _Rewriter, node: onnx.NodeProto) -> None:
     if scales is None or not found.fits(scales[1], 1 if is_conv else found.size(w, axis)):
         return
     gone, names = [node, cast], list[str]()
+    product = found.made[next(n for n in last.input if n != cast.output[0])]
+    if len(found.readers[product.output[0]]) == 1:
+        gone.append(product)
     if is_conv:
         add = found.next(last.output[0], "Add")
         shaped = found.made.get(next((n for n in add.input if n != last.output[0]), "")) if add is not None else None

@@ -11,13 +11,16 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune.bodies import operands
-from onnxprune.recover import sites
+from onnxprune.recover import grids, sites
 from onnxprune.recover.execution import reader, stored_tensors
 from onnxprune.recover.sites import Site
 from onnxprune.shapes import node_attributes
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
+Read = Callable[[str], Array]
+_CELLS = ("LSTM", "GRU", "RNN")
+"""Operators whose second and third operands are weights."""
 
 
 @dataclass
@@ -33,9 +36,11 @@ class Weights:
 
     def __post_init__(self) -> None:
         self.users: dict[str, int] = {}
+        self.readers: dict[str, onnx.NodeProto] = {}
         for node in self.proto.graph.node:
             for name in operands(node):
                 self.users[name] = self.users.get(name, 0) + 1
+                self.readers[name] = node
         for output in self.proto.graph.output:
             self.users[output.name] = self.users.get(output.name, 0) + 1
         self.types = {name: tensor.data_type for name, tensor in stored_tensors(self.proto).items()}
@@ -56,7 +61,8 @@ class Weights:
         name = node.input[operand] if operand < len(node.input) else ""
         chain = self._chain(name)
         if chain is not None:
-            name, array = (chain[-1].input[0] if chain else name), self._undone(chain, array)
+            self._widen(name, chain, array)
+            name, array = (chain[-1].input[0] if chain else name), self._undone(chain, array, self.get)
         elif name not in self.added:
             output = next(o for o in node.output if o)
             name = f"{output}_operand{operand}_recovered"
@@ -90,11 +96,58 @@ class Weights:
             return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(node_attributes(node)["to"]))
         return self._dtype(node.input[1 if node.op_type == "DequantizeLinear" else 0])
 
-    def _undone(self, chain: Sequence[onnx.NodeProto], array: Array) -> Array:
-        """What the nodes of a chain make `array` of, or what is nearest to it."""
+    def _undone(self, chain: Sequence[onnx.NodeProto], array: Array, read: Read) -> Array:
+        """What the nodes of a chain make `array` of, or what is nearest to it. `read`: stored tensors by name."""
         for node in chain:
-            array = sites.undone(node, self.get, array, self._dtype(node.input[0]))
+            dtype = self._dtype(node.input[0])
+            if node.op_type == "DequantizeLinear":
+                scale, zero = sites.grid(node, read, array.shape)
+                bounds = grids.limits(read(chain[-1].input[0]), zero)
+                array = grids.quantized(array, scale, zero, bounds).astype(dtype)
+            else:
+                array = sites.undone(node, array, dtype)
         return array
+
+    def _widen(self, name: str, chain: Sequence[onnx.NodeProto], array: Array) -> None:
+        """Give the weight `name` a grid that `array` does not outgrow, where it can have another."""
+        scales = self._widened(name, chain, array)
+        if len(scales) > 1:
+            reader = self.readers[name]
+            bias = self.constant(reader.input[2])
+            self.values.update(scales)
+            self.put(reader, 2, bias)
+        self.values.update(scales)
+
+    def _widened(self, name: str, chain: Sequence[onnx.NodeProto], array: Array) -> dict[str, Array]:
+        """Larger scales by name for the quantized weight `name`, and for the bias whose scale follows them; {} where
+        the grid is wide enough, or is that of other tensors too."""
+        reader, last = self.readers[name], chain[-1] if chain else None
+        if last is None or not sites.is_dequantized(last) or not self._is_own(last.input[1]):
+            return {}
+        operand = list(reader.input).index(name)
+        if operand != 1 and not (operand == 2 and reader.op_type in _CELLS):
+            return {}
+        for node in chain[:-1]:
+            array = sites.undone(node, array, self._dtype(node.input[0]))
+        scale, zero = sites.grid(last, self.get, array.shape)
+        found = grids.widened(array, scale, zero, grids.limits(self.get(last.input[0]), zero))
+        if not (found > scale).any():
+            return {}
+        stored = self.get(last.input[1])
+        scales = {last.input[1]: found.reshape(stored.shape)}
+        bias = reader.input[2] if operand == 1 and reader.op_type not in _CELLS and len(reader.input) > 2 else ""
+        if bias and self._is_on_grid(bias):
+            follower = self._chain(bias) or []
+            own = follower[-1].input[1]
+            old = self.get(own)
+            if len(follower) > 1 or not self._is_own(own) or found.size not in (1, old.size):
+                return {}
+            scales[own] = (old * (found / scale).reshape(-1 if found.size > 1 else ())).astype(old.dtype)
+        return scales
+
+    def _is_own(self, name: str) -> bool:
+        """Whether `name` is stored, and read once."""
+        return name in self.stored and self.users.get(name) == 1
 
     def _is_on_grid(self, name: str) -> bool:
         """Whether the tensor `name` can be written to, and only numbers of the grid of its quantization."""
@@ -112,9 +165,14 @@ class Weights:
         if not self._is_on_grid(name):
             return array
         chain = self._chain(name) or []
-        array = self._undone(chain, array)
+        scales = self._widened(name, chain, array)
+
+        def read(stored: str) -> Array:
+            return scales[stored] if stored in scales else self.get(stored)
+
+        array = self._undone(chain, array, read)
         for node in reversed(chain):
-            array = sites.applied(node, self.get, array)
+            array = sites.applied(node, read, array)
         return array
 
     def effective(self, site: Site, node: onnx.NodeProto, weight: Array) -> tuple[Float, Float, Float]:

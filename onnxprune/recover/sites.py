@@ -133,12 +133,9 @@ def is_undoable(node: onnx.NodeProto, dtype: np.dtype[Any]) -> bool:
     return node.op_type != "Cast" or dtype.kind == "f" or dtype.name == "bfloat16"
 
 
-def undone(node: onnx.NodeProto, read: Callable[[str], Array], array: Array, dtype: np.dtype[Any]) -> Array:
-    """The first operand, of type `dtype`, of which such a node makes `array`, or what is nearest to it."""
-    if node.op_type == "DequantizeLinear":
-        scale, zero = grid(node, read, array.shape)
-        limits = np.iinfo(dtype)
-        return np.asarray(np.clip(np.rint(array / scale) + zero, limits.min, limits.max), dtype)
+def undone(node: onnx.NodeProto, array: Array, dtype: np.dtype[Any]) -> Array:
+    """The first operand, of type `dtype`, of which such a node, no DequantizeLinear, makes `array`, or what is nearest
+    to it."""
     if node.op_type == "Transpose":
         turned = node_attributes(node).get("perm", list(reversed(range(array.ndim))))
         return array.transpose(np.argsort(turned))
