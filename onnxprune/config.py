@@ -45,7 +45,8 @@ class Config:
     `allocation`: how it is split over the groups, of `ALLOCATIONS`. `tune`: distil after the reconstruction
     (extra `gradients`). `threads` and `memory_bytes`: of recovery.
     `metric`: what is measured on rows held out ("accuracy", ..., "module:function"; see metric.py), with `labels` (a
-    file) where it needs some; `evaluation`: inputs to measure it on, in place of rows held out of `calibration`.
+    file, or of images a folder of folders) where it needs some; `evaluation`: inputs to measure it on, in place of rows
+    held out of `calibration`.
     `max_drop`: how much it may fall: as much as that allows is removed, at most to `target` where there is one.
     `keep` / `only`: shell-style patterns over group, tensor and node names. `heads`: whether outer factors of products
     (attention heads, groups of channels) may go; `head_width`: cut the inner factor of a product alone. Without, one

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxprune import calibration, metric, verify
+from onnxprune import calibration, labelling, metric, verify
 from onnxprune.calibration.arrays import why
 from onnxprune.config import Config
 from onnxprune.errors import UsageError
 from onnxprune.metric import LABELLED, Batch, Metric, Outputs, Table
-from onnxprune.records import Feed, MetricResult
+from onnxprune.records import Feed, IndexArray, MetricResult
 from onnxprune.wording import plural
 
 Array = npt.NDArray[Any]
@@ -56,7 +56,7 @@ def labelled(found: calibration.Loaded, config: Config) -> list[Feed]:
     counts = [_rows(feed) for feed in found.feeds]
     labels: list[Array] | None = None
     if config.labels is not None:
-        labels = _divided(read_labels(config.labels), found, config.labels)
+        labels = _given(config.labels, found)
     elif all(extra is not None for extra in found.extras):
         labels = [np.asarray(extra) for extra in found.extras]
         for own, count in zip(labels, counts, strict=True):
@@ -76,16 +76,26 @@ def labelled(found: calibration.Loaded, config: Config) -> list[Feed]:
     return [{**feed, CARRIED: own} for feed, own in zip(found.feeds, labels, strict=True)]
 
 
-def _divided(every: Array, found: calibration.Loaded, path: Path) -> list[Array]:
+def _given(path: Path, found: calibration.Loaded) -> list[Array]:
+    """The labels at `path` by feed: of images by their names, else by the number of the row."""
+    by_name = labelling.is_of_names(path)
+    if by_name and found.files is not None:
+        return [labelling.classes(path, files) for files in found.files]
+    if by_name:
+        raise UsageError(f"--labels {path}: a table of names or a folder is for images; give a .npy or .npz file")
     if found.numbers is None:
         raise UsageError(
-            f"--labels {path}: a folder of images has no order of rows; give arrays, or a function that yields "
-            f"{LABELS!r} beside the inputs"
+            f"--labels {path}: images have names in place of an order of rows; give a .csv table of names and class "
+            "numbers, or the folder itself where the folders in it are the classes"
         )
-    rows = sum(map(len, found.numbers)) if found.total is None else found.total
+    return _divided(read_labels(path), found, found.numbers, path)
+
+
+def _divided(every: Array, found: calibration.Loaded, numbers: Sequence[IndexArray], path: Path) -> list[Array]:
+    rows = sum(map(len, numbers)) if found.total is None else found.total
     if len(every) < rows or (found.total is not None and len(every) != rows):
         raise UsageError(f"--labels {path}: {plural(len(every), 'label')} for {plural(rows, 'row')} of inputs")
-    return [every[own] for own in found.numbers]
+    return [every[own] for own in numbers]
 
 
 def read_labels(path: Path) -> Array:

@@ -75,6 +75,7 @@ LEAVES = {
     "folding",
     "grouping",
     "holdout",
+    "labelling",
     "modelfile",
     "naming",
     "opened",

@@ -281,7 +281,7 @@ def test_a_function_may_yield_labels_and_images_have_no_order(tmp_path: Path) ->
     assert [int(feed["x"][0, 0]) % 3 for feed in found.feeds] == [int(own[0]) for own in found.labels]
     loaded = calibration.Loaded([{"x": np.zeros((2, 6))}], "", [None], None, 2)
     np.save(tmp_path / "l.npy", np.zeros(2))
-    with pytest.raises(UsageError, match="a folder of images has no order of rows"):
+    with pytest.raises(UsageError, match="images have names in place of an order of rows"):
         evaluation.labelled(loaded, Config(metric="accuracy", labels=tmp_path / "l.npy"))
 
 

@@ -117,19 +117,24 @@ def chosen(files: Sequence[Path], count: int, seed: int) -> list[Path]:
     return [files[k] for k in np.random.default_rng(seed).permutation(len(files))]
 
 
-def read(files: Sequence[Path], form: Form, wanted: Preparation, rows: int) -> Iterator[Feed]:
-    """Feeds of `rows` pictures each (the last may have fewer). A file that is no picture is left out with a warning."""
-    batch: list[Array] = []
+def read(files: Sequence[Path], form: Form, wanted: Preparation, rows: int) -> Iterator[tuple[Feed, list[Path]]]:
+    """Feeds of `rows` pictures each (the last may have fewer), with the file of every row. One that is no picture is
+    left out with a warning."""
+    batch: list[tuple[Array, Path]] = []
     for file in files:
         pixels = _decode(file, form)
         if pixels is None:
             continue
-        batch.append(_prepared(pixels, form, wanted))
+        batch.append((_prepared(pixels, form, wanted), file))
         if len(batch) == rows:
-            yield {form.name: np.stack(batch)}
+            yield _stacked(batch, form)
             batch = []
     if batch:
-        yield {form.name: np.stack(batch)}
+        yield _stacked(batch, form)
+
+
+def _stacked(batch: Sequence[tuple[Array, Path]], form: Form) -> tuple[Feed, list[Path]]:
+    return {form.name: np.stack([picture for picture, _ in batch])}, [file for _, file in batch]
 
 
 def _decode(file: Path, form: Form) -> Array | None:

@@ -22,6 +22,8 @@ from onnxprune.preparation import Preparation
 from onnxprune.records import Feed, IndexArray
 from onnxprune.shapes import Shape
 
+_Feed = tuple[Feed, list[Path]]
+"""A feed, and of images the file of every row."""
 OPTION = "--calibration"
 """What errors name, where no other option is given."""
 
@@ -31,7 +33,8 @@ class Loaded:
     """Checked feeds, at most as many rows as asked for; `words`: what they are and how they were made.
 
     `extras`: the array called `extra` beside each feed, None where there is none. `numbers`: the rows of each feed as
-    the source counts them, None where it does not; `total`: how many it has, None where that is not known.
+    the source counts them, None where it does not; `total`: how many it has, None where that is not known. `files`: the
+    image of every row, by feed, None where these are not images.
     """
 
     feeds: list[Feed]
@@ -39,6 +42,7 @@ class Loaded:
     extras: list[npt.NDArray[np.generic] | None]
     numbers: list[IndexArray] | None
     total: int | None
+    files: list[list[Path]] | None = None
 
     @property
     def whole(self) -> bool:
@@ -72,19 +76,22 @@ def load(
     limit = _fitting_rows(limit, fixed, memory_bytes, sum(map(_row_bytes, inputs)))
     beside = None if any(e.name == extra for e in inputs) else extra
     asked = _Asked(inputs, limit, memory_bytes, preparation or Preparation(), fixed, seed, beside, spread)
-    feeds, extras = [], []
+    feeds, extras, pictures = [], [], list[list[Path]]()
     with _named(option):
         found, words, sources = _open(place, asked)
-        for number, feed in enumerate(found):
+        for number, (feed, files) in enumerate(found):
             where = str(sources.chosen[number].source.file) if sources is not None else f"{place} (feed {number + 1})"
             feeds.append(fitting(feed, proto, where))
             extras.append(feed.get(beside) if beside else None)
+            pictures.append(files)
         if not feeds:
             raise UsageError(f"--calibration {place}: there are no inputs in it")
     if sources is not None:
         return Loaded(feeds, words, extras, [s.numbers for s in sources.chosen], sources.total)
     total = None if rows_of(feeds) >= limit else sum(map(common_rows, feeds))
-    return Loaded(feeds, words, extras, None if _has_images(place) else _counted(feeds), total)
+    if _has_images(place):
+        return Loaded(feeds, words, extras, None, total, pictures)
+    return Loaded(feeds, words, extras, _counted(feeds), total)
 
 
 @contextlib.contextmanager
@@ -143,11 +150,12 @@ def _row_bytes(entry: Entry) -> int:
     return math.prod(n or 1 for n in entry.axes[1:]) * entry.dtype.itemsize
 
 
-def _open(place: Path, asked: _Asked) -> tuple[Iterable[Feed], str, _Sources | None]:
+def _open(place: Path, asked: _Asked) -> tuple[Iterable[_Feed], str, _Sources | None]:
     function = places.function_of(place)
     if function is not None:
         _no_preparation(place, asked.preparation)
-        return functions.read(*function, asked.names, asked.limit, asked.extra), f"the function {place}", None
+        made = functions.read(*function, asked.names, asked.limit, asked.extra)
+        return ((feed, []) for feed in made), f"the function {place}", None
     if not place.exists():
         raise UsageError(f"--calibration: {place} does not exist")
     if place.is_dir():
@@ -159,17 +167,18 @@ def _open(place: Path, asked: _Asked) -> tuple[Iterable[Feed], str, _Sources | N
 
 def _open_arrays(
     files: Sequence[Path], label: str, place: Path, asked: _Asked
-) -> tuple[Iterable[Feed], str, _Sources | None]:
+) -> tuple[Iterable[_Feed], str, _Sources | None]:
     _no_preparation(place, asked.preparation)
     unit = asked.fixed or 1
     every = arrays.heads(files, asked.names, asked.extra)
     row_bytes = max(e.row_bytes for e in every)
     limit = _fitting_rows(asked.limit, asked.fixed, asked.memory_bytes, row_bytes)
     found = arrays.chosen(every, limit, unit=unit, spread=asked.spread)
-    return arrays.read(found, asked.names, asked.extra), label, _Sources(found, sum(e.size for e in every))
+    made = arrays.read(found, asked.names, asked.extra)
+    return ((feed, []) for feed in made), label, _Sources(found, sum(e.size for e in every))
 
 
-def _open_folder(folder: Path, asked: _Asked) -> tuple[Iterable[Feed], str, _Sources | None]:
+def _open_folder(folder: Path, asked: _Asked) -> tuple[Iterable[_Feed], str, _Sources | None]:
     files = list(places.files_in(folder, places.ARRAYS))
     pictures = list(places.files_in(folder, places.IMAGES))
     if files and pictures:
@@ -184,7 +193,7 @@ def _open_folder(folder: Path, asked: _Asked) -> tuple[Iterable[Feed], str, _Sou
     return _open_arrays(files, f"{len(files)} files in {folder}", folder, asked)
 
 
-def _open_images(files: Sequence[Path], label: str, asked: _Asked) -> tuple[Iterable[Feed], str]:
+def _open_images(files: Sequence[Path], label: str, asked: _Asked) -> tuple[Iterable[_Feed], str]:
     wanted = asked.preparation
     form = images.form_of(asked.inputs, wanted)
     limit = _fitting_rows(asked.limit, asked.fixed, asked.memory_bytes, form.row_bytes)

@@ -66,8 +66,9 @@ from onnxprune.errors import UsageError
 @click.option(
     "--labels",
     type=PATH,
-    metavar="FILE",
-    help="Class numbers for --metric, .npy or .npz, in the order of the rows; else the array 'labels' of the inputs.",
+    metavar="PLACE",
+    help="Class numbers for --metric: .npy or .npz by the order of rows; of images a .csv of names and numbers or "
+    "the folder whose folders are the classes. Else the array 'labels' of the inputs.",
 )
 @click.option(
     "--evaluation",
