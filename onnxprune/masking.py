@@ -8,6 +8,7 @@ that compares; places it tells on the kept part are turned into places on the wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -95,15 +96,18 @@ class _Writer:
         after: list[onnx.NodeProto] = []
         for operand, name in enumerate(node.input):
             for axis, mask in self._masks(name):
-                kept = self._constant(np.flatnonzero(mask))
                 small = f"{node.input[operand]}__kept_{index}_{operand}_{axis}"
-                before.append(helper.make_node("Gather", [node.input[operand], kept], [small], axis=axis))
+                parts = self._parts(name, axis, mask)
+                count = len(parts) if len(parts) < len(mask) else None
+                before += self._gather(node.input[operand], small, axis, np.flatnonzero(parts), count)
                 node.input[operand] = small
         for output, name in enumerate(node.output):
             for axis, mask in reversed(self._masks(name)):
-                place = self._constant(np.where(mask, np.cumsum(mask) - 1, 0))
                 small = f"{name}__kept_{index}_{axis}"
-                after.insert(0, helper.make_node("Gather", [small, place], [node.output[output]], axis=axis))
+                parts = self._parts(name, axis, mask)
+                count = int(parts.sum()) if len(parts) < len(mask) else None
+                place = np.where(parts, np.cumsum(parts) - 1, 0)
+                after[:0] = self._gather(small, node.output[output], axis, place, count)
                 node.output[output] = small
             places = self.analysis.places.get(name)
             if places is not None and self._touched([places]):
@@ -116,6 +120,32 @@ class _Writer:
                 size = int(dims.mask(use.dims[0], self.keep).sum())
                 next(a for a in node.attribute if a.name == use.where).i = size
         return [*before, node, *after]
+
+    def _gather(
+        self, source: str, result: str, axis: int, indices: npt.NDArray[np.int64], parts: int | None
+    ) -> list[onnx.NodeProto]:
+        """What gathers along an axis, or where it is the last one and is made of so many `parts`, along these."""
+        if parts is None:
+            return [helper.make_node("Gather", [source, self._constant(indices)], [result], axis=axis)]
+        apart = self._constant(np.array([*[0] * axis, parts, -1]))
+        together = self._constant(np.array([*[0] * axis, -1]))
+        return [
+            helper.make_node("Reshape", [source, apart], [f"{result}__apart"]),
+            helper.make_node("Gather", [f"{result}__apart", self._constant(indices)], [f"{result}__taken"], axis=axis),
+            helper.make_node("Reshape", [f"{result}__taken", together], [result]),
+        ]
+
+    def _parts(self, name: str, axis: int, mask: BoolArray) -> BoolArray:
+        """The mask of the leading factors of the last axis, where those behind them are whole: these may be sizes of
+        the input, of which there are as many as there are; else `mask`."""
+        found = self.analysis.tensors[name]
+        factors = dims.prod_factors(found[axis])
+        whole = 0
+        while whole < len(factors) and dims.mask(factors[-1 - whole], self.keep).all():
+            whole += 1
+        if axis != len(found) - 1 or not 0 < whole < len(factors):
+            return mask
+        return mask[:: math.prod(d.size for d in factors[len(factors) - whole :])]
 
     def _masks(self, name: str) -> list[tuple[int, BoolArray]]:
         found = [(axis, dims.mask(d, self.keep)) for axis, d in enumerate(self.analysis.tensors.get(name, ()))]

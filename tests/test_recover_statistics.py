@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_the_error_of_a_normalisation_is_that_on_batches_left_out(seed: int) -> 
     """Nothing to learn: the better it fits the few rows it sees, the worse it is on others."""
     random = np.random.default_rng(seed)
     teacher, student = ([random.normal(size=(2, 400, 1)) for _ in range(5)] for _ in range(2))
-    found = statistics.change(_Batches(teacher), _Batches(student), "x", 1, None, fit=True)
+    found = statistics.change(_Batches(teacher), _Batches(student), "x", 1, {}, fit=True)
     seen = [np.concatenate(side[:4]) for side in (teacher, student)]
     own = np.square(seen[0] - found.scale[:, None] * seen[1] - found.offset[:, None]).mean((0, 2)).sum()
     assert own / seen[0].var((0, 2)).sum() < 1
@@ -142,3 +143,37 @@ def test_the_affine_part_of_a_normalisation_over_fewer_channels_is_fitted(tmp_pa
     # At the minimum the error does not depend on scale and offset to first order.
     error = (result - original).reshape(-1, 8)
     assert np.abs(error.mean(0)).max() < 1e-3
+
+
+GROUPED = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[n,3,h,w] x) => (float[n,4,h,w] y) <int64[3] apart = {0, 2, -1}> {
+    a = Conv(x, w1, b1)  g = Reshape(a, apart)  i = InstanceNormalization(g, scale, beta)
+    s = Shape(a)  j = Reshape(i, s)  r = Relu(j)  y = Conv(r, w2, b2)
+}
+"""
+"""A normalisation of two groups of eight channels as exporters write it: the last axis is channels times places."""
+SHAPES[GROUPED] = {
+    "w1": (16, 3, 1, 1), "b1": (16,), "scale": (2,), "beta": (2,), "w2": (4, 16, 1, 1), "b2": (4,),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("analysed", [8, 6])
+def test_channels_within_the_groups_of_a_normalisation(tmp_path: Path, fits: bool, analysed: int) -> None:
+    """Its elements correspond where the places are as many as in the analysis; elsewhere it stays as it was cut."""
+    source, feeds = saved(tmp_path, GROUPED)
+    source = dataclasses.replace(source, input_shapes={"x": (16, 3, analysed, analysed)})
+    groups = recovery.open_source(source).analysis.groups
+    (name,) = (g.id for g in groups if g.size == 8 and g.refusal is None)
+    kept = {name: np.array([0, 2, 3, 5, 7])}
+    found = recovery.recover(source, kept, tuned=False, fits=fits)
+    assert ("InstanceNormalization(i)" in {layer.node for layer in found.layers}) == (analysed == 8)
+    original = tensors(source, {}, feeds, "y")
+    cut = recovery.cut_weights(recovery.open_source(source), kept)
+    errors = []
+    for values in ({}, found.values):
+        walk = Walk(cut.proto, lambda n, v=values: v[n] if n in v else cut.get(n), feeds, shelf=Shelf(1 << 30))
+        walk.compute(["y"])
+        errors.append(np.square(np.concatenate([walk.get("y", b) for b in range(walk.batches)]) - original).mean())
+    assert errors[1] < errors[0]

@@ -13,7 +13,7 @@ activations that fade from layer to layer, and behind a ReLU vanish: worse than 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ from onnxprune.shapes import node_attributes
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
-Kept = npt.NDArray[np.int64] | None
+Left = Mapping[int, npt.NDArray[np.int64]]
+"""Kept indices of every axis that is cut."""
 
 NORMS = {
     "BatchNormalization": 1,
@@ -82,8 +83,8 @@ def norms(proto: onnx.ModelProto, stored: set[str], taken: set[int], rank: Calla
             yield Norm(index, node.output[0], axis)
 
 
-def change(teacher: Walk, student: Walk, out: str, axis: int, rows: Kept, *, fit: bool, offset: bool = True) -> Change:
-    """What brings the channels of the tensor `out` back. `rows`: kept channels; `offset`: whether there is one.
+def change(teacher: Walk, student: Walk, out: str, axis: int, left: Left, *, fit: bool, offset: bool = True) -> Change:
+    """What brings the channels of the tensor `out` back. `offset`: whether there is one.
 
     Its errors are those on every fifth batch of a fit to the others, where there are several batches. The original's
     tensor must be computed; the pruned model's is run here and not kept, as its weights are to change.
@@ -93,8 +94,8 @@ def change(teacher: Walk, student: Walk, out: str, axis: int, rows: Kept, *, fit
     centre: tuple[Float, Float] | None = None
     holdout = student.holdout
     for b, given in enumerate(student.results(out)):
-        t = _channels(teacher.get(out, b), axis, rows)
-        s = _channels(given, axis, None)
+        t = _channels(of_left(teacher.get(out, b), left), axis)
+        s = _channels(given, axis)
         if centre is None:
             centre = t.mean(1), s.mean(1)
         t, s = t - centre[0][:, None], s - centre[1][:, None]
@@ -147,9 +148,15 @@ def _central(moments: Float, centre: tuple[Float, Float]) -> _Central:
     return _Central(t + centre[0], s + centre[1], tt, ss, ts)
 
 
-def _channels(array: Array, axis: int, rows: Kept) -> Float:
+def of_left(array: Array, left: Left) -> Array:
+    """What of a tensor of the original is left."""
+    for axis, rows in left.items():
+        array = np.take(array, rows, axis)
+    return array
+
+
+def _channels(array: Array, axis: int) -> Float:
     """(channels, n) float64."""
-    array = array if rows is None else np.take(array, rows, axis)
     return np.moveaxis(np.asarray(array, np.float64), axis, 0).reshape(array.shape[axis], -1)
 
 

@@ -63,8 +63,8 @@ class Task:
     def __post_init__(self) -> None:
         self.flat = flat_regions(self.teacher.proto)
 
-    def solve(self, site: Site, compensated: bool) -> Solution:
-        """Solve one operator and store its weights.
+    def solve(self, site: Site, compensated: bool) -> Solution | None:
+        """Solve one operator and store its weights; None where that cannot be done.
 
         `compensated`: its target is what the addition behind it gave, less the other operand as it is now, where both
         operands are of one shape.
@@ -78,6 +78,8 @@ class Task:
         target = site.total if compensated and site.total else site.out
         is_large = effective.shape[2] > LARGEST
         self.teacher.compute([target, *([self.original_x(site)] if is_large else [])])
+        if not self.corresponds(target):
+            return None
         if is_large:
             solution = self.solve_large(site, weight.shape[2:], target, compensated, (effective, bias, scale))
         else:
@@ -95,13 +97,15 @@ class Task:
         )
         return all(sites.result_shape(site, x, kernel, outputs) == other for x, other in shapes)
 
-    def match(self, site: Site) -> Solution:
-        """Bring the mean and deviation of every channel of an operator back (`statistics`)."""
+    def match(self, site: Site) -> Solution | None:
+        """Bring the mean and deviation of every channel of an operator back (`statistics`); None as of `solve`."""
         node = self.weights.nodes[self.proto.graph.node[site.node].output[0]]
         site = replace(site, attributes=node_attributes(node))
         self.teacher.compute([site.out])
-        rows, offset = self.kept(site.out, site.axis), site.bias is not None
-        found = statistics.change(self.teacher, self.student, site.out, site.axis, rows, fit=False, offset=offset)
+        if not self.corresponds(site.out):
+            return None
+        left, offset = self.left(site.out), site.bias is not None
+        found = statistics.change(self.teacher, self.student, site.out, site.axis, left, fit=False, offset=offset)
         statistics.apply_to_site(self.weights, site, node, found)
         return found.solution
 
@@ -126,9 +130,10 @@ class Task:
         if norm.out not in self.analysis.tensors:
             return None
         self.teacher.compute([norm.out])
-        rows = self.kept(norm.out, norm.axis)
-        offset = len(node.input) > 2 and bool(node.input[2])
-        found = statistics.change(self.teacher, self.student, norm.out, norm.axis, rows, fit=self.fits, offset=offset)
+        if not self.corresponds(norm.out):
+            return None
+        left, offset = self.left(norm.out), len(node.input) > 2 and bool(node.input[2])
+        found = statistics.change(self.teacher, self.student, norm.out, norm.axis, left, fit=self.fits, offset=offset)
         is_better = found.after < found.before * (1 - 1e-3) or not self.fits
         return found.solution if is_better and statistics.apply_to_norm(self.weights, node, found) else None
 
@@ -272,6 +277,12 @@ class Task:
         found = ((axis, self.kept(name, axis)) for axis in range(len(self.analysis.tensors[name])))
         return {axis: rows for axis, rows in found if rows is not None}
 
+    def corresponds(self, name: str) -> bool:
+        """Whether the axes of a tensor of the original that are cut are as long in every batch as in the analysis: of
+        one that is a width times a size of the input it is not known else which indices are left."""
+        found, batches = self.analysis.tensors[name], range(self.teacher.batches)
+        return all(self.teacher.shape(name, b)[axis] == found[axis].size for axis in self.left(name) for b in batches)
+
     def shapes_left(self, name: str) -> list[tuple[int, ...]]:
         """The shape of a tensor of the original by batch, without what goes."""
         left = self.left(name)
@@ -310,10 +321,7 @@ class Task:
         left = self.left(target)
         for b, held, items, positions in self.looked_at(site, target, most):
             x = sites.columns(site, of_items(self.student.get(site.x, b), items), kernel, positions)
-            y = of_items(self.teacher.get(target, b), items)
-            for axis, rows in left.items():
-                y = np.take(y, rows, axis)
-            y = sites.targets(site, y, positions)
+            y = sites.targets(site, statistics.of_left(of_items(self.teacher.get(target, b), items), left), positions)
             other = None
             if compensated and site.other:
                 other = sites.targets(site, of_items(self.student.get(site.other, b), items), positions)

@@ -77,7 +77,9 @@ def _always_divides(before: Sequence[Axis], after: Sequence[Axis]) -> bool:
     """Whether two runs of axes are the same product at every input size, factor by factor.
 
     With s and t the products of their fixed sizes, the sizes that follow the input are known to divide by
-    t / gcd(s, t) before and by s / gcd(s, t) after, and by nothing else. An axis without indices tells nothing.
+    t / gcd(s, t) before and by s / gcd(s, t) after, and by nothing else. Only where one axis alone follows, and t
+    divides s, it is known to be s / t times all that follow on the other side: what these leave of it is fixed. An axis
+    without indices tells nothing.
     """
     runs = [[(d.size, follows) for d, follows in run] for run in (before, after)]
     if any(n == 0 for run in runs for n, _ in run):
@@ -86,6 +88,7 @@ def _always_divides(before: Sequence[Axis], after: Sequence[Axis]) -> bool:
     known = [n // max(math.gcd(*fixed), 1) for n in reversed(fixed)]
     if any(follows for _, follows in runs[0]) != any(follows for _, follows in runs[1]):
         return False
+    alone = [sum(f for _, f in run) == 1 and fixed[1 - k] % max(fixed[k], 1) == 0 for k, run in enumerate(runs)]
     left, right = ([axis for axis in run if axis[0] != 1] for run in runs)
     sides = [(left, 0), (right, 1)]
     while left and right:
@@ -100,7 +103,8 @@ def _always_divides(before: Sequence[Axis], after: Sequence[Axis]) -> bool:
                 return False
             known[outer[1]] //= n
         if m > n:
-            outer[0].append((m // n, follows))
+            is_left = alone[outer[1]] and small_follows and not any(f for _, f in inner[0])
+            outer[0].append((m // n, follows and not is_left))
     return True
 
 

@@ -203,6 +203,28 @@ def test_a_length_of_the_input_is_not_taken_apart_by_a_width(target: str, total:
     assert reasons(m)["w:0"] == "Reshape: sizes that follow the input are not divided alike at every size"
 
 
+@pytest.mark.parametrize("target", ["0, 2, -1", "0, 2, 2, -1"])
+def test_channels_are_grouped_with_places_of_any_number(target: str) -> None:
+    """The last axis is 4 x H x W (or 2 x H x W) at every size, so that what H and W leave of it are channels."""
+    rank = target.count(",") + 1
+    scale = "float[2]" if rank == 3 else "float[1,2,1,1]"
+    norm = "i = InstanceNormalization(g, scale, nil)" if rank == 3 else "j = Mul(g, scale) i = Add(j, nil)"
+    m = model(f"""(float[N,3,H,W] x) => (float[N,5,H,W] y) <float[8,3,1,1] w, float[5,8,1,1] v,
+        int64[{rank}] apart = {{{target}}}, {scale} scale, {scale} nil> {{
+        h = Conv(x, w)
+        g = Reshape(h, apart)
+        {norm}
+        s = Shape(h)
+        k = Reshape(i, s)
+        r = Relu(k)
+        y = Conv(r, v)
+    }}""")
+    sizes = sorted(prunable(m).values())
+    assert sizes == ([2, 4] if rank == 3 else [2, 2, 2])
+    prune_and_compare(m)
+    prune_and_compare(m, factors=True)
+
+
 def test_heads_move_into_the_batch_and_back() -> None:
     """The new batch follows the input and is divided by the heads, which its making implies."""
     m = model(
