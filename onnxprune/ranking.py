@@ -19,9 +19,10 @@ def rank(source: Source, wanted: Wanted, latency: LatencyModel, share: float) ->
     of the nodes is kept.
     """
     found = choosing.prepare(source, wanted)
-    proto, groups = found.model.proto, found.groups
+    model, ids = found.model, {g.id for g in found.groups}
+    groups = [g for g in model.listed.groups if g.id in ids]
     mixes = choosing.damages(groups, wanted, found.order, found.measured)
-    terms = costs(proto, found.model.analysis, latency.nodes)
+    terms = costs(model.file.proto, model.listed, latency.nodes)
     limit = share * targets.total(terms, {})
     candidates = [targets.by_damage(groups, own, terms, limit, wanted.steps, strict=False) for own in mixes]
     own = mixes[choosing.best(found, candidates)]

@@ -21,7 +21,7 @@ from onnxprune import analysis, cost, shapes
 from onnxprune import plan as plans
 from onnxprune.bodies import drop_unread
 from onnxprune.cut import Cut, cut
-from onnxprune.errors import UsageError
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Analysis, Feed, IndexArray
 from onnxprune.recover import dequantized, tune
@@ -84,7 +84,8 @@ class OpenedSource:
 
     `original`: the file as it is. `proto`: what is cut and solved, that is the file without the residual blocks that
     were removed and with its quantized operators spelled out; `teacher`: what it is solved for, spelled out likewise.
-    `places`: as of `Dequantized`.
+    `listed`: the analysis of the file as it is, whose groups have the ids and sizes of those of `analysis`. `places`:
+    as of `Dequantized`.
     """
 
     original: onnx.ModelProto
@@ -93,6 +94,7 @@ class OpenedSource:
     teacher: onnx.ModelProto
     shapes: shapes.Shapes
     analysis: Analysis
+    listed: Analysis
     stored: Callable[[str], Array | None]
     read: Read
     places: Mapping[tuple[str, int], str] = field(default_factory=dict)
@@ -106,7 +108,7 @@ def open_source(source: Source) -> OpenedSource:
         file = dataclasses.replace(file, proto=onnx.ModelProto.FromString(source.skeleton))
     found = shapes.infer(file.proto, source.input_shapes, file.base_dir)
     analysed, read = analysis.analyse(file.proto, found), reader(original, stored, {})
-    model = OpenedSource(original, file, file.proto, original, found, analysed, stored, read)
+    model = OpenedSource(original, file, file.proto, original, found, analysed, analysed, stored, read)
     return _spelled_out(model, source)
 
 
@@ -115,8 +117,12 @@ def _spelled_out(model: OpenedSource, source: Source) -> OpenedSource:
     work, teacher = (dequantized.dequantized(p, model.stored) for p in (model.proto, model.original))
     if work is None or teacher is None:
         return model
-    found = shapes.infer(work.proto, source.input_shapes, model.file.base_dir)
-    analysed = analysis.analyse(work.proto, found)
+    try:
+        found = shapes.infer(work.proto, source.input_shapes, model.file.base_dir)
+        analysed = analysis.analyse(work.proto, found)
+    except (ModelError, ValueError) as error:
+        log.info("quantized operators stay as they are: %s", error)
+        return model
     if _channels(analysed, work.arrays) != _channels(model.analysis, ()):
         log.info("quantized operators stay as they are: their channels are tied in another way in floating point")
         return model

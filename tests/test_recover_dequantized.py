@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from onnxprune import api, recovery, runtime
+from onnxprune import api, choosing, ranking, recovery, runtime
 from onnxprune.config import Config
+from onnxprune.latency.model import costs as latency_costs
+from onnxprune.latency.model import sizes_of
+from onnxprune.records import Analysis, LatencyModel, NodeLatency
 from onnxprune.recover.dequantized import Dequantized, dequantized
 
 Array = npt.NDArray[Any]
@@ -53,6 +58,13 @@ LEFT = {
     "i = MatMulInteger(q, matrix, z, wz) c = Cast<to=1>(i) y = Mul(c, ws) }",
     "a convolution without a bias": f"(float[n,6,7,7] x) => (float[n,8,7,7] y) {{ {SCALED}"
     "i = ConvInteger(q, conv, z, one) c = Cast<to=1>(i) p = Mul(s, whole) y = Mul(c, p) }",
+    "a zero point of another size": f"(float[n,6] x) => (float[n,8] y) {{ {SCALED}"
+    "y = com.microsoft.MatMulIntegerToFloat(q, matrix, s, ws, z, one, offset) }",
+    "a bias of another size": f"(float[n,6] x) => (float[n,8] y) {{ {QUANTIZED}"
+    "y = com.microsoft.QGemm(q, xs, xz, matrix, ws, wz, single) }",
+    "a bias along another axis": f"(float[n,6,7,8] x) => (float[n,8,5,8] y) {{ {SCALED}"
+    "i = ConvInteger<pads=[0,1,0,1]>(q, conv, z, one) c = Cast<to=1>(i) p = Mul(s, whole) m = Mul(c, p) "
+    "b = Reshape(offset, along) y = Add(m, b) }",
     "channels at the end": f"(float[n,7,7,6] x) => (float[n,7,7,8] y) {{ {QUANTIZED}"
     "r = com.microsoft.QLinearConv<channels_last=1,pads=[1,1,1,1]>(q, xs, xz, conv, ws, wz, ys, yz, bias) "
     "y = DequantizeLinear(r, ys, yz) }",
@@ -72,6 +84,7 @@ def model(text: str, *, opset: int = 17, outputs: int = OUT) -> onnx.ModelProto:
         "ws": random.uniform(0.001, 0.003, outputs).astype(np.float32), "wz": np.zeros(outputs, np.int8),
         "bias": random.integers(-3000, 3000, outputs).astype(np.int32),
         "offset": random.normal(0, 0.3, outputs).astype(np.float32), "shape": np.array([1, -1, 1, 1]),
+        "along": np.array([1, 1, 1, -1]), "single": np.ones(1, np.int32),
         "whole": np.full(1, 0.002, np.float32), "one": np.full(1, 3, np.int8),
         "inner": grid(1, IN, 32), "state": grid(1, 8, 32), "gates": random.normal(0, 0.3, (1, 64)).astype(np.float32),
     }  # fmt: skip
@@ -110,6 +123,17 @@ def test_the_numbers_are_the_same(name: str, opset: int) -> None:
 @pytest.mark.parametrize("name", LEFT)
 def test_other_forms_stay_as_they_are(name: str) -> None:
     assert spelled(model(LEFT[name])) is None
+
+
+def test_an_output_of_the_model_is_still_made() -> None:
+    proto = model(FORMS["MatMulInteger"])
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("p", onnx.TensorProto.FLOAT, [OUT]))
+    found = spelled(proto)
+    assert found is not None and "MatMul" in {n.op_type for n in found.proto.graph.node}
+    before, after = (
+        runtime.session(p.SerializeToString()).run(None, {"x": given(proto)}) for p in (proto, found.proto)
+    )
+    assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(before, after, strict=True))
 
 
 TWO = {
@@ -166,6 +190,42 @@ def test_added_biases_count_in_a_target_of_size(tmp_path: Path) -> None:
     config = Config(target="size=0.8", round_to=1, calibration=data, output=tmp_path / "o.onnx")
     api.prune(path, config)
     assert (tmp_path / "o.onnx").stat().st_size <= 0.8 * path.stat().st_size
+
+
+@pytest.mark.parametrize("form", TWO)
+def test_latencies_are_those_of_the_nodes_of_the_file(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes have the numbers that they have in the file, which spelled out are those of others."""
+    path, data = saved(tmp_path, form)
+    nodes = onnx.load(path).graph.node
+    last = max(k for k, node in enumerate(nodes) if "last" in node.input)
+    with np.load(data) as arrays:
+        x = arrays["x"]
+    source = recovery.Source(str(path), {}, [{"x": x[k : k + 32]} for k in range(0, 256, 32)], 0, 1, 1 << 30)
+    (group,) = (g for g in recovery.open_source(source).listed.groups if g.refusal is None)
+    wanted = choosing.Wanted([group.id], "sensitivity", ("macs", 0.5), 0.5, {group.id: 1}, "obs")
+    whole = cost_of(path, last)
+    latency = LatencyModel((NodeLatency(last, (1, whole), (0.0, 1.0)),), 1.0, 0.0, (1.0,), (1.0,))
+    looked_up: list[str] = []
+
+    def costs(proto: onnx.ModelProto, found: Analysis, listed: Sequence[NodeLatency]) -> Any:
+        looked_up.extend(proto.graph.node[n.node].op_type for n in listed)
+        return latency_costs(proto, found, listed)
+
+    monkeypatch.setattr(ranking, "costs", costs)
+    found = ranking.rank(source, wanted, latency, 0.5)
+    assert looked_up == [nodes[last].op_type]
+    assert len(set(found[group.id].order.tolist())) >= group.size - 1
+    assert (np.diff(found[group.id].damage) >= 0).all()
+
+
+def cost_of(path: Path, node: int) -> int:
+    """Multiply-accumulates of a node of the file."""
+    opened = recovery.open_source(recovery.Source(str(path), {}, [], 0, 1, 1 << 30))
+    (size,) = (s for k, s in enumerate(sizes_of(opened.file.proto.graph.node, opened.listed)) if k == node)
+    assert size is not None
+    return math.prod(d.size for d in size)
 
 
 def test_where_channels_are_tied_in_another_way_nothing_is_spelled_out(

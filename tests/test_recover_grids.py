@@ -12,24 +12,36 @@ from onnx import numpy_helper, parser
 
 from onnxprune import runtime
 from onnxprune.recover import grids
-from onnxprune.recover.layers import Weights
+from onnxprune.recover.layers import Weights, weights_of
 
 Array = npt.NDArray[Any]
 
 
 @pytest.mark.parametrize(
-    ("stored", "zero", "expected"),
+    ("stored", "expected"),
     [
-        (np.array([-127, 100], np.int8), 0, (-128, 127)),
-        (np.array([-64, 63], np.int8), 0, (-64, 64)),
-        (np.array([128 - 60, 128 + 30], np.uint8), 128, (64, 192)),
-        (np.array([0, 255], np.uint8), 100, (0, 255)),
-        (np.array([0, 0], np.int8), 0, (-128, 127)),
+        (np.array([-127, 100], np.int8), (-128, 127)),
+        (np.array([-64, 63], np.int8), (-64, 64)),
+        (np.array([-64, 10], np.int8), (-64, 64)),
+        (np.array([0, 127], np.uint8), (0, 127)),
+        (np.array([0, 255], np.uint8), (0, 255)),
+        (np.array([0, 0], np.int8), (-128, 127)),
     ],
 )
-def test_a_bit_that_the_quantizer_left_unused_stays_unused(stored: Array, zero: int, expected: tuple[int, int]) -> None:
-    low, high = grids.limits(stored, np.asarray(zero, np.int32))
-    assert (int(low), int(high)) == expected
+def test_a_bit_that_the_quantizer_left_unused_stays_unused(stored: Array, expected: tuple[int, int]) -> None:
+    assert grids.limits(stored) == expected
+
+
+def test_the_channels_that_are_cut_tell_the_grid_too() -> None:
+    """One row alone needs all bits; without it the others do not become a grid of a bit less."""
+    proto = parser.parse_model("""<ir_version: 8, opset_import: ["": 17]>
+    g (float[n,4] x) => (float[n,3] y) { v = DequantizeLinear(w, s) y = MatMul(x, v) }""")
+    stored = {"w": np.full((4, 3), 60, np.int8), "s": np.float32(0.01)}
+    stored["w"][0] = 127
+    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), n) for n, a in stored.items())
+    weights = weights_of(proto, lambda n: np.asarray(stored[n]), {"w": lambda a: a[1:]})
+    weights.put(weights.nodes["y"], 1, np.full((3, 3), 1.2, np.float32))
+    assert np.array_equal(weights.values["w"], np.full((3, 3), 120)) and "s" not in weights.values
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1])
@@ -40,7 +52,7 @@ def test_a_wider_grid_errs_less_and_one_that_suffices_stays(axis: int | None, ze
     shape = () if axis is None else tuple(n if k == axis else 1 for k, n in enumerate(array.shape))
     kind = np.int8 if zero == 0 else np.uint8
     zeros, scale = np.full(shape, zero, np.int32), np.full(shape, 0.01, np.float32)
-    bounds = grids.limits(np.array([np.iinfo(kind).min, np.iinfo(kind).max], kind), zeros)
+    bounds = grids.limits(np.array([np.iinfo(kind).min, np.iinfo(kind).max], kind))
 
     def error(scales: Array) -> float:
         return float((((grids.quantized(array, scales, zeros, bounds) - zeros) * scales - array) ** 2).sum())
@@ -62,9 +74,9 @@ g (float[n,3,6,6] x) => (float[n,4,6,6] y) {
 """
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_the_scale_of_the_bias_follows_that_of_the_weight(shared: bool) -> None:
-    """ONNX Runtime runs this as a QLinearConv, which takes for granted that it does; so not where it cannot."""
+@pytest.mark.parametrize("shared", ["", "bs", "b", "c"])
+def test_the_scale_of_the_bias_follows_that_of_the_weight(shared: str) -> None:
+    """ONNX Runtime runs this as a QLinearConv only where it does; so the grid stays where it cannot."""
     random = np.random.default_rng(0)
     ws = np.full(4, 0.001, np.float32)
     arrays = {
@@ -74,7 +86,7 @@ def test_the_scale_of_the_bias_follows_that_of_the_weight(shared: bool) -> None:
     proto = parser.parse_model(QDQ)
     proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items())
     if shared:
-        proto.graph.node.add(op_type="Identity", input=["bs"], output=["other"])
+        proto.graph.node.add(op_type="Identity", input=[shared], output=["other"])
     weights = Weights(proto, lambda n: np.asarray(arrays[n]))
     wanted = random.normal(0, 0.4, (4, 3, 1, 1)).astype(np.float32)
     near = weights.nearest("v", wanted)

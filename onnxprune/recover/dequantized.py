@@ -6,7 +6,8 @@
     DynamicQuantizeLSTM                          y = LSTM(x, Dequantize(w)^T, Dequantize(r)^T)
 
 The stored tensors are the same, by name and on their grid, so that what is solved here holds in the model itself. What
-reads a weight that others read too, or has scales of another form, stays as it is and is not solved.
+reads a weight that others read too, has scales, zero points or a bias of another form, has its channels last, or is a
+ConvInteger without a bias, to which none can be added, stays as it is and is not solved.
 """
 
 from __future__ import annotations
@@ -82,33 +83,40 @@ class _Rewriter:
             return False
         return len(self.readers[name]) == 1 and name not in self.outputs
 
-    def is_bias(self, name: str) -> bool:
-        """Whether `name` is a stored vector that one operator alone reads."""
+    def is_bias(self, name: str, count: int) -> bool:
+        """Whether `name` is a stored vector of so many that one operator alone reads."""
         tensor = self.stored.get(name)
-        return tensor is not None and len(tensor.dims) == 1 and len(self.readers[name]) == 1
+        if tensor is None or list(tensor.dims) != [count]:
+            return False
+        return len(self.readers[name]) == 1 and name not in self.outputs
 
-    def fits(self, scale: str, count: int) -> bool:
-        """Whether `scale` is stored, one number for all or one for each of `count`."""
-        tensor = self.stored.get(scale)
-        return tensor is not None and len(tensor.dims) <= 1 and math.prod(tensor.dims) in (1, count)
+    def fits(self, scale: str, zero: str, count: int) -> bool:
+        """Whether `scale` is stored, one number for all or one for each of `count`, and the zero point, if there is
+        one, alike."""
+        tensor, other = self.stored.get(scale), self.stored.get(zero)
+        if tensor is None or len(tensor.dims) > 1 or self.count(scale) not in (1, count):
+            return False
+        return not zero or (other is not None and len(other.dims) <= 1 and self.count(zero) == self.count(scale))
+
+    def count(self, name: str) -> int:
+        """How many numbers a stored tensor holds; 1 of any other, which are scales that the data tells."""
+        if name in self.arrays:
+            return self.arrays[name].size
+        return math.prod(self.stored[name].dims) if name in self.stored else 1
 
     def size(self, name: str, axis: int) -> int:
         """The size of an axis of a stored tensor."""
         return int(self.stored[name].dims[axis])
 
-    def next(self, name: str, op: str) -> onnx.NodeProto | None:
+    def only_reader(self, name: str, op: str) -> onnx.NodeProto | None:
         """The node of the operator `op` that alone reads `name`."""
         found = self.readers.get(name, [])
         return found[0] if len(found) == 1 and found[0].op_type == op and name not in self.outputs else None
 
     def decode(self, result: str, names: Sequence[str], axis: int) -> onnx.NodeProto:
         """A DequantizeLinear of (tensor, scale, zero point), with the scale along `axis` if it is a vector."""
-        scale = self.stored.get(names[1])
-        count = (
-            math.prod(scale.dims) if scale is not None else self.arrays[names[1]].size if names[1] in self.arrays else 1
-        )
         given = list(names) if names[-1] else list(names[:-1])
-        if count == 1:
+        if self.count(names[1]) == 1:
             return helper.make_node("DequantizeLinear", given, [result])
         return helper.make_node("DequantizeLinear", given, [result], axis=axis, domain="" if self.has_axes else CONTRIB)
 
@@ -116,7 +124,7 @@ class _Rewriter:
         """What dequantizes the integer bias of a node, zeros where it has none; None for one of another form."""
         result = node.output[0]
         name = node.input[operand] if operand < len(node.input) else ""
-        if name and not self.is_bias(name):
+        if name and not self.is_bias(name, count):
             return None
         values = [self.read(n) for n in scales]
         if any(v is None for v in values):
@@ -189,13 +197,14 @@ def _qgemm(found: _Rewriter, node: onnx.NodeProto) -> None:
 
 
 def _requantized(
-    found: _Rewriter, node: onnx.NodeProto, op: str, axis: int, operands: tuple[int, int, int | None]
+    found: _Rewriter, node: onnx.NodeProto, op: str, axis: int, others: tuple[int, int, int | None]
 ) -> None:
-    """`axis`: that of the outputs in the weight. `operands`: scale and zero point of the result, bias (None: none)."""
+    """`axis`: that of the outputs in the weight. `others`: operands that are scale and zero point of the result, and
+    the bias (None: none)."""
     (x, x_scale, x_zero, w, w_scale, w_zero), y = node.input[:6], node.output[0]
-    scale, zero, bias = operands
+    scale, zero, bias = others
     count = found.size(w, axis)
-    if not found.fits(x_scale, 1) or not found.fits(w_scale, count):
+    if not found.fits(x_scale, x_zero, 1) or not found.fits(w_scale, w_zero, count):
         return
     biases = found.bias(node, bias, (x_scale, w_scale), count) if bias is not None else []
     if biases is None:
@@ -220,33 +229,43 @@ def _requantized(
 def _integer(found: _Rewriter, node: onnx.NodeProto) -> None:
     """x, w and their zero points; a Cast, a Mul by both scales and, of a convolution, an Add of the bias follow."""
     (x, w), is_conv = node.input[:2], node.op_type == "ConvInteger"
-    cast = found.next(node.output[0], "Cast")
-    last = found.next(cast.output[0], "Mul") if cast is not None else None
+    cast = found.only_reader(node.output[0], "Cast")
+    last = found.only_reader(cast.output[0], "Mul") if cast is not None else None
     if cast is None or last is None or not found.is_weight(w, None if is_conv else 2):
         return
     axis = 0 if is_conv else 1
-    scales = _scales(found, x, next((n for n in last.input if n != cast.output[0]), ""))
-    if scales is None or not found.fits(scales[1], 1 if is_conv else found.size(w, axis)):
+    product = next((n for n in last.input if n != cast.output[0]), "")
+    scales, zero = _scales(found, x, product), _operand(node, 3)
+    if scales is None or not found.fits(scales[1], zero, 1 if is_conv else found.size(w, axis)):
         return
     gone, names = [node, cast], list[str]()
-    product = found.made[next(n for n in last.input if n != cast.output[0])]
-    if len(found.readers[product.output[0]]) == 1:
-        gone.append(product)
+    if len(found.readers[product]) == 1 and product not in found.outputs:
+        gone.append(found.made[product])
     if is_conv:
-        add = found.next(last.output[0], "Add")
-        shaped = found.made.get(next((n for n in add.input if n != last.output[0]), "")) if add is not None else None
-        if add is None or shaped is None or shaped.op_type != "Reshape" or not found.is_bias(shaped.input[0]):
-            return
-        if len(found.readers[shaped.output[0]]) > 1:
+        add = found.only_reader(last.output[0], "Add")
+        shaped = _shaped_bias(found, add, last.output[0], found.size(w, 0)) if add is not None else None
+        if add is None or shaped is None:
             return
         gone, names, last = [*gone, last, shaped], [shaped.input[0]], add
     y = last.output[0]
     nodes = [
         found.decode(f"{y} x", (x, scales[0], _operand(node, 2)), 0),
-        found.decode(f"{y} w", (w, scales[1], _operand(node, 3)), axis),
+        found.decode(f"{y} w", (w, scales[1], zero), axis),
     ]
     op = "Conv" if is_conv else "MatMul"
     found.put(last, [*nodes, _float(node, op, [*(n.output[0] for n in nodes), *names], y)], gone)
+
+
+def _shaped_bias(found: _Rewriter, add: onnx.NodeProto, product: str, count: int) -> onnx.NodeProto | None:
+    """The Reshape of a stored vector to one number per channel that an Add takes beside a convolution's result."""
+    name = next((n for n in add.input if n != product), "")
+    node = found.made.get(name)
+    if node is None or node.op_type != "Reshape" or not found.is_bias(node.input[0], count):
+        return None
+    shape = found.stored.get(node.input[1])
+    sizes = [] if shape is None else [int(n) for n in numpy_helper.to_array(shape)]
+    channels = len(sizes) > 2 and sizes[0] == 1 and sizes[1] in (-1, count) and all(n == 1 for n in sizes[2:])
+    return node if channels and len(found.readers[name]) == 1 and name not in found.outputs else None
 
 
 def _scales(found: _Rewriter, x: str, product: str) -> tuple[str, str] | None:
@@ -282,7 +301,10 @@ def _product(
 ) -> None:
     """Tensor, scale and zero point of both operands; `before`: what makes those of x."""
     y = node.output[0]
-    if not found.is_weight(w[0], 2) or not found.fits(w[1], found.size(w[0], 1)) or (bias and not found.is_bias(bias)):
+    if not found.is_weight(w[0], 2):
+        return
+    count = found.size(w[0], 1)
+    if not found.fits(w[1], w[2], count) or (bias and not found.is_bias(bias, count)):
         return
     result = f"{y} unbiased" if bias else y
     nodes = [*before, found.decode(f"{y} x", x, 0), found.decode(f"{y} w", w, 1)]
@@ -297,7 +319,7 @@ def _lstm(found: _Rewriter, node: onnx.NodeProto) -> None:
     if len(node.input) < 12 or not all(found.is_weight(n, 3) for n in node.input[1:3]):
         return
     (w, r), (w_scale, w_zero, r_scale, r_zero) = node.input[1:3], node.input[8:12]
-    if not found.fits(w_scale, found.size(w, 0)) or not found.fits(r_scale, found.size(r, 0)):
+    if not found.fits(w_scale, w_zero, found.size(w, 0)) or not found.fits(r_scale, r_zero, found.size(r, 0)):
         return
     first = next(o for o in node.output if o)
     nodes, names = list[onnx.NodeProto](), list[str]()

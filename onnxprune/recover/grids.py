@@ -17,23 +17,22 @@ STEPS = 16
 """Scales that are tried between the present one and that at which nothing is clipped."""
 
 
-def limits(stored: Array, zero: Array) -> tuple[Array, Array]:
-    """The least and the largest integer to use, shaped like `zero`. Where a quantizer has left a bit unused, against
-    sums that overflow in 16 bits, so does this; zero points that differ are those of one that has not."""
+def limits(stored: Array) -> tuple[int, int]:
+    """The least and the largest integer to use. Where a quantizer has left a bit unused, against sums that overflow in
+    16 bits, so does this. `stored`: all that the quantizer wrote of a tensor."""
     kind = np.iinfo(stored.dtype)
-    half = (int(kind.max) - int(kind.min) + 1) // 4
-    alike = zero.size > 0 and bool((zero == zero.flat[0]).all())
-    if alike and 0 < np.abs(stored.astype(np.int64) - int(zero.flat[0])).max(initial=0) <= half:
-        return np.maximum(zero.astype(np.int64) - half, kind.min), np.minimum(zero.astype(np.int64) + half, kind.max)
-    return np.full(zero.shape, kind.min, np.int64), np.full(zero.shape, kind.max, np.int64)
+    low, high = int(kind.min), int(kind.max)
+    half = (low // 2, -(low // 2)) if low else (0, high // 2)
+    is_half = stored.size > 0 and half[0] <= int(stored.min()) and int(stored.max()) <= half[1] and bool(stored.any())
+    return half if is_half else (low, high)
 
 
-def quantized(array: Array, scale: Array, zero: Array, bounds: tuple[Array, Array]) -> npt.NDArray[np.int64]:
+def quantized(array: Array, scale: Array, zero: Array, bounds: tuple[int, int]) -> npt.NDArray[np.int64]:
     """The integers nearest to `array` that lie within `bounds`."""
     return np.asarray(np.clip(np.rint(array / scale) + zero, *bounds), np.int64)
 
 
-def widened(array: Array, scale: Array, zero: Array, bounds: tuple[Array, Array]) -> Array:
+def widened(array: Array, scale: Array, zero: Array, bounds: tuple[int, int]) -> Array:
     """The scales, shaped like `scale`, of least squared error that are no smaller than these."""
     axes = tuple(k for k in range(array.ndim) if scale.ndim == 0 or scale.shape[k] == 1)
     values = np.asarray(array, np.float64)
@@ -41,7 +40,7 @@ def widened(array: Array, scale: Array, zero: Array, bounds: tuple[Array, Array]
     def gathered(found: Array, reduce: np.ufunc) -> Array:
         return np.asarray(reduce.reduce(found, axes, keepdims=scale.ndim > 0))
 
-    room = [np.where(bound == zero, np.inf, (bound - zero).astype(np.float64)) for bound in bounds]
+    room = [np.where(zero == bound, np.inf, (bound - zero).astype(np.float64)) for bound in bounds]
     least = [np.where(np.isinf(r), 0.0, gathered(values / r, np.maximum)) for r in room]
     full = np.maximum(scale, np.maximum(*least))
     best, fewest = scale.astype(np.float64), np.full(scale.shape, np.inf)

@@ -21,6 +21,8 @@ Float = npt.NDArray[np.float64]
 Read = Callable[[str], Array]
 _CELLS = ("LSTM", "GRU", "RNN")
 """Operators whose second and third operands are weights."""
+_BIASED = ("Conv", "ConvTranspose", "Gemm")
+"""Operators whose third operand is a bias, on the grid of input times weight where it is quantized."""
 
 
 @dataclass
@@ -33,8 +35,11 @@ class Weights:
     values: dict[str, Array] = field(default_factory=dict)
     added: set[str] = field(default_factory=set)
     rewired: dict[tuple[str, int], str] = field(default_factory=dict)
+    uncut: Read | None = None
+    """Stored tensors before the cut; None where nothing is cut."""
 
     def __post_init__(self) -> None:
+        self._bounds: dict[str, tuple[int, int]] = {}
         self.users: dict[str, int] = {}
         self.readers: dict[str, onnx.NodeProto] = {}
         for node in self.proto.graph.node:
@@ -102,7 +107,7 @@ class Weights:
             dtype = self._dtype(node.input[0])
             if node.op_type == "DequantizeLinear":
                 scale, zero = sites.grid(node, read, array.shape)
-                bounds = grids.limits(read(chain[-1].input[0]), zero)
+                bounds = self._limits(chain[-1].input[0])
                 array = grids.quantized(array, scale, zero, bounds).astype(dtype)
             else:
                 array = sites.undone(node, array, dtype)
@@ -130,14 +135,16 @@ class Weights:
         for node in chain[:-1]:
             array = sites.undone(node, array, self._dtype(node.input[0]))
         scale, zero = sites.grid(last, self.get, array.shape)
-        found = grids.widened(array, scale, zero, grids.limits(self.get(last.input[0]), zero))
+        found = grids.widened(array, scale, zero, self._limits(last.input[0]))
         if not (found > scale).any():
             return {}
         stored = self.get(last.input[1])
         scales = {last.input[1]: found.reshape(stored.shape)}
-        bias = reader.input[2] if operand == 1 and reader.op_type not in _CELLS and len(reader.input) > 2 else ""
-        if bias and self._is_on_grid(bias):
-            follower = self._chain(bias) or []
+        bias = reader.input[2] if reader.op_type in _BIASED and len(reader.input) > 2 else ""
+        if bias in self.nodes and sites.is_dequantized(self.nodes[bias]):
+            follower = self._chain(bias)
+            if follower is None:
+                return {}
             own = follower[-1].input[1]
             old = self.get(own)
             if len(follower) > 1 or not self._is_own(own) or found.size not in (1, old.size):
@@ -145,24 +152,30 @@ class Weights:
             scales[own] = (old * (found / scale).reshape(-1 if found.size > 1 else ())).astype(old.dtype)
         return scales
 
+    def _limits(self, name: str) -> tuple[int, int]:
+        """The integers that a stored tensor may hold, by those that it held before the cut."""
+        if name not in self._bounds:
+            self._bounds[name] = grids.limits((self.uncut or self.read)(name))
+        return self._bounds[name]
+
     def _is_own(self, name: str) -> bool:
         """Whether `name` is stored, and read once."""
         return name in self.stored and self.users.get(name) == 1
 
-    def _is_on_grid(self, name: str) -> bool:
+    def has_grid(self, name: str) -> bool:
         """Whether the tensor `name` can be written to, and only numbers of the grid of its quantization."""
         return any(node.op_type == "DequantizeLinear" for node in self._chain(name) or ())
 
     def rounded(self, site: Site, weight: Array, matrix: Float, scale: Float) -> Float | None:
         """`matrix` as it would be after `write`: on the grid of its quantization; None where it has none."""
-        if not self._is_on_grid(site.weight):
+        if not self.has_grid(site.weight):
             return None
         array = sites.from_matrix(site, matrix / np.where(np.abs(scale) > 1e-12, scale, 1)[:, :, None], weight)
         return sites.to_matrix(site, self.nearest(site.weight, array)) * scale[:, :, None]
 
     def nearest(self, name: str, array: Array) -> Array:
         """What of `array` the tensor `name` can hold: values on the grid of its quantization, if it has one."""
-        if not self._is_on_grid(name):
+        if not self.has_grid(name):
             return array
         chain = self._chain(name) or []
         scales = self._widened(name, chain, array)
@@ -233,4 +246,4 @@ def weights_of(
 ) -> Weights:
     """The weights of a model that was just cut: stored arrays with the edits of the cut."""
     base = reader(proto, read, {})
-    return Weights(proto, lambda name: edits[name](base(name)) if name in edits else base(name))
+    return Weights(proto, lambda name: edits[name](base(name)) if name in edits else base(name), uncut=base)

@@ -147,7 +147,7 @@ class Task:
         if train.count + held.count < FEW_COLUMNS * effective.shape[2]:
             prior = self.pooled_prior(site, effective, scale)
         weight = self.weights.constant(site.weight)
-        has_grid = self.weights.rounded(site, weight, effective, scale) is not None
+        has_grid = self.weights.has_grid(site.weight)
         fit_bias, widened = site.bias is not None, not (compensated or has_grid)
         solution = solve(train, held, effective, bias, prior=prior, fit_bias=fit_bias, widened=widened)
         if blocks is not None and solution.ridge:
