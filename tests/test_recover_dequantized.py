@@ -43,6 +43,11 @@ FORMS = {
     "ConvInteger": f"(float[n,6,7,7] x) => (float[n,8,7,7] y) {{ {SCALED}"
     "i = ConvInteger<pads=[1,1,1,1]>(q, conv, z, one) c = Cast<to=1>(i) p = Mul(s, whole) m = Mul(c, p) "
     "b = Reshape(offset, shape) y = Add(m, b) }",
+    "ConvInteger without a bias": f"(float[n,6,7,7] x) => (float[n,8,5,5] y) {{ {SCALED}"
+    "i = ConvInteger(q, conv, z, one) c = Cast<to=1>(i) p = Mul(s, whole) y = Mul(c, p) }",
+    "ConvInteger and numbers along another axis": f"(float[n,6,7,8] x) => (float[n,8,5,8] y) {{ {SCALED}"
+    "i = ConvInteger<pads=[0,1,0,1]>(q, conv, z, one) c = Cast<to=1>(i) p = Mul(s, whole) m = Mul(c, p) "
+    "b = Reshape(offset, along) y = Add(m, b) }",
     "MatMulIntegerToFloat": f"(float[n,6] x) => (float[n,8] y) {{ {SCALED}"
     "y = com.microsoft.MatMulIntegerToFloat(q, matrix, s, ws, z, wz, offset) }",
     "DynamicQuantizeMatMul": "(float[n,6] x) => (float[n,8] y) {"
@@ -56,15 +61,10 @@ LEFT = {
     "b = com.microsoft.MatMulIntegerToFloat(q, matrix, s, ws, z, wz) y = Add(a, b) }",
     "a scale of something else": f"(float[n,6] x) => (float[n,8] y) {{ {SCALED}"
     "i = MatMulInteger(q, matrix, z, wz) c = Cast<to=1>(i) y = Mul(c, ws) }",
-    "a convolution without a bias": f"(float[n,6,7,7] x) => (float[n,8,7,7] y) {{ {SCALED}"
-    "i = ConvInteger(q, conv, z, one) c = Cast<to=1>(i) p = Mul(s, whole) y = Mul(c, p) }",
     "a zero point of another size": f"(float[n,6] x) => (float[n,8] y) {{ {SCALED}"
     "y = com.microsoft.MatMulIntegerToFloat(q, matrix, s, ws, z, one, offset) }",
     "a bias of another size": f"(float[n,6] x) => (float[n,8] y) {{ {QUANTIZED}"
     "y = com.microsoft.QGemm(q, xs, xz, matrix, ws, wz, single) }",
-    "a bias along another axis": f"(float[n,6,7,8] x) => (float[n,8,5,8] y) {{ {SCALED}"
-    "i = ConvInteger<pads=[0,1,0,1]>(q, conv, z, one) c = Cast<to=1>(i) p = Mul(s, whole) m = Mul(c, p) "
-    "b = Reshape(offset, along) y = Add(m, b) }",
     "channels at the end": f"(float[n,7,7,6] x) => (float[n,7,7,8] y) {{ {QUANTIZED}"
     "r = com.microsoft.QLinearConv<channels_last=1,pads=[1,1,1,1]>(q, xs, xz, conv, ws, wz, ys, yz, bias) "
     "y = DequantizeLinear(r, ys, yz) }",
@@ -84,6 +84,7 @@ def model(text: str, *, opset: int = 17, outputs: int = OUT) -> onnx.ModelProto:
         "ws": random.uniform(0.001, 0.003, outputs).astype(np.float32), "wz": np.zeros(outputs, np.int8),
         "bias": random.integers(-3000, 3000, outputs).astype(np.int32),
         "offset": random.normal(0, 0.3, outputs).astype(np.float32), "shape": np.array([1, -1, 1, 1]),
+        "gamma": np.full(outputs, 1.5, np.float32), "beta": random.normal(0, 0.3, outputs).astype(np.float32),
         "along": np.array([1, 1, 1, -1]), "single": np.ones(1, np.int32),
         "whole": np.full(1, 0.002, np.float32), "one": np.full(1, 3, np.int8),
         "inner": grid(1, IN, 32), "state": grid(1, 8, 32), "gates": random.normal(0, 0.3, (1, 64)).astype(np.float32),
@@ -140,6 +141,10 @@ TWO = {
     "QLinearConv": "(float[n,6,7,7] x) => (float[n,8,7,7] y) {" + QUANTIZED + "h = QLinearConv<pads=[1,1,1,1]>"
     "(q, xs, xz, conv, ws, wz, ys, yz) r = QLinearConv(h, ys, yz, last, whole, one, ys, yz) "
     "y = DequantizeLinear(r, ys, yz) }",
+    "ConvInteger": "(float[n,6,7,7] x) => (float[n,8,7,7] y) {" + SCALED + "i = ConvInteger<pads=[1,1,1,1]>"
+    "(q, conv, z, one) c = Cast<to=1>(i) p = Mul(s, whole) m = Mul(c, p) "
+    "n = BatchNormalization(m, gamma, beta, beta, gamma) h = Relu(n) hq, hs, hz = DynamicQuantizeLinear(h) "
+    "j = ConvInteger(hq, last, hz, one) d = Cast<to=1>(j) o = Mul(hs, whole) y = Mul(d, o) }",
     "MatMulInteger": "(float[n,6] x) => (float[n,8] y) {" + SCALED + "i = MatMulInteger(q, matrix, z, wz) "
     "c = Cast<to=1>(i) p = Mul(s, ws) m = Mul(c, p) a = Add(m, offset) h = Relu(a) hq, hs, hz = "
     "DynamicQuantizeLinear(h) j = MatMulInteger(hq, last, hz, one) d = Cast<to=1>(j) o = Mul(hs, whole) "
@@ -150,7 +155,7 @@ TWO = {
 def saved(folder: Path, form: str) -> tuple[Path, Path]:
     """A model of two layers, the second of 16 inputs, and inputs of it; images are of one colour each."""
     proto = model(TWO[form], outputs=16)
-    shape = (OUT, 16, 1, 1) if form == "QLinearConv" else (16, OUT)
+    shape = (OUT, 16, 1, 1) if form.endswith("Conv") or form == "ConvInteger" else (16, OUT)
     last = np.random.default_rng(2).integers(-100, 100, shape).astype(np.int8)
     proto.graph.initializer.append(numpy_helper.from_array(last, "last"))
     onnx.save(proto, folder / "m.onnx")

@@ -58,6 +58,36 @@ def test_a_quantized_model_is_refitted_on_its_own_grid(tmp_path: Path) -> None:
     assert errors[True] < 0.7 * errors[False]
 
 
+@pytest.mark.parametrize("typed", [True, False])
+def test_weights_that_the_model_itself_quantizes_are_refitted(tmp_path: Path, typed: bool) -> None:
+    """Stored floats behind QuantizeLinear and DequantizeLinear, as tools for training on grids write them."""
+    random = np.random.default_rng(0)
+    zero = ", z" if typed else ""
+    proto = parser.parse_model(f"""<ir_version: 8, opset_import: ["": 17]>
+    g (float[n,3,8,8] x) => (float[n,5,8,8] y) {{
+        q1 = QuantizeLinear(w1, s{zero})  v1 = DequantizeLinear(q1, s{zero})  a = Conv<pads=[1,1,1,1]>(x, v1, b1)
+        r = Relu(a)
+        q2 = QuantizeLinear(w2, s{zero})  v2 = DequantizeLinear(q2, s{zero})  y = Conv<pads=[1,1,1,1]>(r, v2, b2)
+    }}""")
+    arrays = {
+        "w1": random.normal(0.3, 0.3, (16, 3, 3, 3)), "b1": random.normal(size=16), "b2": np.zeros(5),
+        "w2": random.normal(0.3, 0.3, (5, 16, 3, 3)), "s": np.array(0.01),
+    }  # fmt: skip
+    proto.graph.initializer.extend(numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items())
+    if typed:
+        proto.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int8), "z"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    feeds: list[Feed] = [{"x": random.normal(size=(16, 3, 8, 8)).astype(np.float32)} for _ in range(8)]
+    source = recovery.Source(str(tmp_path / "m.onnx"), {}, feeds, 0, 1, 1 << 30)
+    found = recovery.recover(source, {"w1:0": np.arange(8)}, tuned=False)
+    (layer,) = found.layers
+    assert layer.after < 0.8 * layer.before
+    weight = found.values["w2"]
+    assert weight.shape == (5, 8, 3, 3) and weight.dtype == np.float32
+    low, high = (-128, 127) if typed else (0, 255)
+    assert np.allclose(weight / 0.01, np.clip(np.rint(weight / 0.01), low, high), atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["macs", "params", "size"])
 def test_quantized_weights_count_in_every_target(tmp_path: Path, kind: str) -> None:
     path, data = saved(tmp_path), tmp_path / "data.npz"

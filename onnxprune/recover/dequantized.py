@@ -6,8 +6,8 @@
     DynamicQuantizeLSTM                          y = LSTM(x, Dequantize(w)^T, Dequantize(r)^T)
 
 The stored tensors are the same, by name and on their grid, so that what is solved here holds in the model itself. What
-reads a weight that others read too, has scales, zero points or a bias of another form, has its channels last, or is a
-ConvInteger without a bias, to which none can be added, stays as it is and is not solved.
+reads a weight that others read too, has scales, zero points or a bias of another form, or has its channels last, stays
+as it is and is not solved.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def _requantized(
 
 
 def _integer(found: _Rewriter, node: onnx.NodeProto) -> None:
-    """x, w and their zero points; a Cast, a Mul by both scales and, of a convolution, an Add of the bias follow."""
+    """x, w and their zero points; a Cast, a Mul by both scales and, of a convolution, the Add of a bias may follow."""
     (x, w), is_conv = node.input[:2], node.op_type == "ConvInteger"
     cast = found.only_reader(node.output[0], "Cast")
     last = found.only_reader(cast.output[0], "Mul") if cast is not None else None
@@ -244,9 +244,8 @@ def _integer(found: _Rewriter, node: onnx.NodeProto) -> None:
     if is_conv:
         add = found.only_reader(last.output[0], "Add")
         shaped = _shaped_bias(found, add, last.output[0], found.size(w, 0)) if add is not None else None
-        if add is None or shaped is None:
-            return
-        gone, names, last = [*gone, last, shaped], [shaped.input[0]], add
+        if add is not None and shaped is not None:
+            gone, names, last = [*gone, last, shaped], [shaped.input[0]], add
     y = last.output[0]
     nodes = [
         found.decode(f"{y} x", (x, scales[0], _operand(node, 2)), 0),

@@ -99,6 +99,8 @@ class Weights:
         node = self.nodes[name]
         if node.op_type == "Cast":
             return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(node_attributes(node)["to"]))
+        if node.op_type == "QuantizeLinear":
+            return sites.grid_type(node, self._dtype)
         return self._dtype(node.input[1 if node.op_type == "DequantizeLinear" else 0])
 
     def _undone(self, chain: Sequence[onnx.NodeProto], array: Array, read: Read) -> Array:
@@ -107,8 +109,11 @@ class Weights:
             dtype = self._dtype(node.input[0])
             if node.op_type == "DequantizeLinear":
                 scale, zero = sites.grid(node, read, array.shape)
-                bounds = self._limits(chain[-1].input[0])
+                bounds = self._limits(chain[-1].input[0], dtype)
                 array = grids.quantized(array, scale, zero, bounds).astype(dtype)
+            elif node.op_type == "QuantizeLinear":
+                scale, zero = sites.grid(node, read, array.shape)
+                array = ((array.astype(np.int32) - zero) * scale).astype(dtype)
             else:
                 array = sites.undone(node, array, dtype)
         return array
@@ -135,7 +140,7 @@ class Weights:
         for node in chain[:-1]:
             array = sites.undone(node, array, self._dtype(node.input[0]))
         scale, zero = sites.grid(last, self.get, array.shape)
-        found = grids.widened(array, scale, zero, self._limits(last.input[0]))
+        found = grids.widened(array, scale, zero, self._limits(last.input[0], self._dtype(last.input[0])))
         if not (found > scale).any():
             return {}
         stored = self.get(last.input[1])
@@ -152,8 +157,11 @@ class Weights:
             scales[own] = (old * (found / scale).reshape(-1 if found.size > 1 else ())).astype(old.dtype)
         return scales
 
-    def _limits(self, name: str) -> tuple[int, int]:
-        """The integers that a stored tensor may hold, by those that it held before the cut."""
+    def _limits(self, name: str, dtype: np.dtype[Any]) -> tuple[int, int]:
+        """The integers that a stored tensor may hold, by those that it held before the cut; all of `dtype` where it is
+        quantized by the model itself."""
+        if self._dtype(name).kind == "f":
+            return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
         if name not in self._bounds:
             self._bounds[name] = grids.limits((self.uncut or self.read)(name))
         return self._bounds[name]

@@ -21,6 +21,7 @@ import onnx
 
 from onnxprune.bodies import operands
 from onnxprune.folding import EVALUATORS
+from onnxprune.recover import grids
 from onnxprune.shapes import node_attributes
 
 Array = npt.NDArray[Any]
@@ -60,20 +61,21 @@ class Site:
 GRIDS = tuple(getattr(onnx.TensorProto, n) for n in ("INT8", "UINT8", "INT16", "UINT16", "INT32"))
 """Types of quantized weights that can be solved for."""
 _CONSTANT_OPS = ("Identity", "Transpose", "Cast")
+_LINEAR = ("QuantizeLinear", "DequantizeLinear")
 _REARRANGING = ("Concat", "Reshape", "Slice", "Squeeze", "Unsqueeze")
 """What puts weights into another order or together: exporters do so with the gates of recurrent cells."""
 
 
 def constants(proto: onnx.ModelProto, names: set[str]) -> set[str]:
-    """`names` and every tensor made from them by Identity, Transpose, Cast or DequantizeLinear alone, or put together
-    from such tensors that are not quantized."""
+    """`names` and every tensor made from them by Identity, Transpose, Cast, QuantizeLinear or DequantizeLinear alone,
+    or put together from such tensors that are not quantized."""
     found, quantized = set(names), set[str]()
     numbers = {t.name for t in proto.graph.initializer} | {n.output[0] for n in proto.graph.node if not n.input}
     for node in proto.graph.node:
         given = [n for n in node.input if n]
         if is_constant_op(node) and found.issuperset(given):
             found.add(node.output[0])
-            if is_dequantized(node) or given[0] in quantized:
+            if node.op_type in _LINEAR or given[0] in quantized:
                 quantized.add(node.output[0])
         elif node.op_type in _REARRANGING and node.domain in ("", "ai.onnx"):
             data = given if node.op_type == "Concat" else given[:1]
@@ -84,16 +86,17 @@ def constants(proto: onnx.ModelProto, names: set[str]) -> set[str]:
 
 def is_constant_op(node: onnx.NodeProto) -> bool:
     """Whether a node makes a constant of a constant in a way known here: one that `applied` has."""
-    return node.op_type in _CONSTANT_OPS or is_dequantized(node)
+    has_blocks = node.op_type in _LINEAR and node_attributes(node).get("block_size", 0)
+    return node.op_type in _CONSTANT_OPS or (node.op_type in _LINEAR and not has_blocks)
 
 
 def is_dequantized(node: onnx.NodeProto) -> bool:
     """Whether a node is a DequantizeLinear with one scale for all or one per index of an axis."""
-    return node.op_type == "DequantizeLinear" and not node_attributes(node).get("block_size", 0)
+    return node.op_type == "DequantizeLinear" and is_constant_op(node)
 
 
 def grid(node: onnx.NodeProto, read: Callable[[str], Array], shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Scale and zero point of a DequantizeLinear, shaped to go with a tensor of `shape`."""
+    """Scale and zero point of a QuantizeLinear or DequantizeLinear, shaped to go with a tensor of `shape`."""
     scale = read(node.input[1])
     zero = read(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(scale.shape, np.int32)
     if scale.size > 1:
@@ -121,11 +124,24 @@ def applied(node: onnx.NodeProto, read: Callable[[str], Array], array: Array) ->
     if node.op_type == "DequantizeLinear":
         scale, zero = grid(node, read, array.shape)
         return ((array.astype(np.int32) - zero) * scale).astype(scale.dtype)
+    if node.op_type == "QuantizeLinear":
+        scale, zero = grid(node, read, array.shape)
+        kind = grid_type(node, lambda name: read(name).dtype)
+        bounds = int(np.iinfo(kind).min), int(np.iinfo(kind).max)
+        return grids.quantized(array, scale, zero, bounds).astype(kind)
     if node.op_type == "Transpose":
         return array.transpose(attributes.get("perm"))
     if node.op_type == "Cast":
         return array.astype(onnx.helper.tensor_dtype_to_np_dtype(attributes["to"]))
     return array
+
+
+def grid_type(node: onnx.NodeProto, dtype: Callable[[str], np.dtype[Any]]) -> np.dtype[Any]:
+    """The type of the integers that a QuantizeLinear gives: that of its zero point. `dtype`: by name."""
+    if len(node.input) > 2 and node.input[2]:
+        return dtype(node.input[2])
+    element = node_attributes(node).get("output_dtype", 0) or onnx.TensorProto.UINT8
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element))
 
 
 def is_undoable(node: onnx.NodeProto, dtype: np.dtype[Any]) -> bool:
@@ -134,8 +150,8 @@ def is_undoable(node: onnx.NodeProto, dtype: np.dtype[Any]) -> bool:
 
 
 def undone(node: onnx.NodeProto, array: Array, dtype: np.dtype[Any]) -> Array:
-    """The first operand, of type `dtype`, of which such a node, no DequantizeLinear, makes `array`, or what is nearest
-    to it."""
+    """The first operand, of type `dtype`, of which such a node makes `array`, or what is nearest to it; of one that has
+    no scale."""
     if node.op_type == "Transpose":
         turned = node_attributes(node).get("perm", list(reversed(range(array.ndim))))
         return array.transpose(np.argsort(turned))
@@ -157,7 +173,7 @@ def find(
             users.setdefault(name, []).append(index)
     outputs = {o.name for o in proto.graph.output}
     made = {n.output[0]: n for n in proto.graph.node if n.output[:1] and n.output[0] in known - stored}
-    finder = _Finder(proto, known, users, outputs, made, shape)
+    finder = _Finder(proto, known, users, outputs, made, {o: n for n in proto.graph.node for o in n.output}, shape)
     for index, node in enumerate(proto.graph.node):
         if node.domain in ("", "ai.onnx") and finder.is_site(node) and floats(node.input[1]):
             yield finder.site(index, node)
@@ -170,6 +186,7 @@ class _Finder:
     users: Mapping[str, list[int]]
     outputs: set[str]
     made: Mapping[str, onnx.NodeProto]
+    producers: Mapping[str, onnx.NodeProto]
     shape: Callable[[str], tuple[int, ...]]
 
     def is_site(self, node: onnx.NodeProto) -> bool:
@@ -211,9 +228,10 @@ class _Finder:
         return tuple(source[k] for k in node_attributes(node).get("perm", reversed(range(len(source)))))
 
     def site(self, index: int, node: onnx.NodeProto) -> Site:
-        out, norm = node.output[0], None
-        bias_node: int | None = None if node.op_type == "MatMul" else index
-        bias: int | None = None if node.op_type == "MatMul" else 2
+        out = node.output[0]
+        norm: int | None = None
+        has_place = node.op_type != "MatMul" and (len(node.input) > 2 or not self._is_scaled_by_data(node.input[0]))
+        bias_node, bias = (index, 2) if has_place else (None, None)
         follower = self._only_user(out)
         if follower is not None and node.op_type != "MatMul" and self._is_norm(self.proto.graph.node[follower], out):
             norm, out = follower, self.proto.graph.node[follower].output[0]
@@ -236,6 +254,11 @@ class _Finder:
             total,
             other,
         )
+
+    def _is_scaled_by_data(self, name: str) -> bool:
+        """Whether a tensor lies on a grid that only the data tells: what reads it cannot be given a bias of its own."""
+        node = self.producers.get(name)
+        return node is not None and is_dequantized(node) and node.input[1] not in self.known
 
     def _only_user(self, name: str) -> int | None:
         found = self.users.get(name, [])
