@@ -17,17 +17,18 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from onnxprune import analysis, cost, shapes
+from onnxprune import analysis, cost, dequantized, shapes
 from onnxprune import plan as plans
 from onnxprune.bodies import drop_unread
 from onnxprune.cut import Cut, cut
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Analysis, Feed, IndexArray
-from onnxprune.recover import dequantized, tune
-from onnxprune.recover.execution import Read, reader, stored_tensors
+from onnxprune.recover import tune
+from onnxprune.recover.execution import Read, reader
 from onnxprune.recover.layers import Weights, weights_of
 from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, reconstruct
+from onnxprune.shapes import stored_tensors
 
 log = logging.getLogger(__name__)
 

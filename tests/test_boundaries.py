@@ -69,6 +69,7 @@ LEAVES = {
     "conditions",
     "cost",
     "criteria",
+    "dequantized",
     "dims",
     "errors",
     "folder",

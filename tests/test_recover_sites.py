@@ -13,10 +13,11 @@ from onnxprune import runtime
 from onnxprune.errors import ModelError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
-from onnxprune.recover.execution import Shelf, Walk, reader, stored_tensors
+from onnxprune.recover.execution import Shelf, Walk, reader
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.relax import flat_regions
 from onnxprune.recover.task import pooled_source
+from onnxprune.shapes import stored_tensors
 
 
 def model_of(text: str, **weights: tuple[int, ...]) -> onnx.ModelProto:

@@ -25,7 +25,7 @@ from onnxprune.bodies import above, bodies, held_tensors, operands
 from onnxprune.errors import ModelError
 from onnxprune.holdout import Holdout
 from onnxprune.records import Feed
-from onnxprune.shapes import constant_tensor
+from onnxprune.shapes import stored_tensors
 
 Array = npt.NDArray[Any]
 Read = Callable[[str], Array]
@@ -267,16 +267,6 @@ def _elsewhere(name: str, array: Array) -> onnx.TensorProto:
     tensor = onnx.TensorProto(name=name, data_type=kind, dims=array.shape, data_location=onnx.TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="memory")
     return tensor
-
-
-def stored_tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
-    """Initializers, and what Constant nodes hold, by name."""
-    found = {t.name: t for t in proto.graph.initializer}
-    for node in proto.graph.node:
-        tensor = constant_tensor(node) if node.op_type == "Constant" else None
-        if tensor is not None:
-            found[node.output[0]] = tensor
-    return found
 
 
 def reader(proto: onnx.ModelProto, read: Callable[[str], Array | None], values: Mapping[str, Array]) -> Read:

@@ -24,9 +24,10 @@ from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
 from onnxprune.recover.divergence import Probe, spread
-from onnxprune.recover.execution import Shelf, Walk, stored_tensors
+from onnxprune.recover.execution import Shelf, Walk
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.sites import Site
+from onnxprune.shapes import stored_tensors
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]

@@ -12,9 +12,9 @@ import onnx
 
 from onnxprune.bodies import operands
 from onnxprune.recover import grids, sites
-from onnxprune.recover.execution import reader, stored_tensors
+from onnxprune.recover.execution import reader
 from onnxprune.recover.sites import Site
-from onnxprune.shapes import node_attributes
+from onnxprune.shapes import node_attributes, stored_tensors
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]

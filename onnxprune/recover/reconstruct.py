@@ -23,13 +23,15 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune.bodies import inner_nodes, operands
+from onnxprune.dequantized import GRIDS
 from onnxprune.dims import Dim
 from onnxprune.records import Analysis, Feed
 from onnxprune.recover import recurrent, sites, statistics
-from onnxprune.recover.execution import Shelf, Walk, stored_tensors
+from onnxprune.recover.execution import Shelf, Walk
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.sites import Site
 from onnxprune.recover.task import Task
+from onnxprune.shapes import stored_tensors
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +146,7 @@ def find_sites(proto: onnx.ModelProto, analysis: Analysis) -> Iterable[Site]:
     tensors = stored_tensors(proto)
     types = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE}
     known = {n for n, t in tensors.items() if t.data_type in types}
-    integers = {n for n, t in tensors.items() if t.data_type in sites.GRIDS}
+    integers = {n for n, t in tensors.items() if t.data_type in GRIDS}
 
     def shape(name: str) -> tuple[int, ...]:
         return tuple(tensors[name].dims) if name in tensors else tuple(d.size for d in analysis.tensors.get(name, ()))

@@ -21,11 +21,11 @@ from onnx import numpy_helper
 
 from onnxprune import runtime
 from onnxprune.recover import sites
-from onnxprune.recover.execution import Walk, stored_tensors
+from onnxprune.recover.execution import Walk
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.solve import Equations, Solution, solve
-from onnxprune.shapes import node_attributes
+from onnxprune.shapes import node_attributes, stored_tensors
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]

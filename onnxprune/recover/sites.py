@@ -58,8 +58,6 @@ class Site:
         return int(self.attributes.get("group", 1))
 
 
-GRIDS = tuple(getattr(onnx.TensorProto, n) for n in ("INT8", "UINT8", "INT16", "UINT16", "INT32"))
-"""Types of quantized weights that can be solved for."""
 _CONSTANT_OPS = ("Identity", "Transpose", "Cast")
 _LINEAR = ("QuantizeLinear", "DequantizeLinear")
 _REARRANGING = ("Concat", "Reshape", "Slice", "Squeeze", "Unsqueeze")

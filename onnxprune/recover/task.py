@@ -17,13 +17,13 @@ from onnxprune.dims import Dim
 from onnxprune.holdout import HELD_OUT
 from onnxprune.records import Analysis
 from onnxprune.recover import large, recurrent, sites, statistics
-from onnxprune.recover.execution import Walk, stored_tensors
+from onnxprune.recover.execution import Walk
 from onnxprune.recover.layers import Weights
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.relax import Block, Side, flat_regions, relax
 from onnxprune.recover.sites import Site
 from onnxprune.recover.solve import Solution, requantized, solve
-from onnxprune.shapes import node_attributes
+from onnxprune.shapes import node_attributes, stored_tensors
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]

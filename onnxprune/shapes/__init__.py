@@ -15,7 +15,7 @@ from onnxprune.shapes.sizes import (
     typical_inputs,
     variations,
 )
-from onnxprune.shapes.walk import constant_tensor, node_attributes
+from onnxprune.shapes.walk import constant_tensor, node_attributes, stored_tensors
 
 __all__ = [
     "ANALYSIS_SIZES",
@@ -29,6 +29,7 @@ __all__ = [
     "infer",
     "is_dynamic",
     "node_attributes",
+    "stored_tensors",
     "typical_inputs",
     "variations",
 ]

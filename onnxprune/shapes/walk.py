@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, TypeProto
+from onnx import ModelProto, TensorProto, TypeProto
 
 from onnxprune.bodies import entering, is_walkable, leaving, live_bodies, live_nodes
 from onnxprune.folding import LARGEST, evaluate
@@ -293,3 +293,13 @@ def shape_of(kind: TypeProto | None) -> Shape | None:
 def is_concrete(kind: TypeProto | None) -> bool:
     """Whether all sizes are known."""
     return shape_of(kind) is not None
+
+
+def stored_tensors(proto: ModelProto) -> dict[str, TensorProto]:
+    """Initializers, and what Constant nodes hold, by name."""
+    found = {t.name: t for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        tensor = constant_tensor(node) if node.op_type == "Constant" else None
+        if tensor is not None:
+            found[node.output[0]] = tensor
+    return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import onnx
 
 from onnxprune import runtime
 from onnxprune.bodies import above, operands
+from onnxprune.dequantized import dequantized
 from onnxprune.errors import ModelError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Feed
@@ -57,6 +60,13 @@ def is_one_per_item(values: Array, axis: int, rows: int) -> bool:
     if values.ndim < 2 or len(values) != rows or values.dtype.kind != "f":
         return False
     return bool(values.size == rows * values.shape[axis])
+
+
+def opened(path: Path) -> ModelFile:
+    """The model at `path`, with its quantized operators in terms of floating point, whose layers tell more."""
+    file = ModelFile.load(path)
+    found = dequantized(file.proto, file.reader())
+    return file if found is None else dataclasses.replace(file, proto=found.proto)
 
 
 def session(file: ModelFile, names: Iterable[str]) -> Any:

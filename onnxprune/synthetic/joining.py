@@ -19,11 +19,10 @@ import numpy.typing as npt
 
 from onnxprune.augmentation import augment, is_image
 from onnxprune.holdout import Holdout
-from onnxprune.modelfile import ModelFile
 from onnxprune.records import Feed
 from onnxprune.synthetic import breeding, drawing, signals
 from onnxprune.synthetic.drawing import Input
-from onnxprune.synthetic.features import Describer
+from onnxprune.synthetic.features import Describer, opened
 from onnxprune.synthetic.guesses import Scaling
 
 Array = npt.NDArray[Any]
@@ -85,7 +84,7 @@ def _bred(
     model: Path, feeds: Sequence[Feed], holdout: Holdout, copies: int, rounds: int, random: Random
 ) -> list[Feed] | None:
     """Copies of all feeds, of one input; None where the model says more than one thing about an image."""
-    file, name = ModelFile.load(model), next(iter(feeds[0]))
+    file, name = opened(model), next(iter(feeds[0]))
     axis = Input(name, "image", feeds[0][name].shape, feeds[0][name].dtype).axis
     scaling = Scaling.of_data([feed[name] for feed in feeds], axis)
     result = [{name: feed[name].copy()} for _ in range(copies) for feed in feeds]

@@ -34,7 +34,7 @@ def judge(model: str, feeds: Sequence[Feed], *, probed: bool) -> list[str]:
 
     Raises UsageError where an output of the model is nowhere a finite number on a row of them.
     """
-    file = ModelFile.load(Path(model))
+    file = features.opened(Path(model))
     try:
         _require_numbers(runtime.session(model, optimize=False, prepack=False), feeds)
         image = _image(file, feeds[0]) if probed else None

@@ -54,7 +54,7 @@ def make(
     `values`: elements of images that may be run through the model to breed better ones (`breeding`). The same seed
     gives the same feeds. Raises ModelError where the model runs at none of the sizes tried.
     """
-    file = ModelFile.load(Path(model))
+    file = features.opened(Path(model))
     inputs = _working_inputs(file.proto, model, given, rows, bounds, seed)
     scaling, words = _scaling(file, inputs, bounds, seed)
     random = np.random.default_rng(seed)

@@ -15,10 +15,11 @@ from onnx import numpy_helper, parser
 
 from onnxprune import api, choosing, ranking, recovery, runtime
 from onnxprune.config import Config
+from onnxprune.dequantized import Dequantized, dequantized
 from onnxprune.latency.model import costs as latency_costs
 from onnxprune.latency.model import sizes_of
 from onnxprune.records import Analysis, LatencyModel, NodeLatency
-from onnxprune.recover.dequantized import Dequantized, dequantized
+from onnxprune.synthetic import features
 
 Array = npt.NDArray[Any]
 HEAD = '<ir_version: 8, opset_import: ["": {opset}, "com.microsoft": 1]> g {text}'
@@ -225,6 +226,13 @@ def test_latencies_are_those_of_the_nodes_of_the_file(
     assert (np.diff(found[group.id].damage) >= 0).all()
 
 
+@pytest.mark.parametrize("form", TWO)
+def test_the_layers_of_a_quantized_model_tell_inputs_apart(tmp_path: Path, form: str) -> None:
+    path, _ = saved(tmp_path, form)
+    assert not features.features_of(onnx.load(path).graph)
+    assert features.features_of(features.opened(path).proto.graph)
+
+
 def cost_of(path: Path, node: int) -> int:
     """Multiply-accumulates of a node of the file."""
     opened = recovery.open_source(recovery.Source(str(path), {}, [], 0, 1, 1 << 30))
@@ -246,5 +254,5 @@ def test_where_channels_are_tied_in_another_way_nothing_is_spelled_out(
     assert other is not None
     other.proto.graph.node.add(op_type="Softmax", input=["h"], output=["tied"])
     other.proto.graph.output.add(name="tied")
-    monkeypatch.setattr("onnxprune.recover.dequantized.dequantized", lambda *_: other)
+    monkeypatch.setattr("onnxprune.dequantized.dequantized", lambda *_: other)
     assert {n.op_type for n in recovery.open_source(source).proto.graph.node} >= {"MatMulInteger"}

@@ -23,13 +23,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune.bodies import operands
-from onnxprune.recover.execution import stored_tensors
-from onnxprune.recover.sites import GRIDS
-from onnxprune.shapes import node_attributes
+from onnxprune.shapes import node_attributes, stored_tensors
 
 Array = npt.NDArray[Any]
 Nodes = list[onnx.NodeProto]
 
+GRIDS = tuple(getattr(onnx.TensorProto, n) for n in ("INT8", "UINT8", "INT16", "UINT16", "INT32"))
+"""Types of quantized weights that can be solved for."""
 CONTRIB = "com.microsoft"
 PER_AXIS = 13
 """The operator set from which on DequantizeLinear has scales along an axis; ONNX Runtime's own has them in all."""
