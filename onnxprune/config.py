@@ -50,7 +50,8 @@ class Config:
     `max_drop`: how much it may fall: as much as that allows is removed, at most to `target` where there is one.
     `keep` / `only`: shell-style patterns over group, tensor and node names. `heads`: whether outer factors of products
     (attention heads, groups of channels) may go; `head_width`: cut the inner factor of a product alone. Without, one
-    ratio for all cuts the outer one, and a split by measured damage both.
+    ratio for all cuts the outer one, and a split by measured damage both. `fuse`: take what lies between the linear
+    operators and only scales or shifts into them, where ONNX Runtime does not.
     """
 
     output: Path | None = None
@@ -65,6 +66,7 @@ class Config:
     heads: bool = True
     head_width: bool = False
     recover: bool = True
+    fuse: bool = True
     calibration_size: int = 1024
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()

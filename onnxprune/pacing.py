@@ -21,6 +21,7 @@ from onnxprune.config import Config, parse_target
 from onnxprune.cut import cut
 from onnxprune.dims import Dim
 from onnxprune.errors import NotFasterError, NothingToPruneError
+from onnxprune.fusing import fused
 from onnxprune.latency import model as latency_model
 from onnxprune.latency import profile, pursuit
 from onnxprune.modelfile import skeleton, write
@@ -94,7 +95,7 @@ def start(pace: Pace, goal: float | None = None) -> Start:
         paths = [Path(folder) / f"{k}.onnx" for k in range(len(plans))]
         for counts, path in zip(plans, paths, strict=True):
             kept = {g.id: np.arange(counts[g.id]) for g in pace.chosen if counts[g.id] < g.size}
-            _write(pace.opened, kept, path, named)
+            _write(pace, kept, path, named)
         first, *profiles = comparison.profile_files([pace.original, *paths], pace.timed)
     atoms = [_by_atom(pace.chosen, counts) for counts in plans]
     found = latency_model.fit(pace.opened.model.proto, pace.opened.analysis, atoms, profiles, LEVELS)
@@ -147,16 +148,19 @@ def reach(pace: Pace, begun: Start, removals: Mapping[str, Removal]) -> tuple[Pl
 
     outcome = pursuit.pursue(begun.goal, proposers(), measure)
     steps = (pace.finer or pace.steps).values()
+    kept = _kept(pace.chosen, removals, outcome.allocation)
     notes = () if outcome.met else (_coarse(begun.goal, outcome.reached, finest=max(steps, default=1) == 1),)
+    if not kept:
+        notes = (f"the fused model takes {outcome.reached:.3f} of the original's latency, so no channel is removed",)
     found = Pursuit(begun.goal, outcome.reached, outcome.attempts, models[-1], notes)
-    return Plan(_kept(pace.chosen, removals, outcome.allocation)), found
+    return Plan(kept), found
 
 
 def _measured(pace: Pace, kept: Mapping[str, IndexArray]) -> float:
     """The share of the original's latency that the model cut to a plan takes."""
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         path = Path(folder) / "candidate.onnx"
-        _write(pace.opened, kept, path)
+        _write(pace, kept, path)
         return 1.0 / comparison.compare_files([pace.original, path], pace.timed, self_test=False)[0].speedup
 
 
@@ -243,8 +247,9 @@ def _kept(groups: Iterable[Group], removals: Mapping[str, Removal], allocation: 
     }
 
 
-def _write(opened: Opened, kept: Mapping[str, IndexArray], path: Path, proto: onnx.ModelProto | None = None) -> None:
-    done = cut(proto or opened.model.proto, opened.analysis, opened.shapes, kept)
+def _write(pace: Pace, kept: Mapping[str, IndexArray], path: Path, proto: onnx.ModelProto | None = None) -> None:
+    opened = pace.opened
+    done, _ = fused(opened, pace.config, cut(proto or opened.model.proto, opened.analysis, opened.shapes, kept))
     write(opened.model, done.proto, done.edits, path)
 
 

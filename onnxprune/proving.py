@@ -56,11 +56,10 @@ def prove(opened: Opened, config: Config, plan: Plan, path: Path, feeds: Sequenc
             _check_arithmetic(path, config)
             proof: Proof = result()
     verify.require_exact(proof.exactness, tolerance)
-    if opened.exactness is None:
-        return proof
     # Where no channel went, there is no cut to be wrong.
     cut = proof.exactness if plan.kept else dataclasses.replace(proof.exactness, shown=True)
-    return dataclasses.replace(proof, exactness=verify.worst_of(opened.exactness, cut))
+    whole = cut if opened.exactness is None else verify.worst_of(opened.exactness, cut)
+    return dataclasses.replace(proof, exactness=whole)
 
 
 def _check_arithmetic(path: Path, config: Config) -> None:
@@ -86,24 +85,41 @@ def run_shapes(opened: Opened, config: Config) -> list[dict[str, tuple[int, ...]
 
 def prove_removal(opened: Opened, config: Config, silenced: onnx.ModelProto, left: onnx.ModelProto) -> Exactness:
     """That the model `left` after blocks were removed equals the original with their branches `silenced`."""
-    tolerance = verify.tolerance_for(opened.model.path)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         reference, result = Path(folder) / "silenced.onnx", Path(folder) / "left.onnx"
         reference.write_bytes(silenced.SerializeToString())
         result.write_bytes(left.SerializeToString())
-        exactness: Exactness = worker.call(
-            "onnxprune.verify:prove_equal",
-            {
-                "reference": str(reference),
-                "result": str(result),
-                "original": str(opened.model.path),
-                "folder": str(opened.model.base_dir),
-                "sizes": run_shapes(opened, config),
-                "bounds": calibration.index_bounds(opened.model.graph, opened.shapes),
-                "seed": config.seed,
-                "tolerance": tolerance,
-            },
-            timeout_s=VERIFY_LIMIT_S,
-        )
-    verify.require_equal(exactness, tolerance)
+        exactness = _compared(opened, config, reference, result, opened.model.base_dir)
+    verify.require_equal(exactness, verify.tolerance_for(opened.model.path))
     return exactness
+
+
+def prove_fusion(opened: Opened, config: Config, plain: Path, fused: Path) -> None:
+    """That the model in `fused` equals the one in `plain`, of which it was made. Raises VerificationError."""
+    exactness = _compared(opened, config, plain, fused, None)
+    tolerance = verify.tolerance_for(opened.model.path)
+    if not exactness.passed:
+        raise VerificationError(
+            f"the fused model differs from what it was made of by {exactness.max_rel:.2g} of the output range "
+            f"(tolerance {tolerance:.2g})"
+        )
+
+
+def _compared(opened: Opened, config: Config, reference: Path, result: Path, folder: Path | None) -> Exactness:
+    """How far the model in `result` is from the one in `reference`; `folder`: of their external data, by default
+    each one's own."""
+    found: Exactness = worker.call(
+        "onnxprune.verify:prove_equal",
+        {
+            "reference": str(reference),
+            "result": str(result),
+            "original": str(opened.model.path),
+            "folder": None if folder is None else str(folder),
+            "sizes": run_shapes(opened, config),
+            "bounds": calibration.index_bounds(opened.model.graph, opened.shapes),
+            "seed": config.seed,
+            "tolerance": verify.tolerance_for(opened.model.path),
+        },
+        timeout_s=VERIFY_LIMIT_S,
+    )
+    return found

@@ -15,7 +15,8 @@ from onnxprune.clock import Clock
 from onnxprune.comparison import Conditions
 from onnxprune.config import Config
 from onnxprune.cut import Cut
-from onnxprune.errors import ModelError, WorkerError
+from onnxprune.errors import ModelError, VerificationError, WorkerError
+from onnxprune.fusing import fused
 from onnxprune.gathering import Gathered
 from onnxprune.modelfile import write
 from onnxprune.opened import Opened
@@ -111,6 +112,20 @@ def _latency(job: Job, path: Path) -> Latency | None:
 
 
 def _save_cut(job: Job) -> Proof:
+    done, nodes = fused(job.opened, job.config, job.done)
+    if nodes:
+        try:
+            return dataclasses.replace(_write_cut(job, done), fused=nodes)
+        except VerificationError as error:
+            log.warning("%s", _unfused(error))
+    return _write_cut(job, job.done)
+
+
+def _unfused(error: VerificationError) -> str:
+    return f"nothing was fused, as the proof fails with it: {str(error).splitlines()[0]}"
+
+
+def _write_cut(job: Job, done: Cut) -> Proof:
     proofs: list[Proof] = []
 
     def check(path: Path) -> None:
@@ -119,8 +134,9 @@ def _save_cut(job: Job) -> Proof:
         proofs.append(dataclasses.replace(proof, metric=_metric(job, None, path), latency=latency))
 
     start = time.perf_counter()
-    write(job.opened.model, job.done.proto, job.done.edits, job.output, check=check, force=job.config.force)
-    elsewhere = job.clock.seconds["verify"] + job.clock.seconds.get("benchmark", 0.0)
+    spent = job.clock.seconds.get("verify", 0.0) + job.clock.seconds.get("benchmark", 0.0)
+    write(job.opened.model, done.proto, done.edits, job.output, check=check, force=job.config.force)
+    elsewhere = job.clock.seconds["verify"] + job.clock.seconds.get("benchmark", 0.0) - spent
     job.clock.seconds["save"] = time.perf_counter() - start - elsewhere
     return proofs[0]
 
@@ -137,28 +153,45 @@ def _recover(job: Job, source: recovery.Source) -> recovery.Recovered:
 
 
 def _save_recovered(job: Job, proof: Proof, cut: Path, recovered: recovery.Recovered) -> Proof:
-    """Write the recovered model, and measure what was written beside the cut alone."""
+    """Write the recovered model, and measure what was written beside the cut alone, whose proof is given."""
     for note in recovered.notes:
         log.warning("%s", note)
-    final = recovery.install(job.done, recovered)
+    plain = recovery.install(job.done, recovered)
     distilled = Distillation(*recovered.distilled) if recovered.distilled else None
     layers = tuple(LayerQuality(layer.node, layer.before, layer.after) for layer in recovered.layers)
+    done, nodes = fused(job.opened, job.config, plain)
+    if nodes:
+        path = cut.with_name("recovered.onnx")
+        write(job.opened.model, plain.proto, plain.edits, path)
+        try:
+            found = _write_recovered(job, proof, cut, done, path)
+        except VerificationError as error:
+            log.warning("%s", _unfused(error))
+            nodes, found = 0, _write_recovered(job, proof, cut, plain)
+    else:
+        found = _write_recovered(job, proof, cut, plain)
+    note = "; ".join(recovered.notes)
+    return dataclasses.replace(found, layers=layers, note=note, distillation=distilled, fused=nodes)
+
+
+def _write_recovered(job: Job, proof: Proof, cut: Path, done: Cut, plain: Path | None = None) -> Proof:
+    """Write the recovered model `done`; `plain`: the file of what it was fused from, which it must equal."""
     proofs: list[Proof] = []
 
     def check(path: Path) -> None:
         verify.check_file(path, job.opened.model.path)
+        if plain is not None:
+            proving.prove_fusion(job.opened, job.config, plain, path)
         feeds = list(job.gathered.held)
         arguments = {"original": job.original, "pruned": str(path), "feeds": feeds, "data": job.data}
         quality = worker.call("onnxprune.verify:compare_quality", arguments, timeout_s=proving.VERIFY_LIMIT_S)
         if job.config.max_drop is None:
             _require_better(proof.quality, quality)
         latency = _latency(job, path)
-        metric = _metric(job, cut, path)
-        note = "; ".join(recovered.notes)
-        proofs.append(Proof(proof.exactness, quality, proof.quality, layers, metric, note, latency, distilled))
+        proofs.append(Proof(proof.exactness, quality, proof.quality, metric=_metric(job, cut, path), latency=latency))
 
     with job.clock("save"):
-        write(job.opened.model, final.proto, final.edits, job.output, check=check, force=job.config.force)
+        write(job.opened.model, done.proto, done.edits, job.output, check=check, force=job.config.force)
     return proofs[0]
 
 

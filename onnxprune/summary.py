@@ -69,7 +69,7 @@ def report(
     kept = single | {g.dim: len(plan.kept[g.id]) for g in found.groups if g.id in plan.kept}
     weights = _parameter_names(opened)
     before = _before(opened.original or opened)
-    after = _after(opened, plan, weights, kept, output)
+    after = _after(opened, plan, weights, kept, output, proof.fused if proof else 0)
     return Report(
         model=str(opened.model.path),
         output=str(output) if output else None,
@@ -99,18 +99,19 @@ def report(
         distillation=proof.distillation if proof else None,
         rounds=rounds,
         pursuit=pursuit,
+        fused=proof.fused if proof else 0,
     )
 
 
 def _after(
-    opened: Opened, plan: Plan, weights: Sequence[str], kept: Mapping[Dim, int], output: Path | None
+    opened: Opened, plan: Plan, weights: Sequence[str], kept: Mapping[Dim, int], output: Path | None, fused: int
 ) -> Totals | None:
     """What the model comes to that was written to `output`, or would be; None where nothing is removed."""
-    if not plan.kept and not plan.blocks:
+    if not plan.kept and not plan.blocks and not fused:
         return None
     found, file = opened.analysis, ModelFile.load(output, lean=True) if output else None
     parameters = _written(opened, weights, file, kept) if file else cost.parameters(found, weights, kept)
-    nodes = len(found.nodes) - _dropped(found, plan)
+    nodes = len(found.nodes) - _dropped(found, plan) - fused
     return Totals(nodes, parameters, file.bytes if file else 0, cost.macs(found, kept))
 
 

@@ -205,9 +205,8 @@ def prove(  # noqa: PLR0913 - all that the child process has to know
     whole = (original, str(Path(original).parent))
     before = (uncut, folder) if uncut else whole
     uncut_outputs = _outputs_alone(*before, made, wide)
-    exactness = exactness_of(
-        expected, found, uncut_outputs, _bounded_outputs(skeleton(Path(pruned), lean=True)), tolerance
-    )
+    bounded = _bounded_outputs(skeleton(Path(pruned), lean=True))
+    exactness = exactness_of(_there(expected, found, Path(pruned)), found, uncut_outputs, bounded, tolerance)
     if has_branches(skeleton(Path(masked)), settled):
         models = (before, (masked, folder), (pruned, str(Path(pruned).parent)))
         for then in (True, False):
@@ -251,7 +250,9 @@ def _with_branch(
     before = _those_that_run(_probed_session(*uncut, wide, branch), working)[1]
     session = _probed_session(*pruned, wide, branch)
     found = [_run_pruned(session, feed) for feed in working]
-    forced = exactness_of(expected, found, before, _bounded_outputs(skeleton(pruned[0])), tolerance)
+    forced = exactness_of(
+        _there(expected, found, pruned[0]), found, before, _bounded_outputs(skeleton(pruned[0])), tolerance
+    )
     return Exactness(
         max(so_far.max_abs, forced.max_abs),
         max(so_far.max_rel, forced.max_rel),
@@ -278,27 +279,32 @@ def prove_equal(
     result: str,
     *,
     original: str,
-    folder: str,
+    folder: str | None,
     sizes: Sequence[Mapping[str, Sequence[int]]],
     bounds: Mapping[str, int],
     seed: int,
     tolerance: float,
 ) -> Exactness:
     """Exactness of the model file `result` against `reference`, both made from `original`, with their external data
-    in `folder`. The inputs are those of `prove`. Run in a child process.
+    in `folder` (None: each with its own beside it). The inputs are those of `prove`. Run in a child process.
     """
     wide = is_widened(Path(original))
-    session = _probed_session(Path(reference), folder, wide)
+    session = _probed_session(Path(reference), folder or str(Path(reference).parent), wide)
     made, expected = _working_feeds(session, original, sizes, bounds, seed, wide)
     del session
-    session = _probed_session(Path(result), folder, wide)
+    session = _probed_session(Path(result), folder or str(Path(result).parent), wide)
     found = [_run_pruned(session, feed) for feed in made]
     del session
     whole = _outputs_alone(original, str(Path(original).parent), made, wide)
-    # What goes into a last operator may have another name in one of them.
-    results = {o.name for o in skeleton(Path(result)).graph.output}
-    expected = [{n: v for n, v in outputs.items() if n in found[0] or n in results} for outputs in expected]
-    return exactness_of(expected, found, whole, _bounded_outputs(skeleton(Path(result))), tolerance)
+    return exactness_of(
+        _there(expected, found, Path(result)), found, whole, _bounded_outputs(skeleton(Path(result))), tolerance
+    )
+
+
+def _there(expected: Sequence[Outputs], found: Sequence[Outputs], result: Path) -> list[Outputs]:
+    """What was expected, but for what goes into a last operator and has another name in the model `result`."""
+    outputs = {o.name for o in skeleton(result, lean=True).graph.output}
+    return [{n: v for n, v in each.items() if n in found[0] or n in outputs} for each in expected]
 
 
 def exactness_of(

@@ -122,6 +122,12 @@ from onnxprune.errors import UsageError
     show_default=True,
     help="Refit what is left to the original's outputs, on the --calibration inputs or on synthetic ones.",
 )
+@click.option(
+    "--fuse/--no-fuse",
+    default=True,
+    show_default=True,
+    help="Take scalings and shifts between the layers into their weights, where ONNX Runtime does not.",
+)
 @click.option("--tune", is_flag=True, help="Distil from the original after that (needs the extra 'gradients').")
 @recovery_options
 @click.option(
@@ -180,6 +186,7 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
     heads: bool,
     head_width: bool,
     recover: bool,
+    fuse: bool,
     tune: bool,
     calibration_size: int,
     mean: tuple[float, ...],
@@ -234,6 +241,7 @@ def prune_command(  # noqa: PLR0913 - one argument per flag
             heads=heads,
             head_width=head_width,
             recover=recover,
+            fuse=fuse,
             tune=tune,
             calibration_size=calibration_size,
             mean=mean,

@@ -27,7 +27,7 @@ from onnxprune.distribution import Workers
 SHARED = (
     *("calibration", "mean", "std", "scale", "layout", "resize", "color", "calibration_size"),
     *("metric", "labels", "evaluation", "input_shapes", "allocation", "depth", "round_to", "keep", "only", "heads"),
-    *("head_width", "recover", "tune", "threads", "memory", "provider", "seed"),
+    *("head_width", "recover", "fuse", "tune", "threads", "memory", "provider", "seed"),
     *("batch", "run_threads", "budget"),
 )
 """Options of `onnxprune MODEL` that hold for every trial."""

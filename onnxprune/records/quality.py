@@ -164,7 +164,8 @@ class Sensitivity:
 @dataclass(frozen=True)
 class Proof:
     """What verification found. `quality`: of the result; `cut_quality`: of the cut alone where that was recovered;
-    `note`: what was meant to be done and could not; `latency`: of the result, where it was asked for."""
+    `note`: what was meant to be done and could not; `latency`: of the result, where it was asked for; `fused`: how many
+    nodes were taken into others."""
 
     exactness: Exactness
     quality: Quality
@@ -174,3 +175,4 @@ class Proof:
     note: str = ""
     latency: Latency | None = None
     distillation: Distillation | None = None
+    fused: int = 0

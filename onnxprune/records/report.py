@@ -90,7 +90,8 @@ class Reach:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a run found and did; every output format is written from this. `seconds` are wall-clock, by stage."""
+    """Everything a run found and did; every output format is written from this. `seconds` are wall-clock, by stage.
+    `fused`: how many nodes were taken into others after the cut."""
 
     model: str
     output: str | None
@@ -113,6 +114,7 @@ class Report:
     rounds: tuple[Round, ...] = ()
     pursuit: Pursuit | None = None
     distillation: Distillation | None = None
+    fused: int = 0
 
 
 @dataclass(frozen=True)

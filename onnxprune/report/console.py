@@ -50,6 +50,10 @@ def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False, ever
             f"Surgery: {verdict}; the largest difference from the masked original is "
             f"{report.exactness.max_rel:.1e} of the output range ({report.exactness.runs} runs)"
         )
+    if report.fused:
+        page.line(
+            f"Fused: {report.fused} nodes that only scale, shift or clip are part of others now (--no-fuse keeps them)"
+        )
     if report.inputs:
         page.line(_inputs_line(report.inputs))
         for guess in report.inputs.guesses:

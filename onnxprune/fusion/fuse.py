@@ -1,0 +1,134 @@
+"""A model with its maps fused: the walks over it in their order, and what they must leave alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import numpy_helper
+
+from onnxprune.bodies import captured_names, drop_entries, drop_unread, operands
+from onnxprune.fusion.affine import Step, step
+from onnxprune.fusion.ahead import CARRYING, Walk, carried
+from onnxprune.fusion.behind import taken_in
+from onnxprune.fusion.constants import Array, Constants, Edit
+from onnxprune.fusion.linear import LINEAR
+
+LEAST_OPSET = 9
+LEAST_IR = 4
+"""The first in which an initializer need not be a graph input as well."""
+PATTERNED = frozenset(
+    ("Erf", "Tanh", "Pow", "Sqrt", "Reciprocal", "Exp", "Log", "Gelu", "Softplus", "LayerNormalization")
+)
+"""What ONNX Runtime's own fusions of several nodes are found by (Gelu, LayerNormalization and their like)."""
+_BETWEEN = CARRYING | PATTERNED | {"ReduceMean", "Neg", "Sigmoid", "HardSwish", "PRelu"}
+
+
+@dataclass(frozen=True)
+class Fused:
+    """`proto`, `edits`: the model as it is written, as of a cut. `nodes`: how many fewer it has; `stored`: how many
+    more numbers."""
+
+    proto: onnx.ModelProto
+    edits: dict[str, Edit]
+    nodes: int
+    stored: int
+
+
+def fused(
+    proto: onnx.ModelProto,
+    edits: Mapping[str, Edit],
+    read: Callable[[str], Array | None],
+    shapes: Mapping[str, Sequence[int]],
+) -> Fused | None:
+    """The model `proto`, whose stored arrays are those of `read` under `edits`, with its maps fused; None where that
+    leaves no fewer nodes. `shapes`: of the tensors of the main graph before the cut. Neither argument is changed."""
+    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    if opset < LEAST_OPSET or proto.ir_version < LEAST_IR:
+        return None
+    constants = Constants(proto, read, edits)
+    patterned = _near_patterns(proto.graph.node)
+    found = (step(node, constants, shapes) for node in proto.graph.node if not patterned.intersection(node.output))
+    steps = {s.node.output[0]: s for s in found if s is not None}
+    if not steps:
+        return None
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    readers = _readers(copy.graph)
+    nodes = taken_in(copy.graph.node, steps, readers, constants)
+    steps = _worth_carrying(nodes, steps, readers)
+    nodes = carried(nodes, Walk(constants, steps, _fixed(copy.graph), readers, shapes))
+    fewer = len(proto.graph.node) - len(nodes)
+    if fewer <= 0:
+        return None
+    gone = _replace(copy.graph, nodes, constants)
+    new = {t.name for t in copy.graph.initializer}
+    stored = sum(a.size for n, a in constants.added.items() if n in new) - sum(map(constants.size, gone))
+    return Fused(copy, {n: e for n, e in constants.edits.items() if n not in gone}, fewer, stored)
+
+
+def _readers(graph: onnx.GraphProto) -> dict[str, int]:
+    counts = Counter(n for node in graph.node for n in operands(node))
+    counts.update(o.name for o in graph.output)
+    return dict(counts)
+
+
+def _fixed(graph: onnx.GraphProto) -> frozenset[str]:
+    """Tensors that stay: graph outputs, what the last operators read, which is compared as well, and what bodies
+    read."""
+    outputs = {o.name for o in graph.output}
+    ends = [node for node in graph.node if outputs.intersection(node.output) and node.op_type not in LINEAR]
+    last = {n for node in ends for n in node.input}
+    return frozenset(outputs | last | {n for node in graph.node for n in captured_names(node)})
+
+
+def _near_patterns(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    """The results of nodes that are tied to an operator of `PATTERNED` by operators that could be fused with it."""
+    between = [n for n in nodes if n.op_type in _BETWEEN]
+    by_tensor: dict[str, list[onnx.NodeProto]] = {}
+    for node in between:
+        for name in (*node.input, *node.output):
+            by_tensor.setdefault(name, []).append(node)
+    stored = {n for node in nodes if node.op_type == "Constant" for n in node.output}
+    produced = {o for node in nodes for o in node.output} - stored
+    waiting, near = [n for n in between if n.op_type in PATTERNED], set[str]()
+    while waiting:
+        node = waiting.pop()
+        if near.issuperset(node.output):
+            continue
+        near.update(node.output)
+        tensors = [n for n in (*node.input, *node.output) if n in produced]
+        waiting.extend(other for name in tensors for other in by_tensor.get(name, ()))
+    return near
+
+
+def _worth_carrying(
+    nodes: Iterable[onnx.NodeProto], steps: Mapping[str, Step], readers: Mapping[str, int]
+) -> dict[str, Step]:
+    """Maps but for those behind a Conv that ONNX Runtime takes into it."""
+    convolved = {n.output[0] for n in nodes if n.op_type == "Conv"}
+
+    def is_left(found: Step) -> bool:
+        vector = found.node.op_type == "BatchNormalization" or not found.map.is_scalar
+        return vector and found.x in convolved and readers.get(found.x) == 1
+
+    return {name: found for name, found in steps.items() if not is_left(found)}
+
+
+def _replace(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], constants: Constants) -> set[str]:
+    """Give a graph other nodes, and what they read; take off what nothing reads any more, and return its names."""
+    before = {n for node in graph.node for n in (*operands(node), *node.output)}
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+    read = _readers(graph)
+    graph.initializer.extend(
+        numpy_helper.from_array(array, name) for name, array in constants.added.items() if name in read
+    )
+    gone = drop_unread(graph, sorted(before - set(read)))
+    there = {o for node in graph.node for o in node.output} | {i.name for i in graph.input}
+    there |= {t.name for t in graph.initializer}
+    drop_entries(graph, {v.name for v in graph.value_info} - there)
+    return gone
