@@ -11,10 +11,11 @@ from onnxprune.opened import Opened
 
 
 def fused(opened: Opened, config: Config, done: Cut) -> tuple[Cut, int]:
-    """What is written of a cut, or of what became of one, and how many nodes fewer that is."""
+    """What is written of a cut, or of what became of one, and how many nodes are part of others or in other terms."""
     if not config.fuse:
         return done, 0
-    found = fusion.fused(done.proto, done.edits, opened.model.reader(), opened.shapes.shape)
+    is_cpu = config.provider == "cpu"
+    found = fusion.fused(done.proto, done.edits, opened.model.reader(), opened.shapes.shape, blocked=is_cpu)
     if found is None or (found.stored > 0 and _counts_weights(config)):
         return done, 0
     return dataclasses.replace(done, proto=found.proto, edits=found.edits), found.nodes

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from onnxprune import allocate, cost, processor, unpruned, widths, wording
+from onnxprune.bodies import flat_nodes
 from onnxprune.config import Config, parse_target
 from onnxprune.dims import Dim, resolve
 from onnxprune.modelfile import ModelFile
@@ -111,7 +112,7 @@ def _after(
         return None
     found, file = opened.analysis, ModelFile.load(output, lean=True) if output else None
     parameters = _written(opened, weights, file, kept) if file else cost.parameters(found, weights, kept)
-    nodes = len(found.nodes) - _dropped(found, plan) - fused
+    nodes = len(flat_nodes(file.proto)) if file else len(found.nodes) - _dropped(found, plan)
     return Totals(nodes, parameters, file.bytes if file else 0, cost.macs(found, kept))
 
 

@@ -56,7 +56,7 @@ def reader(proto: onnx.ModelProto) -> Callable[[str], Array | None]:
 
 
 def fuse(proto: onnx.ModelProto) -> Fused | None:
-    return fused(proto, {}, reader(proto), infer(proto).shape)
+    return fused(proto, {}, reader(proto), infer(proto).shape, blocked=True)
 
 
 def written(found: Fused, read: Callable[[str], Array | None]) -> onnx.ModelProto:
@@ -148,6 +148,9 @@ FUSED = {
         "a = Mul(x, v) c = Add(a, v) d = Mul(c, s3) z = Sin(d) y = Abs(z)", IMAGES,
         ["Mul", "Add", "Sin", "Abs"],
     ),
+    "one slope of a PRelu, behind a scale": (
+        "r = Sin(x) a = Mul(r, half) p = PRelu(a, one) y = Conv(p, k)", IMAGES, ["Sin", "LeakyRelu", "Conv"],
+    ),
     "a hard sigmoid of a map": (
         "h = Conv(x, k) r = Relu(h) a = Mul(r, half) c = Add(a, s1) z = HardSigmoid<alpha=0.3>(c) y = Conv(z, w)",
         IMAGES, ["Conv", "Relu", "HardSigmoid", "Conv"],
@@ -191,7 +194,7 @@ def test_maps_are_taken_in(name: str) -> None:
     assert found is not None
     after = written(found, reader(before))
     assert operators(after) == expected
-    assert found.nodes == len(operators(before)) - len(expected)
+    assert found.nodes == len(operators(before)) - len(expected) + operators(before).count("PRelu")
     assert before.SerializeToString() == copy
     require_equal(before, after)
 
@@ -200,6 +203,17 @@ def test_maps_are_taken_in(name: str) -> None:
 def test_what_is_left_as_it_is(name: str) -> None:
     text, out = LEFT[name]
     assert fuse(model(text, out, **OTHERS)) is None
+
+
+def test_slopes_per_channel_stay_in_the_layout_of_convolutions() -> None:
+    before = model("h = Conv(x, k) p = PRelu(h, v) y = Conv(p, w)")
+    found = fuse(before)
+    assert found is not None and found.nodes == 1
+    after = written(found, reader(before))
+    assert operators(after) == ["Conv", "Relu", "BatchNormalization", "BatchNormalization", "Add", "Conv"]
+    require_equal(before, after)
+    assert fused(before, {}, reader(before), infer(before).shape, blocked=False) is None
+    assert fuse(model("p = PRelu(x, v) y = Conv(p, w)")) is None
 
 
 def test_results_that_are_given_out_stay() -> None:
@@ -240,7 +254,7 @@ def test_edits_of_the_cut_come_first() -> None:
     before = model("h = Conv(x, k) m = Mul(h, half) y = Add(m, v)", "n,c,h,w")
     kept = [0, 2, 3, 7]
     edits = {"k": lambda a: a[kept], "v": lambda a: a[kept]}
-    found = fused(before, edits, reader(before), infer(before).shape)
+    found = fused(before, edits, reader(before), infer(before).shape, blocked=True)
     assert found is not None
     after = stored_tensors(written(found, reader(before)))
     weight = numpy_helper.to_array(stored_tensors(before)["k"])
@@ -306,6 +320,10 @@ class _Maker:
             low, high = [(0.0, 6.0), (0.0, 1.0), (-1.0, 2.0)][self.random.integers(3)]
             self.add("Clip", [x, self.stored(np.array(low)), self.stored(np.array(high))])
         elif kind == 7:
+            if self.random.random() < 0.3:
+                slopes = self.random.uniform(-0.2, 1.5, [(1,), (8, 1, 1)][self.random.integers(2)])
+                self.add("PRelu", [x, self.stored(slopes)])
+                return
             self.add(str(self.random.choice(["Relu", "LeakyRelu", "HardSigmoid", "Sigmoid", "Neg"])), [x])
         elif kind == 8:
             self.add("MaxPool", [x], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
@@ -347,7 +365,8 @@ def test_random_models_keep_their_results(seed: int) -> None:
     if found is None:
         return
     after = written(found, reader(before))
-    assert len(operators(after)) < len(operators(before))
+    slopes = sum(n.op_type == "PRelu" for n in before.graph.node)
+    assert len(operators(after)) < len(operators(before)) + 3 * slopes
     assert all(count == 1 for count in Counter(n.name for n in after.graph.node if n.name).values())
     feed = {"x": np.random.default_rng(1).standard_normal((2, 8, 12, 12)).astype(np.float32)}
     np.testing.assert_allclose(outputs(after, feed)["y"], outputs(before, feed)["y"], atol=2e-4)
@@ -405,8 +424,8 @@ def test_the_fused_model_is_the_plain_one(network: Path, tmp_path: Path, recover
 def test_a_fusion_that_is_wrong_is_left_out(
     network: Path, tmp_path: Path, recover: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def wrong(*arguments: Any) -> Fused | None:
-        found = fused(*arguments)
+    def wrong(*arguments: Any, blocked: bool) -> Fused | None:
+        found = fused(*arguments, blocked=blocked)
         assert found is not None
         found.edits["k"] = lambda array: array * np.float32(1.001)
         return found

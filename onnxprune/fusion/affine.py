@@ -76,12 +76,12 @@ def step(node: onnx.NodeProto, constants: Constants, shapes: Mapping[str, Sequen
     name, x = (left, right) if constants.is_stored(left) else (right, left)
     if not constants.is_short(name):
         return None
-    number = _per_channel(constants, name, shapes.get(x, ()))
+    number = per_channel(constants, name, shapes.get(x, ()))
     found = None if number is None else _ARITHMETIC[node.op_type](number, name == left)
     return Step(node, x, found) if found is not None and found.is_sound else None
 
 
-def _per_channel(constants: Constants, name: str, shape: Sequence[int]) -> Float | None:
+def per_channel(constants: Constants, name: str, shape: Sequence[int]) -> Float | None:
     """A constant as one number, or one for each index of axis 1 of an operand of that shape before the cut; else
     None."""
     sizes = constants.shape(name)

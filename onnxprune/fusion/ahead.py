@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxprune.fusion.affine import MOST, Affine, Step, scalar
+from onnxprune.fusion.affine import MOST, Affine, Step, per_channel, scalar
 from onnxprune.fusion.constants import Constants, Float
 from onnxprune.fusion.linear import LINEAR, linear
 from onnxprune.shapes import node_attributes
@@ -36,20 +36,25 @@ class View:
 
 @dataclass
 class Walk:
-    """What is known on the way. `fixed`: tensors that must be there as they are: graph outputs, and what bodies read.
-    `nodes`: the new ones. `readers`: how often each tensor was read. `views`: maps not computed so far, by tensor.
-    `convolutions`: those that a tensor is computed from element by element, and so has the channels of."""
+    """What is known on the way.
+
+    `fixed`: tensors that must be there as they are. `readers`: how often each tensor was read. `shapes`: before the
+    cut. `blocked`: whether convolutions run in a layout of their own, as on the CPU. `nodes`: the new ones; `rewritten`:
+    how many stand in other terms. `views`: maps not computed so far, by tensor; `whole`: those that were put together.
+    `convolutions`: those that a tensor is computed from element by element, and so has the channels of.
+    """
 
     constants: Constants
     steps: Mapping[str, Step]
     fixed: frozenset[str]
     readers: Mapping[str, int]
     shapes: Mapping[str, Sequence[int]]
+    blocked: bool
+    rewritten: int = 0
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     views: dict[str, View] = field(default_factory=dict)
     convolutions: dict[str, tuple[onnx.NodeProto, ...]] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)
-    """Views that were put together."""
 
     def view(self, name: str) -> tuple[str, Affine]:
         """A tensor as a map of another."""
@@ -96,7 +101,9 @@ class Walk:
         if own and len(own) <= (1 if is_convolved else len(_parts(found.map))):
             self.whole.update(n.output[0] for n in own)
             return [self.emit(node) for node in own][-1]
-        return self._normalised(name, found) if is_convolved else self._arithmetic(name, found)
+        if is_convolved:
+            return self.normalise(found.core, name, found.map, _label(found.node, "map"))
+        return self._arithmetic(name, found)
 
     def _own_nodes(self, name: str) -> list[onnx.NodeProto]:
         """The nodes that compute a view from what is there, if maps alone do, in their order."""
@@ -110,12 +117,12 @@ class Walk:
             view = self.views[operand]
         return []
 
-    def _normalised(self, name: str, found: View) -> str:
-        count = max(_channels(c, self.constants) for c in self.convolutions[found.core])
-        stored = [self._vector(f"{name}_{what}", value, count) for _, what, value in _both(found.map)]
+    def normalise(self, core: str, name: str, map_: Affine, label: str) -> str:
+        """Append the map `name` of a tensor that has the channels of convolutions; its name."""
+        count = max(_channels(c, self.constants) for c in self.convolutions[core])
+        stored = [self._vector(f"{name}_{what}", value, count) for _, what, value in _both(map_)]
         stored += [self.constants.filled(value, count) for value in (0.0, 1.0)]
-        label = _label(found, "map")
-        return self.emit(helper.make_node("BatchNormalization", [found.core, *stored], [name], name=label, epsilon=0.0))
+        return self.emit(helper.make_node("BatchNormalization", [core, *stored], [name], name=label, epsilon=0.0))
 
     def _vector(self, name: str, value: Float, count: int) -> str:
         if np.all(value == value[0]) and value[0] in (0.0, 1.0):
@@ -128,7 +135,7 @@ class Walk:
             result = name if k == len(parts) - 1 else self.constants.fresh(f"{name}_{what}d")
             shape = () if value.size == 1 else (value.size, *[1] * (len(self.shapes[name]) - 2))
             stored = self.constants.add(f"{name}_{what}", value.reshape(shape))
-            last = self.emit(helper.make_node(op, [last, stored], [result], name=_label(found, what)))
+            last = self.emit(helper.make_node(op, [last, stored], [result], name=_label(found.node, what)))
         return last
 
 
@@ -157,9 +164,9 @@ def carried(nodes: Iterable[onnx.NodeProto], walk: Walk) -> list[onnx.NodeProto]
     return walk.nodes
 
 
-def _label(found: View, what: str) -> str:
+def _label(node: onnx.NodeProto, what: str) -> str:
     """The name of a node that is one part of what another was."""
-    return f"{found.node.name}/{what}" if found.node.name else ""
+    return f"{node.name}/{what}" if node.name else ""
 
 
 def _channels(node: onnx.NodeProto, constants: Constants) -> int:
@@ -204,7 +211,7 @@ def _product(walk: Walk, node: onnx.NodeProto) -> bool:
     (x, s), (y, t) = (walk.view(n) for n in node.input)
     if (s.is_identity and t.is_identity) or s.shifts or t.shifts or not (s.is_scalar and t.is_scalar):
         return False
-    return _commuted(walk, node, [x, y], Affine(s.scale * t.scale, np.zeros(1)))
+    return _commuted(walk, node, [x, y], _scaling(s.scale * t.scale))
 
 
 def _clip(walk: Walk, node: onnx.NodeProto) -> bool:
@@ -255,6 +262,34 @@ def _rectifier(walk: Walk, node: onnx.NodeProto) -> bool:
     return _commuted(walk, node, [core, *node.input[1:]], map_)
 
 
+def _slopes(walk: Walk, node: onnx.NodeProto) -> bool:
+    """PRelu, for which ONNX Runtime leaves the layout of its convolutions, at a cost near that of one of them: with one
+    slope LeakyRelu, with one per channel  PRelu(x; s) = s x + (1 - s) max(x, 0)  in that layout."""
+    name = node.input[1]
+    if not walk.constants.is_short(name):
+        return False
+    slopes = per_channel(walk.constants, name, walk.shapes.get(node.input[0], ()))
+    if slopes is None:
+        return False
+    if slopes.size == 1:
+        walk.rewritten += 1
+        made = helper.make_node("LeakyRelu", [node.input[0]], [node.output[0]], name=node.name, alpha=float(slopes[0]))
+        return _rectifier(walk, made) or bool(walk.emit(made, [walk.put_together(node.input[0])]))
+    if not walk.blocked or walk.put_together(node.input[0]) not in walk.convolutions:
+        return False
+    walk.rewritten += 1
+    x, y = walk.put_together(node.input[0]), node.output[0]
+    kept = walk.emit(helper.make_node("Relu", [x], [walk.constants.fresh(f"{y}_kept")], name=_label(node, "kept")))
+    sloped = walk.normalise(x, walk.constants.fresh(f"{y}_sloped"), _scaling(slopes), _label(node, "sloped"))
+    lifted = walk.normalise(kept, walk.constants.fresh(f"{y}_lifted"), _scaling(1.0 - slopes), _label(node, "lifted"))
+    walk.emit(helper.make_node("Add", [sloped, lifted], [y], name=node.name))
+    return True
+
+
+def _scaling(scale: Float) -> Affine:
+    return Affine(scale, np.zeros(1))
+
+
 def _maximum(walk: Walk, node: onnx.NodeProto) -> bool:
     """max(s x + b) = s max(x) + b for s > 0"""
     core, map_ = walk.view(node.input[0])
@@ -297,6 +332,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("MaxPool", "GlobalMaxPool"), _maximum),
     **dict.fromkeys(("AveragePool", "GlobalAveragePool"), _mean),
     **dict.fromkeys(("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"), _move),
+    "PRelu": _slopes,
     "Clip": _clip,
     "HardSigmoid": _hard_sigmoid,
 }

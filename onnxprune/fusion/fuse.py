@@ -28,8 +28,8 @@ _BETWEEN = CARRYING | PATTERNED | {"ReduceMean", "Neg", "Sigmoid", "HardSwish", 
 
 @dataclass(frozen=True)
 class Fused:
-    """`proto`, `edits`: the model as it is written, as of a cut. `nodes`: how many fewer it has; `stored`: how many
-    more numbers."""
+    """`proto`, `edits`: the model as it is written, as of a cut. `nodes`: how many are part of others or stand in other
+    terms now; `stored`: how many more numbers are stored."""
 
     proto: onnx.ModelProto
     edits: dict[str, Edit]
@@ -42,9 +42,15 @@ def fused(
     edits: Mapping[str, Edit],
     read: Callable[[str], Array | None],
     shapes: Mapping[str, Sequence[int]],
+    *,
+    blocked: bool,
 ) -> Fused | None:
     """The model `proto`, whose stored arrays are those of `read` under `edits`, with its maps fused; None where that
-    leaves no fewer nodes. `shapes`: of the tensors of the main graph before the cut. Neither argument is changed."""
+    changes nothing for the better. No argument is changed.
+
+    `shapes`: of the tensors of the main graph before the cut. `blocked`: whether the model will run where convolutions
+    have a layout of their own (on the CPU).
+    """
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
     if opset < LEAST_OPSET or proto.ir_version < LEAST_IR:
         return None
@@ -52,21 +58,22 @@ def fused(
     patterned = _near_patterns(proto.graph.node)
     found = (step(node, constants, shapes) for node in proto.graph.node if not patterned.intersection(node.output))
     steps = {s.node.output[0]: s for s in found if s is not None}
-    if not steps:
+    if not steps and not any(n.op_type == "PRelu" for n in proto.graph.node):
         return None
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     readers = _readers(copy.graph)
     nodes = taken_in(copy.graph.node, steps, readers, constants)
     steps = _worth_carrying(nodes, steps, readers)
-    nodes = carried(nodes, Walk(constants, steps, _fixed(copy.graph), readers, shapes))
-    fewer = len(proto.graph.node) - len(nodes)
-    if fewer <= 0:
+    walk = Walk(constants, steps, _fixed(copy.graph), readers, shapes, blocked)
+    nodes = carried(nodes, walk)
+    rewritten = max(0, len(proto.graph.node) - len(nodes)) + walk.rewritten
+    if not rewritten:
         return None
     gone = _replace(copy.graph, nodes, constants)
     new = {t.name for t in copy.graph.initializer}
     stored = sum(a.size for n, a in constants.added.items() if n in new) - sum(map(constants.size, gone))
-    return Fused(copy, {n: e for n, e in constants.edits.items() if n not in gone}, fewer, stored)
+    return Fused(copy, {n: e for n, e in constants.edits.items() if n not in gone}, rewritten, stored)
 
 
 def _readers(graph: onnx.GraphProto) -> dict[str, int]:

@@ -52,7 +52,8 @@ def prune_text(report: Report, *, width: int = WIDTH, colour: bool = False, ever
         )
     if report.fused:
         page.line(
-            f"Fused: {report.fused} nodes that only scale, shift or clip are part of others now (--no-fuse keeps them)"
+            f"Fused: {report.fused} nodes between the layers are part of others now, or in cheaper terms (--no-fuse "
+            "leaves them)"
         )
     if report.inputs:
         page.line(_inputs_line(report.inputs))
