@@ -39,8 +39,8 @@ class Walk:
     """What is known on the way.
 
     `fixed`: tensors that must be there as they are. `readers`: how often each tensor was read. `shapes`: before the
-    cut. `blocked`: whether convolutions run in a layout of their own, as on the CPU. `nodes`: the new ones; `rewritten`:
-    how many stand in other terms. `views`: maps not computed so far, by tensor; `whole`: those that were put together.
+    cut. `blocked`: whether convolutions run in a layout of their own, as on the CPU. `nodes`: the new ones, of which so
+    many are `rewritten`. `views`: maps not computed so far, by tensor; `whole`: those that were put together.
     `convolutions`: those that a tensor is computed from element by element, and so has the channels of.
     """
 
