@@ -402,7 +402,7 @@ def test_the_tool_fuses_what_it_writes(network: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "Fused: 5 nodes" in done.output
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["fused_nodes"] == 5 and report["exactness"]["passed"]
+    assert report["fused"] == 5 and report["exactness"]["passed"]
     after = onnx.load(tmp_path / "out.onnx")
     assert operators(after) == ["Conv", "HardSigmoid", "Mul", "BatchNormalization", "Conv", "Relu", "Conv"]
     assert report["after"]["nodes"] == len(after.graph.node)

@@ -57,7 +57,7 @@ def report_data(report: Report) -> dict[str, Any]:
             for entry in report.refusals
         ],
         "inputs": dataclasses.asdict(report.inputs) if report.inputs else None,
-        "fused_nodes": report.fused,
+        "fused": report.fused,
         "exactness": dataclasses.asdict(report.exactness) if report.exactness else None,
         "quality": _quality(report),
         "layers": [dataclasses.asdict(layer) for layer in report.layers],
