@@ -40,8 +40,8 @@ SHAPES = {"w1": (16, 3, 3, 3), "b1": (16,), "w2": (24, 16, 3, 3), "w3": (4, 24),
 SOURCE = Path(onnxprune.__file__).parents[1]
 REPORT_KEYS = {
     "schema", "tool_version", "model", "output", "seed", "options", "before", "after", "reach",
-    "groups", "refusals", "inputs", "fused", "exactness", "quality", "layers", "distillation", "metric", "rounds", "latency",
-    "latency_target", "notes", "seconds",
+    "groups", "refusals", "inputs", "fused", "exactness", "quality", "layers", "distillation", "metric", "rounds",
+    "latency", "latency_target", "notes", "seconds",
 }  # fmt: skip
 
 
