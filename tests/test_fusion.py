@@ -216,6 +216,17 @@ def test_slopes_per_channel_stay_in_the_layout_of_convolutions() -> None:
     assert fuse(model("p = PRelu(x, v) y = Conv(p, w)")) is None
 
 
+@pytest.mark.parametrize("spelled", ["p = Mish(h)", "s = Softplus(h) t = Tanh(s) p = Mul(t, h)"])
+def test_mish_does_without_softplus(spelled: str) -> None:
+    before = model(f"h = Conv(x, k) {spelled} y = Conv(p, w)", opset=18)
+    found = fuse(before)
+    assert found is not None
+    after = written(found, reader(before))
+    assert operators(after) == ["Conv", "Sigmoid", "Sub", "Mul", "Sub", "Div", "Mul", "Conv"]
+    require_equal(before, after)
+    assert fused(before, {}, reader(before), infer(before).shape, blocked=False) is None
+
+
 def test_results_that_are_given_out_stay() -> None:
     before = model("h = Conv(x, k) m = Mul(h, half) y = Add(m, s1)")
     before.graph.output.append(helper.make_tensor_value_info("m", TensorProto.FLOAT, ["n", 8, "h", "w"]))

@@ -53,6 +53,11 @@ def scalar(scale: float, shift: float) -> Affine:
     return Affine(np.array([scale], np.float64), np.array([shift], np.float64))
 
 
+def scaling(scale: Float) -> Affine:
+    """The map without a shift."""
+    return Affine(scale, np.zeros(1))
+
+
 @dataclass(frozen=True)
 class Step:
     """A node that maps the tensor `x` in this way."""

@@ -11,14 +11,17 @@ from onnx import numpy_helper
 
 from onnxprune.bodies import captured_names, drop_entries, drop_unread, operands
 from onnxprune.fusion.affine import Step, step
-from onnxprune.fusion.ahead import CARRYING, Walk, carried
+from onnxprune.fusion.ahead import CARRYING, carried
 from onnxprune.fusion.behind import taken_in
 from onnxprune.fusion.constants import Array, Constants, Edit
 from onnxprune.fusion.linear import LINEAR
+from onnxprune.fusion.walk import Walk
 
 LEAST_OPSET = 9
 LEAST_IR = 4
 """The first in which an initializer need not be a graph input as well."""
+REWRITTEN = ("PRelu", "Mish", "Softplus")
+"""What is found in the operators that are put in cheaper terms."""
 PATTERNED = frozenset(
     ("Erf", "Tanh", "Pow", "Sqrt", "Reciprocal", "Exp", "Log", "Gelu", "Softplus", "LayerNormalization")
 )
@@ -58,7 +61,7 @@ def fused(
     patterned = _near_patterns(proto.graph.node)
     found = (step(node, constants, shapes) for node in proto.graph.node if not patterned.intersection(node.output))
     steps = {s.node.output[0]: s for s in found if s is not None}
-    if not steps and not any(n.op_type == "PRelu" for n in proto.graph.node):
+    if not steps and not any(n.op_type in REWRITTEN for n in proto.graph.node):
         return None
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
