@@ -124,16 +124,17 @@ def is_walkable(proto: onnx.ModelProto) -> bool:
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
     if opset < 9 or not any(bodies(n) for n in proto.graph.node):
         return False
-    counts = Counter(_defined(proto.graph))
+    counts = Counter(defined_names(proto.graph))
     return not counts or max(counts.values()) == 1
 
 
-def _defined(graph: onnx.GraphProto) -> Iterator[str]:
+def defined_names(graph: onnx.GraphProto) -> Iterator[str]:
+    """The name of every tensor that a graph and its bodies are given, hold or make."""
     yield from {i.name for i in graph.input} | {t.name for t in graph.initializer}
     for node in graph.node:
         yield from (o for o in node.output if o)
         for body in bodies(node):
-            yield from _defined(body)
+            yield from defined_names(body)
 
 
 def walked_bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:

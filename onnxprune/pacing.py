@@ -150,7 +150,7 @@ def reach(pace: Pace, begun: Start, removals: Mapping[str, Removal]) -> tuple[Pl
     steps = (pace.finer or pace.steps).values()
     kept = _kept(pace.chosen, removals, outcome.allocation)
     notes = () if outcome.met else (_coarse(begun.goal, outcome.reached, finest=max(steps, default=1) == 1),)
-    if not kept:
+    if not kept and pace.config.fuse:
         notes = (f"the fused model takes {outcome.reached:.3f} of the original's latency, so no channel is removed",)
     found = Pursuit(begun.goal, outcome.reached, outcome.attempts, models[-1], notes)
     return Plan(kept), found

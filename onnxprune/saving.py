@@ -25,6 +25,9 @@ from onnxprune.records import Distillation, Latency, LayerQuality, MetricResult,
 
 log = logging.getLogger(__name__)
 
+UNFUSED = (ModelError, VerificationError, WorkerError)
+"""Errors of a fused model for which the plain one is tried."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -116,13 +119,16 @@ def _save_cut(job: Job) -> Proof:
     if nodes:
         try:
             return dataclasses.replace(_write_cut(job, done), fused=nodes)
-        except VerificationError as error:
-            log.warning("%s", _unfused(error))
+        except UNFUSED as error:
+            note = _unfused(error)
+            return dataclasses.replace(_write_cut(job, job.done), note=note)
     return _write_cut(job, job.done)
 
 
-def _unfused(error: VerificationError) -> str:
-    return f"nothing was fused, as the proof fails with it: {str(error).splitlines()[0]}"
+def _unfused(error: Exception) -> str:
+    note = f"nothing was fused, as the model does not stand it: {str(error).splitlines()[0].split('; ')[0]}"
+    log.warning("%s", note)
+    return note
 
 
 def _write_cut(job: Job, done: Cut) -> Proof:
@@ -159,19 +165,19 @@ def _save_recovered(job: Job, proof: Proof, cut: Path, recovered: recovery.Recov
     plain = recovery.install(job.done, recovered)
     distilled = Distillation(*recovered.distilled) if recovered.distilled else None
     layers = tuple(LayerQuality(layer.node, layer.before, layer.after) for layer in recovered.layers)
+    notes = list(recovered.notes)
     done, nodes = fused(job.opened, job.config, plain)
+    found = None
     if nodes:
         path = cut.with_name("recovered.onnx")
         write(job.opened.model, plain.proto, plain.edits, path)
         try:
             found = _write_recovered(job, proof, cut, done, path)
-        except VerificationError as error:
-            log.warning("%s", _unfused(error))
-            nodes, found = 0, _write_recovered(job, proof, cut, plain)
-    else:
-        found = _write_recovered(job, proof, cut, plain)
-    note = "; ".join(recovered.notes)
-    return dataclasses.replace(found, layers=layers, note=note, distillation=distilled, fused=nodes)
+        except UNFUSED as error:
+            notes.append(_unfused(error))
+            nodes = 0
+    found = found or _write_recovered(job, proof, cut, plain)
+    return dataclasses.replace(found, layers=layers, note="; ".join(notes), distillation=distilled, fused=nodes)
 
 
 def _write_recovered(job: Job, proof: Proof, cut: Path, done: Cut, plain: Path | None = None) -> Proof:

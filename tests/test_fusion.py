@@ -97,8 +97,8 @@ FUSED = {
     "a normalisation and a number behind one": (
         "h = Conv(x, k) a = BatchNormalization(h, scale, bias, mean, variance) y = Mul(a, half)", IMAGES, ["Conv"],
     ),
-    "a normalisation behind a transposed one": (
-        "h = ConvTranspose<group=2>(x, t) y = BatchNormalization(h, scale, bias, mean, variance)",
+    "a normalisation and numbers behind a transposed one": (
+        "h = ConvTranspose<group=2>(x, t) a = BatchNormalization(h, scale, bias, mean, variance) y = Add(a, half)",
         IMAGES, ["ConvTranspose"],
     ),
     "behind a matrix": (
@@ -151,6 +151,18 @@ FUSED = {
     "one slope of a PRelu, behind a scale": (
         "r = Sin(x) a = Mul(r, half) p = PRelu(a, one) y = Conv(p, k)", IMAGES, ["Sin", "LeakyRelu", "Conv"],
     ),
+    "vectors that the runtime does not take in": ("h = Conv(x, k) y = Sub(h, v)", IMAGES, ["Conv"]),
+    "constants that are inverse to the last digit but one": (
+        "h = Conv(x, k) a = Add(h, s3) c = Clip(a, s0, s6) d = Mul(c, sixth) p = Mul(h, d) z = Sin(p) y = Abs(z)",
+        IMAGES, ["Conv", "HardSigmoid", "Mul", "Sin", "Abs"],
+    ),
+    "a clip that falls": (
+        "h = Conv(x, k) r = Relu(h) a = Sub(s3, r) c = Clip(a, s0, s6) z = Div(c, s6) y = Conv(z, w)", IMAGES,
+        ["Conv", "Relu", "HardSigmoid", "Conv"],
+    ),
+    "a normalisation with a channel that is off": (
+        "r = Relu(x) n = BatchNormalization(r, off, bias, mean, variance) y = Conv(n, w)", IMAGES, ["Relu", "Conv"],
+    ),
     "a hard sigmoid of a map": (
         "h = Conv(x, k) r = Relu(h) a = Mul(r, half) c = Add(a, s1) z = HardSigmoid<alpha=0.3>(c) y = Conv(z, w)",
         IMAGES, ["Conv", "Relu", "HardSigmoid", "Conv"],
@@ -169,6 +181,17 @@ LEFT = {
     "a clip that starts above zero": (
         "h = Conv(x, k) r = Relu(h) a = Add(r, s1) c = Clip(a, s2, s6) y = Sin(c)", IMAGES,
     ),
+    "a gate that is small": (
+        "p = GlobalAveragePool(x) g = Conv(p, w) r = Relu(g) s = Mul(r, s2) h = Mul(x, s) z = Sin(h) y = Abs(z)",
+        IMAGES,
+    ),
+    "a map of several readers": (
+        "h = Relu(x) a = Mul(h, half) p = MaxPool<kernel_shape=[1,1]>(a) l = LeakyRelu(a) s = Add(p, l) y = Sub(s, a)",
+        IMAGES,
+    ),
+    "biases of a matrix for each row": (
+        "p = GlobalAveragePool(x) f = Flatten(p) h = Gemm(f, m, rows) y = Mul(h, half)", "2,8",
+    ),
     "a rectifier of the other sign": ("h = Relu(x) a = Mul(h, minus) r = Relu(a) y = Conv(r, w)", IMAGES),
     "a mean with zeros around it": (
         "r = Relu(x) a = Add(r, s1) p = AveragePool<kernel_shape=[3,3],pads=[1,1,1,1]>(a) q = Abs(p) y = Abs(q)",
@@ -181,6 +204,7 @@ LEFT = {
     "a number of more axes": ("h = Conv(x, k) p = GlobalAveragePool(h) f = Flatten(p) y = Mul(f, deep)", "a,b,c"),
 }  # fmt: skip
 OTHERS = {
+    "sixth": np.array(1 / 6), "off": np.r_[np.zeros(2), np.ones(6)], "rows": np.ones((8, 1)),
     "one4": np.full(8, 1.5), "wide": np.linspace(1, 2, 10), "tiny": np.array(1e-9), "deep": np.full((1, 1, 1), 2.0),
 }  # fmt: skip
 
@@ -235,6 +259,33 @@ def test_results_that_are_given_out_stay() -> None:
     after = written(found, reader(before))
     assert operators(after) == ["Conv", "Add"]
     require_equal(before, after)
+
+
+def test_weights_that_are_given_out_are_not_changed() -> None:
+    before = model("h = Conv(x, k) m = Mul(h, half) y = Add(m, s1)")
+    before.graph.output.append(helper.make_tensor_value_info("k", TensorProto.FLOAT, [8, 8, 3, 3]))
+    assert fuse(before) is None
+
+
+def test_new_names_are_new_in_bodies_too() -> None:
+    before = model(
+        "h = Conv(x, k) m = Add(h, half) q = ReduceMax<keepdims=0>(x) o = Greater(q, s0) z = If(o) <"
+        "then_branch = t () => (float[n,8,10,10] p) { h_bias = Sin(x) p = Slice(h_bias, from, to, axes) },"
+        "else_branch = e () => (float[n,8,10,10] r) { r = Slice(x, from, to, axes) }> y = Add(m, z)"
+    )
+    sizes = {"from": [0, 0], "to": [10, 10], "axes": [2, 3]}
+    for name, values in sizes.items():
+        before.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    found = fuse(before)
+    assert found is not None
+    require_equal(before, written(found, reader(before)))
+
+
+def test_what_doubles_at_every_step_is_walked_once() -> None:
+    steps = " ".join(f"z{k + 1} = Mul(z{k}, z{k})" for k in range(200))
+    before = model(f"h = Conv(x, k) m = Mul(h, half) z0 = Relu(m) {steps} y = Conv(z200, w)")
+    found = fuse(before)
+    assert found is not None and found.nodes == 1
 
 
 def test_weights_that_may_be_given_as_inputs_are_not_changed() -> None:
@@ -445,6 +496,7 @@ def test_a_fusion_that_is_wrong_is_left_out(
     output = tmp_path / "out.onnx"
     report = api.prune(network, Config(output=output, recover=recover))
     assert report.fused == 0 and "nothing was fused" in caplog.text
+    assert any("nothing was fused" in note for note in report.notes)
     assert len(operators(onnx.load(output))) == len(operators(onnx.load(network)))
 
 

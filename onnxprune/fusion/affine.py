@@ -13,6 +13,8 @@ from onnxprune.shapes import node_attributes
 
 LEAST, MOST = 1e-6, 1e6
 """Scales and shifts beyond these sizes are not moved: in float32 they would cost digits."""
+NEAR = 2.0**-22
+"""How far a scale may be from 1 and do nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,17 @@ class Affine:
     @property
     def is_scalar(self) -> bool:
         """Whether all channels share one scale and one shift."""
-        return self.scale.size == self.shift.size == 1
+        return not self.widths
+
+    @property
+    def widths(self) -> set[int]:
+        """The numbers of channels that it has numbers for."""
+        return {self.scale.size, self.shift.size} - {1}
+
+    @property
+    def scales(self) -> bool:
+        """Whether the scale does anything: constants of float32 are seldom the inverse of others to the last digit."""
+        return bool(np.any(np.abs(self.scale - 1) > NEAR))
 
     @property
     def shifts(self) -> bool:
@@ -39,13 +51,14 @@ class Affine:
     @property
     def is_identity(self) -> bool:
         """Whether it changes nothing."""
-        return bool(np.all(self.scale == 1)) and not self.shifts
+        return not self.scales and not self.shifts
 
     @property
     def is_sound(self) -> bool:
         """Whether float32 holds what becomes of weights under it."""
         sizes = np.abs(np.concatenate([self.scale, self.shift]))
-        return bool(np.all(np.isfinite(sizes)) and np.all(np.abs(self.scale) >= LEAST) and np.all(sizes <= MOST))
+        scales = sizes[: self.scale.size]
+        return bool(np.all(np.isfinite(sizes)) and np.all((scales >= LEAST) | (scales == 0)) and np.all(sizes <= MOST))
 
 
 def scalar(scale: float, shift: float) -> Affine:
@@ -72,7 +85,7 @@ def step(node: onnx.NodeProto, constants: Constants, shapes: Mapping[str, Sequen
     if node.domain not in ("", "ai.onnx"):
         return None
     if node.op_type == "BatchNormalization":
-        return _batch_normalization(node, constants)
+        return _batch_normalization(node, constants) if len(shapes.get(node.input[0], ())) > 1 else None
     if node.op_type not in _ARITHMETIC or len(node.input) != 2:
         return None
     left, right = node.input

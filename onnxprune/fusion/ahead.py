@@ -6,6 +6,7 @@ put together.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnx import helper
 
 from onnxprune.fusion import cheaper
 from onnxprune.fusion.affine import MOST, Affine, per_channel, scalar, scaling
-from onnxprune.fusion.linear import LINEAR, linear
+from onnxprune.fusion.linear import LINEAR, is_padded, linear
 from onnxprune.fusion.walk import Walk
 from onnxprune.shapes import node_attributes
 
@@ -42,9 +43,7 @@ def _linear(walk: Walk, node: onnx.NodeProto) -> bool:
     if target is None or not target.takes_operand(map_):
         return False
     walk.emit(node, [core, *node.input[1:]])
-    target = linear(walk.nodes[-1], walk.constants)
-    if target is not None:
-        target.take_operand(map_)
+    dataclasses.replace(target, node=walk.nodes[-1]).take_operand(map_)
     return True
 
 
@@ -54,8 +53,7 @@ def _map(walk: Walk, node: onnx.NodeProto) -> bool:
     if step is None:
         return node.op_type == "Mul" and (cheaper.spelled_mish(walk, node) or _product(walk, node))
     core, before = walk.view(step.x)
-    sizes = {size for m in (before, step.map) for size in (m.scale.size, m.shift.size)} - {1}
-    return len(sizes) < 2 and walk.defer(node, core, before.then(step.map), is_step=True)
+    return len(before.widths | step.map.widths) < 2 and walk.defer(node, core, before.then(step.map), is_step=True)
 
 
 def _product(walk: Walk, node: onnx.NodeProto) -> bool:
@@ -63,14 +61,17 @@ def _product(walk: Walk, node: onnx.NodeProto) -> bool:
     (x, s), (y, t) = (walk.view(n) for n in node.input)
     if (s.is_identity and t.is_identity) or s.shifts or t.shifts or not (s.is_scalar and t.is_scalar):
         return False
+    shape = walk.shapes.get(node.output[0])
+    if any(n in walk.views and (walk.shapes.get(n) != shape or not walk.is_read_once(n)) for n in node.input):
+        return False
     return _commuted(walk, node, [x, y], scaling(s.scale * t.scale))
 
 
 def _clip(walk: Walk, node: onnx.NodeProto) -> bool:
-    """clip(s x, l, h) = s clip(x, l / s, h / s);  clip(s x + b, 0, h) = h HardSigmoid(x; s / h, b / h)"""
+    """clip(s x + b, 0, h) = h HardSigmoid(x; s / h, b / h)"""
     core, map_ = walk.view(node.input[0])
     bounds = _bounds(walk, node)
-    if map_.is_identity or not map_.is_scalar or map_.scale[0] < 0 or bounds is None or bounds[0] != 0:
+    if not _commutes(walk, node, map_) or not map_.is_scalar or bounds is None or bounds[0] != 0:
         return False
     height, scale, shift = float(bounds[1]), float(map_.scale[0]), float(map_.shift[0])
     made = helper.make_node(
@@ -109,7 +110,7 @@ def _hard_sigmoid(walk: Walk, node: onnx.NodeProto) -> bool:
 def _rectifier(walk: Walk, node: onnx.NodeProto) -> bool:
     """f(s x) = s f(x) for s > 0"""
     core, map_ = walk.view(node.input[0])
-    if map_.is_identity or map_.shifts or np.any(map_.scale < 0):
+    if not _commutes(walk, node, map_) or map_.shifts or np.any(map_.scale < 0):
         return False
     return _commuted(walk, node, [core, *node.input[1:]], map_)
 
@@ -130,15 +131,14 @@ def _prelu(walk: Walk, node: onnx.NodeProto) -> bool:
 def _maximum(walk: Walk, node: onnx.NodeProto) -> bool:
     """max(s x + b) = s max(x) + b for s > 0"""
     core, map_ = walk.view(node.input[0])
-    return not map_.is_identity and not np.any(map_.scale < 0) and _commuted(walk, node, [core], map_)
+    return _commutes(walk, node, map_) and not np.any(map_.scale < 0) and _commuted(walk, node, [core], map_)
 
 
 def _mean(walk: Walk, node: onnx.NodeProto) -> bool:
     """mean(s x + b) = s mean(x) + b, but for the shift where zeros around x count"""
     core, map_ = walk.view(node.input[0])
     attributes = node_attributes(node)
-    is_padded = any(attributes.get("pads", ())) or attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    unsure = is_padded or attributes.get("ceil_mode", 0)
+    unsure = is_padded(attributes) or attributes.get("ceil_mode", 0)
     if map_.is_identity or (unsure and map_.shifts):
         return False
     return _commuted(walk, node, [core], map_)
@@ -147,9 +147,14 @@ def _mean(walk: Walk, node: onnx.NodeProto) -> bool:
 def _move(walk: Walk, node: onnx.NodeProto) -> bool:
     """Elements that only change their places: f(s x + b) = s f(x) + b, of numbers that all channels share."""
     core, map_ = walk.view(node.input[0])
-    if map_.is_identity or not map_.is_scalar or walk.readers.get(node.input[0]) != 1:
+    if not _commutes(walk, node, map_) or not map_.is_scalar:
         return False
     return _commuted(walk, node, [core, *node.input[1:]], map_)
+
+
+def _commutes(walk: Walk, node: onnx.NodeProto, map_: Affine) -> bool:
+    """Whether there is a map to hand on, and nothing else reads its result: else it would be computed twice."""
+    return not map_.is_identity and walk.is_read_once(node.input[0])
 
 
 def _commuted(

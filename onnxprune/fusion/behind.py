@@ -11,22 +11,16 @@ from onnxprune.fusion.constants import Constants
 from onnxprune.fusion.linear import LINEAR, linear
 
 
-def taken_in(
-    nodes: Sequence[onnx.NodeProto], steps: Mapping[str, Step], readers: Mapping[str, int], constants: Constants
-) -> list[onnx.NodeProto]:
-    """The nodes without the maps that the operators before them take in.
-
-    `steps`: maps by what they give out. `readers`: how often each tensor is read, graph outputs included.
-    """
+def taken_in(nodes: Sequence[onnx.NodeProto], steps: Mapping[str, Step], constants: Constants) -> list[onnx.NodeProto]:
+    """The nodes without the maps that the operators before them take in. `steps`: maps by what they give out."""
     by_operand = {s.x: s for s in steps.values()}
     gone: set[str] = set()
     for node in nodes:
-        chain = _chain(node.output[0], by_operand, readers) if node.op_type in LINEAR else []
-        if not chain or _left_to_runtime(node, chain, constants):
+        chain = _chain(node.output[0], by_operand, constants.readers) if node.op_type in LINEAR else []
+        if not chain or all(left_to_runtime(node, s) for s in chain):
             continue
         target = linear(node, constants)
-        sizes = {size for s in chain for size in (s.map.scale.size, s.map.shift.size)} - {1}
-        if target is None or not sizes <= {target.outputs}:
+        if target is None or not all(s.map.widths <= {target.outputs} for s in chain):
             continue
         for step in chain:
             target.take_result(step.map)
@@ -44,8 +38,10 @@ def _chain(name: str, by_operand: Mapping[str, Step], readers: Mapping[str, int]
     return found
 
 
-def _left_to_runtime(node: onnx.NodeProto, chain: Sequence[Step], constants: Constants) -> bool:
-    """ONNX Runtime takes normalisations and vectors behind a Conv in by itself."""
-    return node.op_type == "Conv" and all(
-        s.node.op_type == "BatchNormalization" or max(s.map.scale.size, s.map.shift.size) > 1 for s in chain
-    )
+def left_to_runtime(node: onnx.NodeProto, found: Step) -> bool:
+    """Whether ONNX Runtime takes a map behind a linear operator in by itself: normalisations, and behind a Conv the
+    vectors that are the second operand."""
+    if found.node.op_type == "BatchNormalization":
+        return node.op_type in ("Conv", "ConvTranspose")
+    is_second = found.node.op_type in ("Add", "Mul") and found.node.input[0] == found.x
+    return node.op_type == "Conv" and is_second and not found.map.is_scalar

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,20 +12,28 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from onnxprune.bodies import operands
+from onnxprune.bodies import defined_names, operands
 from onnxprune.shapes import stored_tensors
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 MOST_CHANNELS = 1 << 16
+"""Longer tensors are not taken for one number per channel."""
 Edit = Callable[[Array], Array]
+
+
+def readers(graph: onnx.GraphProto) -> dict[str, int]:
+    """How often every tensor is read, or given out by the graph."""
+    counts = Counter(n for node in graph.node for n in operands(node))
+    counts.update(o.name for o in graph.output)
+    return dict(counts)
 
 
 class Constants:
     """Stored tensors of the main graph by name, float32 alone: nothing else is fused.
 
     `edits`: what is done to each stored array before it is written, those of the fusion added to the ones given.
-    `added`: new tensors by name.
+    `added`: new tensors by name. `readers`: how often every tensor is read.
     """
 
     def __init__(self, proto: onnx.ModelProto, read: Callable[[str], Array | None], edits: Mapping[str, Edit]) -> None:
@@ -37,11 +46,8 @@ class Constants:
         self._own = tensors
         floats = {n: t for n, t in tensors.items() if t.data_type == onnx.TensorProto.FLOAT and n not in given}
         self._shapes = {n: tuple(t.dims) for n, t in floats.items()}
-        self._users: dict[str, int] = {}
-        for node in proto.graph.node:
-            for name in operands(node):
-                self._users[name] = self._users.get(name, 0) + 1
-        self.names = {n for node in proto.graph.node for n in (*node.input, *node.output)} | set(tensors) | given
+        self.readers = readers(proto.graph)
+        self._names = set(defined_names(proto.graph)) | set(self.readers)
 
     def is_stored(self, name: str) -> bool:
         """Whether it is a stored float32 tensor that nobody can override."""
@@ -49,7 +55,7 @@ class Constants:
 
     def is_own(self, name: str) -> bool:
         """Whether it is stored, and one operator alone reads it."""
-        return self.is_stored(name) and (name in self.added or self._users.get(name, 0) == 1)
+        return self.is_stored(name) and (name in self.added or self.readers.get(name) == 1)
 
     def is_short(self, name: str) -> bool:
         """Whether it is stored, and no longer than a number for each channel may be."""
@@ -94,7 +100,7 @@ class Constants:
 
     def fresh(self, name: str) -> str:
         """A name like this one that no tensor has."""
-        while name in self.names:
+        while name in self._names:
             name += "_"
-        self.names.add(name)
+        self._names.add(name)
         return name

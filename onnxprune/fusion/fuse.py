@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,8 @@ from onnx import numpy_helper
 from onnxprune.bodies import captured_names, drop_entries, drop_unread, operands
 from onnxprune.fusion.affine import Step, step
 from onnxprune.fusion.ahead import CARRYING, carried
-from onnxprune.fusion.behind import taken_in
-from onnxprune.fusion.constants import Array, Constants, Edit
+from onnxprune.fusion.behind import left_to_runtime, taken_in
+from onnxprune.fusion.constants import Array, Constants, Edit, readers
 from onnxprune.fusion.linear import LINEAR
 from onnxprune.fusion.walk import Walk
 
@@ -48,11 +47,11 @@ def fused(
     *,
     blocked: bool,
 ) -> Fused | None:
-    """The model `proto`, whose stored arrays are those of `read` under `edits`, with its maps fused; None where that
-    changes nothing for the better. No argument is changed.
+    """The model `proto` with its maps fused; None where that changes nothing for the better. No argument is changed.
 
-    `shapes`: of the tensors of the main graph before the cut. `blocked`: whether the model will run where convolutions
-    have a layout of their own (on the CPU).
+    `proto`: with its nodes in order; its stored arrays are those of `read` under `edits`. `shapes`: of the tensors of
+    the main graph before the cut. `blocked`: whether the model will run where convolutions have a layout of their own
+    (on the CPU).
     """
     opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
     if opset < LEAST_OPSET or proto.ir_version < LEAST_IR:
@@ -65,10 +64,8 @@ def fused(
         return None
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    readers = _readers(copy.graph)
-    nodes = taken_in(copy.graph.node, steps, readers, constants)
-    steps = _worth_carrying(nodes, steps, readers)
-    walk = Walk(constants, steps, _fixed(copy.graph), readers, shapes, blocked)
+    nodes = taken_in(copy.graph.node, steps, constants)
+    walk = Walk(constants, _worth_carrying(nodes, steps, constants), _fixed(copy.graph), shapes, blocked)
     nodes = carried(nodes, walk)
     rewritten = max(0, len(proto.graph.node) - len(nodes)) + walk.rewritten
     if not rewritten:
@@ -77,12 +74,6 @@ def fused(
     new = {t.name for t in copy.graph.initializer}
     stored = sum(a.size for n, a in constants.added.items() if n in new) - sum(map(constants.size, gone))
     return Fused(copy, {n: e for n, e in constants.edits.items() if n not in gone}, rewritten, stored)
-
-
-def _readers(graph: onnx.GraphProto) -> dict[str, int]:
-    counts = Counter(n for node in graph.node for n in operands(node))
-    counts.update(o.name for o in graph.output)
-    return dict(counts)
 
 
 def _fixed(graph: onnx.GraphProto) -> frozenset[str]:
@@ -115,16 +106,11 @@ def _near_patterns(nodes: Sequence[onnx.NodeProto]) -> set[str]:
 
 
 def _worth_carrying(
-    nodes: Iterable[onnx.NodeProto], steps: Mapping[str, Step], readers: Mapping[str, int]
+    nodes: Iterable[onnx.NodeProto], steps: Mapping[str, Step], constants: Constants
 ) -> dict[str, Step]:
-    """Maps but for those behind a Conv that ONNX Runtime takes into it."""
-    convolved = {n.output[0] for n in nodes if n.op_type == "Conv"}
-
-    def is_left(found: Step) -> bool:
-        vector = found.node.op_type == "BatchNormalization" or not found.map.is_scalar
-        return vector and found.x in convolved and readers.get(found.x) == 1
-
-    return {name: found for name, found in steps.items() if not is_left(found)}
+    """Maps but for those that ONNX Runtime takes into the operator before them."""
+    made = {n.output[0]: n for n in nodes if n.op_type in LINEAR and constants.readers.get(n.output[0]) == 1}
+    return {name: s for name, s in steps.items() if s.x not in made or not left_to_runtime(made[s.x], s)}
 
 
 def _replace(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], constants: Constants) -> set[str]:
@@ -133,7 +119,7 @@ def _replace(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], constants:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
-    read = _readers(graph)
+    read = readers(graph)
     graph.initializer.extend(
         numpy_helper.from_array(array, name) for name, array in constants.added.items() if name in read
     )

@@ -7,7 +7,10 @@ Gemm            weight i o (transB: o i), bias (o), y = alpha x W + beta b
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -47,8 +50,7 @@ class Linear:
     def takes_operand(self, map_: Affine) -> bool:
         """Whether the node can read x where it reads scale * x + shift now: at a border of zeros no shift can be told
         from none."""
-        sizes = {map_.scale.size, map_.shift.size} - {1}
-        return sizes <= {self.inputs} and not (self.is_padded and map_.shifts)
+        return map_.widths <= {self.inputs} and not (self.is_padded and map_.shifts)
 
     def take_operand(self, map_: Affine) -> None:
         """Let the node do to x what it does to scale * x + shift now."""
@@ -79,6 +81,15 @@ class Linear:
         self.constants.edit(self.weight, change)
 
     @property
+    def has_plain_bias(self) -> bool:
+        """Whether the bias can be put anew: there is none, or one number for each output (that of Gemm may be more)."""
+        if not self._has_bias:
+            return True
+        name = self.node.input[2]
+        shape = self.constants.get(name).shape if self.constants.is_stored(name) else (0,)
+        return math.prod(shape) in (1, self.outputs) and all(size == 1 for size in shape[:-1])
+
+    @property
     def _has_bias(self) -> bool:
         return len(self.node.input) > 2 and bool(self.node.input[2])
 
@@ -96,8 +107,6 @@ def linear(node: onnx.NodeProto, constants: Constants) -> Linear | None:
     """The node as a linear operator whose weight and bias can be changed; None where it is none."""
     if node.op_type not in LINEAR or node.domain not in ("", "ai.onnx") or not constants.is_own(node.input[1]):
         return None
-    if len(node.input) > 2 and node.input[2] and not constants.is_stored(node.input[2]):
-        return None
     attributes = node_attributes(node)
     first, second = constants.get(node.input[1]).shape[:2]
     if node.op_type == "Gemm":
@@ -105,9 +114,16 @@ def linear(node: onnx.NodeProto, constants: Constants) -> Linear | None:
             return None
         turned = not attributes.get("transB", 0)
         inputs, outputs = (first, second) if turned else (second, first)
-        return Linear(node, constants, 1, inputs, outputs, turned, False, float(attributes.get("alpha", 1.0)))
+        found = Linear(node, constants, 1, inputs, outputs, turned, False, float(attributes.get("alpha", 1.0)))
+        return found if found.has_plain_bias else None
     groups = int(attributes.get("group", 1))
     if node.op_type == "ConvTranspose":
-        return Linear(node, constants, groups, first, second * groups, True, True, 1.0)
-    padded = attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(attributes.get("pads", ()))
-    return Linear(node, constants, groups, second * groups, first, False, padded, 1.0)
+        found = Linear(node, constants, groups, first, second * groups, True, True, 1.0)
+    else:
+        found = Linear(node, constants, groups, second * groups, first, False, is_padded(attributes), 1.0)
+    return found if found.has_plain_bias else None
+
+
+def is_padded(attributes: Mapping[str, Any]) -> bool:
+    """Whether a convolution or a pool may see zeros around its operand."""
+    return attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or any(attributes.get("pads", ()))

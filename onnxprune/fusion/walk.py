@@ -36,24 +36,24 @@ class View:
 class Walk:
     """What is known on the way.
 
-    `fixed`: tensors that must be there as they are. `readers`: how often each tensor was read. `shapes`: before the
+    `fixed`: tensors that must be there as they are. `shapes`: before the
     cut. `blocked`: whether convolutions run in a layout of their own, as on the CPU. `nodes`: the new ones, of which so
     many are `rewritten`; `made`: by what they give out. `views`: maps not computed so far, by tensor; `whole`: those
     that were put together.
-    `convolutions`: those that a tensor is computed from element by element, and so has the channels of.
+    `convolutions`: the one that a tensor has the channels of, where it is computed from results of such element by
+    element.
     """
 
     constants: Constants
     steps: Mapping[str, Step]
     fixed: frozenset[str]
-    readers: Mapping[str, int]
     shapes: Mapping[str, Sequence[int]]
     blocked: bool
     rewritten: int = 0
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     made: dict[str, onnx.NodeProto] = field(default_factory=dict)
     views: dict[str, View] = field(default_factory=dict)
-    convolutions: dict[str, tuple[onnx.NodeProto, ...]] = field(default_factory=dict)
+    convolutions: dict[str, onnx.NodeProto] = field(default_factory=dict)
     whole: set[str] = field(default_factory=set)
 
     def view(self, name: str) -> tuple[str, Affine]:
@@ -79,15 +79,20 @@ class Walk:
             copy.output[0] = result
         self.nodes.append(copy)
         self.made.update({name: copy for name in copy.output if name})
-        if copy.op_type in ("Conv", "ConvTranspose") and self.constants.is_stored(copy.input[1]):
-            self.convolutions[copy.output[0]] = (copy,)
-        elif copy.op_type in _SAME_CHANNELS and all(n in self.convolutions for n in _data(copy)):
-            self.convolutions[copy.output[0]] = tuple(c for n in _data(copy) for c in self.convolutions[n])
+        self._note_channels(copy)
         return str(copy.output[0]) if copy.output else ""
 
-    def core_of(self, node: onnx.NodeProto, inputs: Sequence[str]) -> str:
-        """Append a node that reads other tensors than it did; the name of its result."""
-        return self.emit(node, inputs, self.constants.fresh(f"{node.output[0]}_core"))
+    def _note_channels(self, node: onnx.NodeProto) -> None:
+        if node.op_type in ("Conv", "ConvTranspose") and self.constants.is_stored(node.input[1]):
+            self.convolutions[node.output[0]] = node
+        elif node.op_type in _SAME_CHANNELS and all(n in self.convolutions for n in _data(node)):
+            # One channel may be spread over those of the other operand.
+            wide = max(_data(node), key=lambda n: (*self.shapes.get(n, ()), 0, 0)[1])
+            self.convolutions[node.output[0]] = self.convolutions[wide]
+
+    def is_read_once(self, name: str) -> bool:
+        """Whether one operator alone reads a tensor."""
+        return self.constants.readers.get(name) == 1
 
     def put_together(self, name: str) -> str:
         """The name of a tensor that holds what `name` held, computed if need be."""
@@ -120,7 +125,7 @@ class Walk:
 
     def normalise(self, core: str, name: str, map_: Affine, label: str) -> str:
         """Append the map `name` of a tensor that has the channels of convolutions; its name."""
-        count = max(_channels(c, self.constants) for c in self.convolutions[core])
+        count = _channels(self.convolutions[core], self.constants)
         stored = [self._vector(f"{name}_{what}", value, count) for _, what, value in _both(map_)]
         stored += [self.constants.filled(value, count) for value in (0.0, 1.0)]
         return self.emit(helper.make_node("BatchNormalization", [core, *stored], [name], name=label, epsilon=0.0))
@@ -148,7 +153,7 @@ def _both(map_: Affine) -> list[tuple[str, str, Float]]:
 def _parts(map_: Affine) -> list[tuple[str, str, Float]]:
     """Those of the operators of a map that do anything."""
     scales, shifts = _both(map_)
-    return [scales] * bool(np.any(map_.scale != 1)) + [shifts] * map_.shifts
+    return [scales] * map_.scales + [shifts] * map_.shifts
 
 
 def label(node: onnx.NodeProto, what: str) -> str:
