@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import functools
 import os
 import signal
 import subprocess
@@ -172,6 +173,7 @@ def test_an_interrupt_of_parallel_work_leaves_nothing(tmp_path: Path) -> None:
         [*map(str, command), "--calibration", f"{slow}:make"],
         env={**os.environ, "TMPDIR": str(temporary)},
         stderr=subprocess.PIPE,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in the background
     )
     while not (tmp_path / "begun").exists() and process.poll() is None:
         time.sleep(0.05)
