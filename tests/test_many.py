@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import functools
 import os
 import signal
 import subprocess
@@ -169,12 +168,15 @@ def test_an_interrupt_of_parallel_work_leaves_nothing(tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     command = [sys.executable, "-m", "onnxprune", *models, "-o", tmp_path / "out", "--jobs", "2"]
-    process = subprocess.Popen(
-        [*map(str, command), "--calibration", f"{slow}:make"],
-        env={**os.environ, "TMPDIR": str(temporary)},
-        stderr=subprocess.PIPE,
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in the background
-    )
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
+    try:
+        process = subprocess.Popen(
+            [*map(str, command), "--calibration", f"{slow}:make"],
+            env={**os.environ, "TMPDIR": str(temporary)},
+            stderr=subprocess.PIPE,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not (tmp_path / "begun").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
