@@ -119,10 +119,14 @@ def drop_entries(graph: onnx.GraphProto, names: Set[str]) -> None:
             del entries[index]
 
 
+def opset_of(proto: onnx.ModelProto) -> int:
+    """The version of the default operator set; 1 where the model names none."""
+    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
+
+
 def is_walkable(proto: onnx.ModelProto) -> bool:
     """Whether bodies are walked: every name is defined once, and Scan is not the batched one of opset 8."""
-    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
-    if opset < 9 or not any(bodies(n) for n in proto.graph.node):
+    if opset_of(proto) < 9 or not any(bodies(n) for n in proto.graph.node):
         return False
     counts = Counter(defined_names(proto.graph))
     return not counts or max(counts.values()) == 1

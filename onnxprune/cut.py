@@ -18,7 +18,16 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxprune import dims
-from onnxprune.bodies import drop_entries, flat_nodes, graphs, is_walkable, numbered_graphs, operands, walked_bodies
+from onnxprune.bodies import (
+    drop_entries,
+    flat_nodes,
+    graphs,
+    is_walkable,
+    numbered_graphs,
+    operands,
+    opset_of,
+    walked_bodies,
+)
 from onnxprune.computed import are_replaceable, recompute
 from onnxprune.dims import Dim
 from onnxprune.errors import ModelError
@@ -28,6 +37,9 @@ from onnxprune.shapes import Shapes, constant_tensor
 Array = npt.NDArray[Any]
 INITIALIZERS_NEED_NO_INPUT = 4
 """First IR version in which an initializer need not be a graph input as well."""
+
+SPLIT_OPERAND_FROM, WHERE_FROM = 13, 9
+"""The operator sets from which on Split takes its sizes as an operand, and Where exists."""
 
 Edit = Callable[[Array], Array]
 Keep = Mapping[Dim, npt.NDArray[np.bool_]]
@@ -228,8 +240,7 @@ def _add_split(surgery: _Surgery, index: int, sizes: list[int]) -> None:
     node = surgery.nodes[index]
     if len(set(sizes)) == 1:
         return
-    opset = {o.domain: o.version for o in surgery.proto.opset_import}.get("", 1)
-    if opset < 13:
+    if opset_of(surgery.proto) < SPLIT_OPERAND_FROM:
         node.attribute.append(helper.make_attribute("split", sizes))
         return
     kept = [a for a in node.attribute if a.name != "num_outputs"]
@@ -278,7 +289,8 @@ def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | Non
         _replace_unknown(surgery, use, operand, wanted)
         return
     flat = actual.reshape(-1)
-    target = np.asarray([a if w is None else w for a, w in zip(flat, wanted, strict=True)], flat.dtype)
+    copied = _copied(node, use, flat, wanted)
+    target = np.asarray([a if w is None or c else w for a, w, c in zip(flat, wanted, copied, strict=True)], flat.dtype)
     if np.array_equal(flat, target):
         return
     moving = surgery.shapes.dynamic_values.get(name)
@@ -286,6 +298,13 @@ def _restate_operand(surgery: _Surgery, use: SizeUse, wanted: Sequence[int | Non
         _replace_operand(surgery, use.node, operand, target.reshape(actual.shape))
     else:
         _scale_operand(surgery, use.node, operand, actual, target.reshape(actual.shape), moving)
+
+
+def _copied(node: onnx.NodeProto, use: SizeUse, stated: Array, wanted: Sequence[int | None]) -> list[bool]:
+    """Which entries of a Reshape are 0, which stands for the size of the operand, and mean an axis that is not cut."""
+    copies = node.op_type == "Reshape" and not any(a.name == "allowzero" and a.i for a in node.attribute)
+    same = [d is not None and d.size == w for d, w in zip(use.dims, wanted, strict=True)]
+    return [copies and s == 0 and k for s, k in zip(stated.tolist(), same, strict=True)]
 
 
 def _replace_unknown(surgery: _Surgery, use: SizeUse, operand: int, wanted: Sequence[int | None]) -> None:
@@ -326,6 +345,11 @@ def _scale_operand(surgery: _Surgery, index: int, operand: int, actual: Array, t
 def _choose(surgery: _Surgery, index: int, operand: int, choice: tuple[str, Array, Array]) -> None:
     """An operand is the tensor `name` where `fine`, `fixed` elsewhere."""
     name, fine, fixed = choice
+    if opset_of(surgery.proto) < WHERE_FROM:
+        kept = _insert(surgery, index, "Mul", [name, _add_constant(surgery, index, "moving", fine.astype(fixed.dtype))])
+        others = _add_constant(surgery, index, "sizes", np.where(fine, 0, fixed).astype(fixed.dtype))
+        _set_input(surgery.nodes[index], operand, _insert(surgery, index, "Add", [kept, others]))
+        return
     names = [_add_constant(surgery, index, "moving", fine), name, _add_constant(surgery, index, "sizes", fixed)]
     _set_input(surgery.nodes[index], operand, _insert(surgery, index, "Where", names))
 

@@ -82,21 +82,24 @@ class Step:
 
 def step(node: onnx.NodeProto, constants: Constants, shapes: Mapping[str, Sequence[int]]) -> Step | None:
     """What a node does if that is such a map of one tensor, else None."""
-    if node.domain not in ("", "ai.onnx"):
-        return None
-    if node.op_type == "BatchNormalization":
-        return _batch_normalization(node, constants) if len(shapes.get(node.input[0], ())) > 1 else None
-    if node.op_type not in _ARITHMETIC or len(node.input) != 2:
-        return None
+    reading = _STEPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    found = reading(node, constants, shapes) if reading is not None else None
+    return found if found is not None and found.map.is_sound else None
+
+
+def _copy(node: onnx.NodeProto, constants: Constants, shapes: Mapping[str, Sequence[int]]) -> Step | None:
+    x = node.input[0]
+    return None if constants.holds(x) else Step(node, x, scalar(1.0, 0.0))
+
+
+def _arithmetic(node: onnx.NodeProto, constants: Constants, shapes: Mapping[str, Sequence[int]]) -> Step | None:
     left, right = node.input
     if constants.is_stored(left) == constants.is_stored(right):
         return None
     name, x = (left, right) if constants.is_stored(left) else (right, left)
-    if not constants.is_short(name):
-        return None
-    number = per_channel(constants, name, shapes.get(x, ()))
+    number = per_channel(constants, name, shapes.get(x, ())) if constants.is_short(name) else None
     found = None if number is None else _ARITHMETIC[node.op_type](number, name == left)
-    return Step(node, x, found) if found is not None and found.is_sound else None
+    return None if found is None else Step(node, x, found)
 
 
 def per_channel(constants: Constants, name: str, shape: Sequence[int]) -> Float | None:
@@ -131,12 +134,17 @@ _ARITHMETIC: dict[str, Callable[[Float, bool], Affine | None]] = {"Add": _add, "
 """By operator: the map, of the constant and of whether that is the first operand."""
 
 
-def _batch_normalization(node: onnx.NodeProto, constants: Constants) -> Step | None:
-    """scale * (x - mean) / sqrt(variance + epsilon) + bias, by position in inference."""
+def _normalisation(node: onnx.NodeProto, constants: Constants, shapes: Mapping[str, Sequence[int]]) -> Step | None:
+    """scale * (x - mean) / sqrt(variance + epsilon) + bias, of channels, in inference."""
     attributes = node_attributes(node)
-    if len(node.output) > 1 or attributes.get("training_mode", 0) or not all(map(constants.is_stored, node.input[1:])):
+    is_plain = len(node.output) == 1 and not attributes.get("training_mode", 0) and attributes.get("spatial", 1)
+    is_known = len(shapes.get(node.input[0], ())) > 1 and all(map(constants.is_stored, node.input[1:]))
+    if not is_plain or not is_known:
         return None
     scale, bias, mean, variance = (constants.get(n).astype(np.float64).reshape(-1) for n in node.input[1:])
     factor = scale / np.sqrt(variance + np.float64(attributes.get("epsilon", 1e-5)))
-    found = Affine(factor, bias - mean * factor)
-    return Step(node, node.input[0], found) if found.is_sound else None
+    return Step(node, node.input[0], Affine(factor, bias - mean * factor))
+
+
+_STEPS = {"Identity": _copy, "BatchNormalization": _normalisation, **dict.fromkeys(_ARITHMETIC, _arithmetic)}
+"""How operators that may be such maps are read."""

@@ -169,11 +169,11 @@ def _commuted(
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(LINEAR, _linear),
-    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "BatchNormalization"), _map),
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "BatchNormalization", "Identity"), _map),
     **dict.fromkeys(("Relu", "LeakyRelu"), _rectifier),
     **dict.fromkeys(("MaxPool", "GlobalMaxPool"), _maximum),
     **dict.fromkeys(("AveragePool", "GlobalAveragePool"), _mean),
-    **dict.fromkeys(("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"), _move),
+    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"), _move),
     "PRelu": _prelu,
     "Mish": cheaper.mish,
     "Clip": _clip,

@@ -39,8 +39,10 @@ def _chain(name: str, by_operand: Mapping[str, Step], readers: Mapping[str, int]
 
 
 def left_to_runtime(node: onnx.NodeProto, found: Step) -> bool:
-    """Whether ONNX Runtime takes a map behind a linear operator in by itself: normalisations, and behind a Conv the
-    vectors that are the second operand."""
+    """Whether ONNX Runtime takes a map behind a linear operator in by itself: copies, normalisations, and behind a Conv
+    the vectors that are the second operand."""
+    if found.node.op_type == "Identity":
+        return True
     if found.node.op_type == "BatchNormalization":
         return node.op_type in ("Conv", "ConvTranspose")
     is_second = found.node.op_type in ("Add", "Mul") and found.node.input[0] == found.x

@@ -53,6 +53,10 @@ class Constants:
         """Whether it is a stored float32 tensor that nobody can override."""
         return name in self._shapes or name in self.added
 
+    def holds(self, name: str) -> bool:
+        """Whether it is a stored tensor of any type."""
+        return name in self._own
+
     def is_own(self, name: str) -> bool:
         """Whether it is stored, and one operator alone reads it."""
         return self.is_stored(name) and (name in self.added or self.readers.get(name) == 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import numpy_helper
 
-from onnxprune.bodies import captured_names, drop_entries, drop_unread, operands
+from onnxprune.bodies import captured_names, drop_entries, drop_unread, operands, opset_of
 from onnxprune.fusion.affine import Step, step
 from onnxprune.fusion.ahead import CARRYING, carried
 from onnxprune.fusion.behind import left_to_runtime, taken_in
@@ -16,7 +16,8 @@ from onnxprune.fusion.constants import Array, Constants, Edit, readers
 from onnxprune.fusion.linear import LINEAR
 from onnxprune.fusion.walk import Walk
 
-LEAST_OPSET = 9
+LEAST_OPSET = 7
+"""The first in which operands are broadcast as they are today."""
 LEAST_IR = 4
 """The first in which an initializer need not be a graph input as well."""
 REWRITTEN = ("PRelu", "Mish", "Softplus")
@@ -53,8 +54,7 @@ def fused(
     the main graph before the cut. `blocked`: whether the model will run where convolutions have a layout of their own
     (on the CPU).
     """
-    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=1)
-    if opset < LEAST_OPSET or proto.ir_version < LEAST_IR:
+    if opset_of(proto) < LEAST_OPSET or proto.ir_version < LEAST_IR:
         return None
     constants = Constants(proto, read, edits)
     patterned = _near_patterns(proto.graph.node)
@@ -62,18 +62,29 @@ def fused(
     steps = {s.node.output[0]: s for s in found if s is not None}
     if not steps and not any(n.op_type in REWRITTEN for n in proto.graph.node):
         return None
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    nodes = taken_in(copy.graph.node, steps, constants)
-    walk = Walk(constants, _worth_carrying(nodes, steps, constants), _fixed(copy.graph), shapes, blocked)
+    nodes = taken_in([_copied(node) for node in proto.graph.node], steps, constants)
+    walk = Walk(constants, _worth_carrying(nodes, steps, constants), _fixed(proto.graph), shapes, blocked)
     nodes = carried(nodes, walk)
-    rewritten = max(0, len(proto.graph.node) - len(nodes)) + walk.rewritten
+    rewritten = max(0, _count(proto.graph.node) - _count(nodes)) + walk.rewritten
     if not rewritten:
         return None
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
     gone = _replace(copy.graph, nodes, constants)
     new = {t.name for t in copy.graph.initializer}
     stored = sum(a.size for n, a in constants.added.items() if n in new) - sum(map(constants.size, gone))
     return Fused(copy, {n: e for n, e in constants.edits.items() if n not in gone}, rewritten, stored)
+
+
+def _copied(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy
+
+
+def _count(nodes: Iterable[onnx.NodeProto]) -> int:
+    """How many nodes there are, but for copies, which ONNX Runtime does without."""
+    return sum(n.op_type != "Identity" for n in nodes)
 
 
 def _fixed(graph: onnx.GraphProto) -> frozenset[str]:
@@ -116,9 +127,8 @@ def _worth_carrying(
 def _replace(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto], constants: Constants) -> set[str]:
     """Give a graph other nodes, and what they read; take off what nothing reads any more, and return its names."""
     before = {n for node in graph.node for n in (*operands(node), *node.output)}
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
-    graph.node.extend(copies)
+    graph.node.extend(nodes)
     read = readers(graph)
     graph.initializer.extend(
         numpy_helper.from_array(array, name) for name, array in constants.added.items() if name in read
