@@ -95,7 +95,7 @@ def _bounds(walk: Walk, node: onnx.NodeProto) -> tuple[float, float] | None:
 def _hard_sigmoid(walk: Walk, node: onnx.NodeProto) -> bool:
     """HardSigmoid(s x + b; alpha, beta) = HardSigmoid(x; alpha s, alpha b + beta)"""
     core, map_ = walk.view(node.input[0])
-    if map_.is_identity or not map_.is_scalar:
+    if not _commutes(walk, node, map_) or not map_.is_scalar:
         return False
     attributes = node_attributes(node)
     alpha, beta = attributes.get("alpha", 0.2), attributes.get("beta", 0.5)

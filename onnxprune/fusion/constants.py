@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 MOST_CHANNELS = 1 << 16
 """Longer tensors are not taken for one number per channel."""
+LAYING_OUT = ("Reshape", "Unsqueeze", "Squeeze", "Identity")
+"""Operators that only give a stored tensor other axes."""
 Edit = Callable[[Array], Array]
 
 
@@ -36,7 +38,13 @@ class Constants:
     `added`: new tensors by name. `readers`: how often every tensor is read.
     """
 
-    def __init__(self, proto: onnx.ModelProto, read: Callable[[str], Array | None], edits: Mapping[str, Edit]) -> None:
+    def __init__(
+        self,
+        proto: onnx.ModelProto,
+        read: Callable[[str], Array | None],
+        edits: Mapping[str, Edit],
+        shapes: Mapping[str, Sequence[int]],
+    ) -> None:
         self._read = read
         self.edits = dict(edits)
         self.added: dict[str, Array] = {}
@@ -44,22 +52,33 @@ class Constants:
         given = {i.name for i in proto.graph.input}
         tensors = stored_tensors(proto)
         self._own = tensors
+        self._known = set(tensors) - given
         floats = {n: t for n, t in tensors.items() if t.data_type == onnx.TensorProto.FLOAT and n not in given}
         self._shapes = {n: tuple(t.dims) for n, t in floats.items()}
+        self._laid_out: dict[str, str] = {}
+        for node in proto.graph.node:
+            if node.op_type in LAYING_OUT and self._known.issuperset(node.input):
+                self._known.update(node.output)
+                self._lay_out(node.output[0], node.input[0], shapes.get(node.output[0], (0, 0)))
         self.readers = readers(proto.graph)
         self._names = set(defined_names(proto.graph)) | set(self.readers)
 
+    def _lay_out(self, name: str, source: str, shape: Sequence[int]) -> None:
+        if source in self._shapes and sum(size != 1 for size in shape) <= 1:
+            self._laid_out[name], self._shapes[name] = source, tuple(shape)
+
     def is_stored(self, name: str) -> bool:
-        """Whether it is a stored float32 tensor that nobody can override."""
+        """Whether it is a stored float32 tensor that nobody can override, or a vector of such with other axes."""
         return name in self._shapes or name in self.added
 
     def holds(self, name: str) -> bool:
-        """Whether it is a stored tensor of any type."""
-        return name in self._own
+        """Whether it is a stored tensor of any type, or such with other axes."""
+        return name in self._known
 
     def is_own(self, name: str) -> bool:
         """Whether it is stored, and one operator alone reads it."""
-        return self.is_stored(name) and (name in self.added or self.readers.get(name) == 1)
+        is_whole = self.is_stored(name) and name not in self._laid_out
+        return is_whole and (name in self.added or self.readers.get(name) == 1)
 
     def is_short(self, name: str) -> bool:
         """Whether it is stored, and no longer than a number for each channel may be."""
@@ -73,6 +92,8 @@ class Constants:
         """A stored tensor as it will be written."""
         if name in self.added:
             return self.added[name]
+        if name in self._laid_out:
+            return self.get(self._laid_out[name]).reshape([1 if size == 1 else -1 for size in self._shapes[name]])
         array = self._read(name)
         if array is None:
             array = numpy_helper.to_array(self._own[name])
@@ -80,7 +101,7 @@ class Constants:
 
     def size(self, name: str) -> int:
         """How many numbers a stored tensor comes to as it will be written; 0 of any other."""
-        return int(self.get(name).size) if self.is_stored(name) else 0
+        return int(self.get(name).size) if self.is_stored(name) and name not in self._laid_out else 0
 
     def edit(self, name: str, change: Edit) -> None:
         """Change what is written in place of a stored tensor; the shape and the dtype stay."""

@@ -56,7 +56,7 @@ def fused(
     """
     if opset_of(proto) < LEAST_OPSET or proto.ir_version < LEAST_IR:
         return None
-    constants = Constants(proto, read, edits)
+    constants = Constants(proto, read, edits, shapes)
     patterned = _near_patterns(proto.graph.node)
     found = (step(node, constants, shapes) for node in proto.graph.node if not patterned.intersection(node.output))
     steps = {s.node.output[0]: s for s in found if s is not None}
