@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 from oracle import applied, graph, model, prunable, prune, prune_and_compare, run, stored
 
-from onnxprune import shapes
+from onnxprune import api, runtime, shapes
+from onnxprune.config import Config
 from onnxprune.cut import cut, stored_names
 from onnxprune.errors import ModelError
 
@@ -333,3 +337,26 @@ def test_sizes_that_are_stated_anew_and_read_no_more_are_dropped() -> None:
     assert "s" not in {t.name for t in pruned.graph.initializer}
     assert "unread" in {t.name for t in pruned.graph.initializer}
     prune_and_compare(m, ratio=0.5)
+
+
+SIZES = """<ir_version: 7, opset_import: ["": {opset}]> g (float[b,8,w] x) => (float[b,1,w,4] y) {{
+    h = Conv(x, k) t = Transpose<perm=[0,2,1]>(h) s = Shape(t) l = Gather(s, first)
+    c = Concat<axis=0>(zero, one, l, wide) r = Reshape(t, c) y = MatMul(r, m)
+}}"""
+
+
+@pytest.mark.parametrize("opset", [7, 13])
+@pytest.mark.parametrize("given", [{}, {"x": (1, 8, 5)}, {"x": (2, 8, 5)}])
+def test_a_size_that_is_copied_stays_copied(tmp_path: Path, opset: int, given: dict[str, tuple[int, ...]]) -> None:
+    """0 in a Reshape is the size of the operand, of batches other than the one that the model is cut at too."""
+    random = np.random.default_rng(0)
+    m = onnx.parser.parse_model(SIZES.format(opset=opset))
+    arrays = {"k": random.standard_normal((16, 8, 1)), "m": random.standard_normal((16, 4))}
+    numbers = {"first": [1], "zero": [0], "one": [1], "wide": [16]}
+    stored_arrays = {n: a.astype(np.float32) for n, a in arrays.items()} | {n: np.array(v) for n, v in numbers.items()}
+    m.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in stored_arrays.items())
+    onnx.save(m, tmp_path / "m.onnx")
+    output = tmp_path / "out.onnx"
+    api.prune(tmp_path / "m.onnx", Config(output=output, recover=False, round_to=1, input_shapes=given))
+    found = runtime.run(runtime.session(output), {"x": np.ones((3, 8, 7), np.float32)})
+    assert found["y"].shape == (3, 1, 7, 4)
