@@ -13,7 +13,7 @@ import onnx
 
 from onnxprune import calibration, runtime, shapes, worker
 from onnxprune.config import PROVIDERS, check_input_shapes, check_preparation, check_timing
-from onnxprune.errors import ModelError, UsageError
+from onnxprune.errors import ModelError, UsageError, runs_nowhere
 from onnxprune.latency import measure
 from onnxprune.latency import profile as profiling
 from onnxprune.modelfile import ModelFile, skeleton
@@ -140,7 +140,7 @@ def _working_feed(model: str, tried: Sequence[Mapping[str, Sequence[int]]], seed
             failure = error
         else:
             return feed
-    raise ModelError(f"{model} runs at no input size tried: {failure}; give sizes with --input-shape NAME:1,3,224,224")
+    raise runs_nowhere(model, failure)
 
 
 def _sizes(

@@ -21,7 +21,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune import runtime, worker
 from onnxprune.bodies import captured_names, operands
-from onnxprune.errors import ModelError, NothingToPruneError, UsageError
+from onnxprune.errors import ModelError, NothingToPruneError, UsageError, runs_nowhere
 from onnxprune.records import Block, Feed, RemovedBlock
 from onnxprune.shapes import Shapes
 from onnxprune.wording import plural
@@ -449,7 +449,7 @@ def _made_up(
         if len(made) == MADE_UP_FEEDS:
             break
     if not made:
-        raise ModelError(f"the original model runs at no input size tried: {failure}; give sizes with --input-shape")
+        raise runs_nowhere("the original model", failure)
     return made
 
 

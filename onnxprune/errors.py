@@ -45,3 +45,11 @@ class VerificationError(OnnxPruneError):
 
 class WorkerError(OnnxPruneError):
     """A child process crashed or ran past its time limit (exit code 1)."""
+
+
+def runs_nowhere(model: str, failure: object) -> ModelError:
+    """The error of a model that runs on none of the inputs made up for it; `failure`: the last of its own errors."""
+    return ModelError(
+        f"{model} runs at no input size tried: {failure}; give sizes with --input-shape NAME:1,3,224,224, or real "
+        "inputs with --calibration where their values matter"
+    )

@@ -18,7 +18,7 @@ import onnx
 from onnxprune import calibration, runtime
 from onnxprune.branches import has_branches, take_branch
 from onnxprune.closeness import quality_of
-from onnxprune.errors import ModelError, UsageError, VerificationError
+from onnxprune.errors import ModelError, UsageError, VerificationError, runs_nowhere
 from onnxprune.modelfile import external_files, skeleton
 from onnxprune.records import Exactness, Feed, Proof, Quality
 from onnxprune.widening import has_half, widen
@@ -434,5 +434,5 @@ def _working_feeds(
         if len(made) == 2:
             break
     if not made:
-        raise ModelError(f"the original model runs at no input size tried: {failure}; give sizes with --input-shape")
+        raise runs_nowhere("the original model", failure)
     return made, expected

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxprune import runtime, shapes
-from onnxprune.errors import ModelError
+from onnxprune.errors import ModelError, runs_nowhere
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Feed
 from onnxprune.synthetic import breeding, drawing, features, guesses, signals
@@ -100,7 +100,7 @@ def _working_inputs(
             failure = error
         else:
             return inputs
-    raise ModelError(f"the model runs at no input size tried: {failure}; give sizes with --input-shape")
+    raise runs_nowhere("the model", failure)
 
 
 # ---- Guesses ---------------------------------------------------------------------------------------------------------
