@@ -15,6 +15,10 @@ Factors = Literal["outer", "inner", "all"]
 """Which of the groups that multiply each other on one axis are cut."""
 
 
+WIDTHS = (2, 4, 8)
+"""How many widths a group has at least in steps between the fast ones and the finest."""
+
+
 def uniform(
     analysis: Analysis, groups: Iterable[Group], *, ratio: float, round_to: int | None, widths: FastWidths
 ) -> Allocation:
@@ -31,6 +35,29 @@ def evenly(groups: Iterable[Group], ratio: float, steps: Mapping[str, int]) -> A
     """Remove the share `ratio` of every group, kept counts rounded up to multiples of `steps` (by group id)."""
     wanted = {g.id: max(g.least, round(g.size * (1 - ratio))) for g in groups}
     return Allocation({g.id: round_count(wanted[g.id], g.size, steps[g.id]) for g in groups})
+
+
+def rungs(
+    groups: Iterable[Group], fast: Mapping[str, int], finest: Mapping[str, int] | None
+) -> list[Mapping[str, int]]:
+    """Steps by group id, from the fast ones down to the finest (None: the fast ones alone).
+
+    Narrow groups have few widths in fast steps, and wide ones lose little by them: in every rung between, a group's
+    step is halved until the group has at least so many widths, `WIDTHS`.
+    """
+    if finest is None:
+        return [fast]
+    sizes = {g.id: g.size for g in groups}
+    between = [{name: _halved(fast[name], finest[name], size // n) for name, size in sizes.items()} for n in WIDTHS]
+    found = [fast, *between, finest]
+    return [steps for k, steps in enumerate(found) if steps not in found[:k]]
+
+
+def _halved(step: int, finest: int, most: int) -> int:
+    """The largest of a step and its halves that is `most` at most, or `finest`."""
+    while step > most and step != finest:
+        step = step // 2 if step % (2 * finest) == 0 else finest
+    return step
 
 
 def round_count(wanted: int, size: int, step: int) -> int:

@@ -10,17 +10,15 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import onnx
 
-from onnxprune import allocate, calibration, cost, score, select
+from onnxprune import allocate, calibration, cost, rungs, score, select
 from onnxprune import target as targets
 from onnxprune.criteria import obs
-from onnxprune.errors import NothingToPruneError
 from onnxprune.modelfile import ModelFile
 from onnxprune.records import Allocation, Analysis, Feed, Group, IndexArray
 from onnxprune.recover import damage, divergence
@@ -32,11 +30,6 @@ from onnxprune.target import Damage
 
 log = logging.getLogger(__name__)
 
-Made = TypeVar("Made")
-
-TOLD_FROM, FINER_FROM = 0.01, 0.05
-"""By how much more, as a share of what the outputs say, widths that are fast may err than finer ones before that is
-said, and before the finer ones are taken. About the half of it is lost in accuracy."""
 BIAS_FIELDS = 24
 """Bytes of a small tensor in a file beside its data and its name, at most."""
 CURVE_ITEMS = 128
@@ -51,7 +44,7 @@ MIXES = (0.0, 0.1, 1.0, 10.0)
 class Wanted:
     """`groups`: ids of those that may shrink. `target`: (macs | params | bytes, share kept) or None for `ratio` of each
     group. `steps`: what counts are multiples of, by group id; `finer`: what they may be multiples of where those cost
-    too much (`FINER_FROM`), None for no choice. `refits`: whether recovery follows, which adds biases."""
+    too much (`rungs.FINER_FROM`), None for no choice. `refits`: whether recovery follows, which adds biases."""
 
     groups: Sequence[str]
     allocation: str
@@ -60,7 +53,7 @@ class Wanted:
     steps: Mapping[str, int]
     criterion: str
     refits: bool = False
-    finer: Mapping[str, int] | None = None
+    finest: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,15 +203,15 @@ def _allocate(found: Prepared, wanted: Wanted) -> tuple[Allocation, str]:
     whole = cost.total(terms, {}) + rest
     target = (limit * whole if limit <= 1 else limit) - rest
     terms = [*terms, *(bias_terms(found.model, kind) if wanted.refits else ())]
+    ladder = allocate.rungs(groups, wanted.steps, wanted.finest)
     if wanted.allocation == "uniform":
-        evenly = functools.partial(evenly_within, groups, terms, target)
-        return within_reach(evenly, wanted.steps, wanted.finer)
+        return rungs.within_reach(functools.partial(evenly_within, groups, terms, target), ladder)
     mixes = damages(groups, wanted, found.order, found.measured)
 
     def split(steps: Mapping[str, int]) -> list[Allocation]:
         return [targets.by_damage(groups, own, terms, target, steps) for own in mixes]
 
-    return _in_steps(found, split, wanted.steps, wanted.finer)
+    return rungs.cheapest(split, ladder, judge(found))
 
 
 def evenly_within(
@@ -232,57 +225,6 @@ def evenly_within(
         return cost.total(terms, {atoms[name]: count for name, count in allocation.counts.items()})
 
     return targets.uniformly(lambda ratio: allocate.evenly(groups, ratio, steps), price, limit)
-
-
-def _in_steps(
-    found: Prepared,
-    split: Callable[[Mapping[str, int]], list[Allocation]],
-    steps: Mapping[str, int],
-    finer: Mapping[str, int] | None,
-) -> tuple[Allocation, str]:
-    """The best of the splits in `steps`; in the `finer` ones where those cost too much or do not reach the target."""
-    if finer is None or finer == steps:
-        candidates = split(steps)
-        return candidates[best(found, candidates)], ""
-    fast, note = within_reach(split, steps, finer)
-    if note:
-        return fast[best(found, fast)], note
-    width, narrow = max(steps.values()), min(finer.values())
-    narrower = split(finer)
-    errors = judged(found, [*fast, *narrower])
-    if errors is None:
-        return fast[best(found, fast)], ""
-    items = _judges(found)
-    one, other = errors[: len(fast)], errors[len(fast) :]
-    gap = min(one) - min(other) if min(one) > _told_apart(min(other), items) else 0.0
-    sides = f"error {min(one):.3g} on inputs left out of a quick refit, {min(other):.3g} in steps of {narrow}"
-    if gap > FINER_FROM:
-        return narrower[_most_even(other, items)], (
-            f"widths that are fast here, in steps of up to {width}, would cost too much at this target ({sides}): the "
-            "finer steps were taken, and the speed-up is less than the work removed promises; "
-            f"--round-to {width} takes the fast ones, --target latency=... asks for speed"
-        )
-    return fast[_most_even(one, items)], (
-        f"widths that are fast here, in steps of up to {width}, cost some accuracy at this target ({sides}): "
-        f"--round-to {narrow} is closer to the original, and slower"
-        if gap > TOLD_FROM
-        else ""
-    )
-
-
-def within_reach(
-    split: Callable[[Mapping[str, int]], Made], steps: Mapping[str, int], finer: Mapping[str, int] | None
-) -> tuple[Made, str]:
-    """A split in `steps`, or in the `finer` ones where those do not reach the target, and then a word about it."""
-    try:
-        return split(steps), ""
-    except NothingToPruneError:
-        if finer is None or finer == steps:
-            raise
-    return split(finer), (
-        f"the target is out of reach in the widths that are fast here (steps of up to {max(steps.values())}): steps of "
-        f"{min(finer.values())} were taken, so that the speed-up is less than the work removed promises"
-    )
 
 
 def damages(
@@ -303,20 +245,10 @@ def _mixed(curve: damage.Curve, size: int, mix: float) -> Damage:
     return lambda removed: curve.at(removed) + mix * removed / max(size - removed, 0.5)
 
 
-def best(found: Prepared, candidates: Sequence[Allocation]) -> int:
-    """Of several allocations, the more even the later, the number of the one that errs least (`judged`); of the last
-    one where that would be too much work.
-
-    An error of n items is known to about one part in sqrt(n), so of those that are as close as that to the best the
-    last is taken: what is measured on few inputs flatters uneven ones.
-    """
-    different = [k for k, c in enumerate(candidates) if c not in candidates[:k]]
-    if len(different) == 1:
-        return 0
-    errors = judged(found, candidates)
-    if errors is None:
-        return len(candidates) - 1
-    return different[_most_even([errors[k] for k in different], _judges(found))]
+def judge(found: Prepared) -> rungs.Judge:
+    """Of allocations, by the error of the quickly reconstructed models."""
+    feeds, held = _judging(found)
+    return rungs.Judge(functools.partial(judged, found), calibration.rows_of(feeds[-held:]))
 
 
 def judged(found: Prepared, candidates: Sequence[Allocation]) -> list[float] | None:
@@ -351,20 +283,3 @@ def _judging(found: Prepared) -> tuple[list[Feed], int]:
     """Batches to judge allocations with, and how many of the last of them a quick refit leaves out."""
     feeds = limited(found.source.feeds, 4 * CURVE_ITEMS)
     return feeds, max(1, len(feeds) // 4)
-
-
-def _judges(found: Prepared) -> int:
-    """Items that judge."""
-    feeds, held = _judging(found)
-    return calibration.rows_of(feeds[-held:])
-
-
-def _most_even(errors: Sequence[float], items: int) -> int:
-    """The last of the errors that is as good as the least, as far as so many items can tell."""
-    limit = _told_apart(min(errors), items)
-    return max(k for k, error in enumerate(errors) if error <= limit)
-
-
-def _told_apart(error: float, items: int) -> float:
-    """From where on an error is larger than `error`, as far as so many items can tell."""
-    return error * (1 + 1 / math.sqrt(max(items, 1)))

@@ -20,6 +20,7 @@ from onnxprune import (
     pacing,
     processor,
     recovery,
+    rungs,
     select,
     widths,
     worker,
@@ -164,7 +165,7 @@ def _met_already(kind: str, amount: float, whole: float) -> str:
 def fewest(opened: Opened, config: Config, chosen: Sequence[Group]) -> Mapping[str, int]:
     """The fewest indices of each group that any split leaves."""
     fast = widths.known(config.provider, config.run_threads)
-    narrow = _finer(opened, config, chosen) or steps(opened, config, chosen, fast)
+    narrow = _finest(opened, config, chosen) or steps(opened, config, chosen, fast)
     if config.allocation == "uniform":
         return {g.id: allocate.round_count(g.least, g.size, narrow[g.id]) for g in chosen}
     return {g.id: min(g.size, -(-targets.floor(g, narrow[g.id]) // narrow[g.id]) * narrow[g.id]) for g in chosen}
@@ -218,7 +219,8 @@ def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterio
         counts = allocate.evenly(chosen, config.ratio, multiples)
     else:
         split = functools.partial(_meeting, opened, config.target, chosen)
-        counts, note = choosing.within_reach(split, multiples, _finer(opened, config, chosen))
+        ladder = allocate.rungs(chosen, multiples, _finest(opened, config, chosen))
+        counts, note = rungs.within_reach(split, ladder)
     found = scores.score(opened.analysis, chosen, opened.model.reader(), criterion=criterion, seed=config.seed)
     return dataclasses.replace(select.select(found, counts), note=note)
 
@@ -278,10 +280,10 @@ def _measured_plan(opened: Opened, config: Config, chosen: Sequence[Group], sour
 
 def _wanted(opened: Opened, config: Config, chosen: Sequence[Group]) -> choosing.Wanted:
     multiples = steps(opened, config, chosen, widths.known(config.provider, config.run_threads))
-    target, finer = parse_target(config.target) if config.target else None, _finer(opened, config, chosen)
+    target, finest = parse_target(config.target) if config.target else None, _finest(opened, config, chosen)
     names = [g.id for g in chosen]
     return choosing.Wanted(
-        names, config.allocation, target, config.ratio, multiples, config.measure, config.recover, finer
+        names, config.allocation, target, config.ratio, multiples, config.measure, config.recover, finest
     )
 
 
@@ -303,7 +305,7 @@ def _within_budget(
     return Decision(Plan(dict(found.kept)), found.recovered, found.rounds)
 
 
-def _finer(opened: Opened, config: Config, groups: Sequence[Group]) -> dict[str, int] | None:
+def _finest(opened: Opened, config: Config, groups: Sequence[Group]) -> dict[str, int] | None:
     """The finest steps on the fast path: for targets of work or size that the fast widths do not reach, or only at the
     cost of accuracy. A budget and a latency target measure what widths do."""
     if config.round_to != "auto" or config.max_drop is not None or config.aims_at_latency:

@@ -25,7 +25,7 @@ def rank(source: Source, wanted: Wanted, latency: LatencyModel, share: float) ->
     terms = costs(model.file.proto, model.listed, latency.nodes)
     limit = share * targets.total(terms, {})
     candidates = [targets.by_damage(groups, own, terms, limit, wanted.steps, strict=False) for own in mixes]
-    own = mixes[choosing.best(found, candidates)]
+    own = mixes[choosing.judge(found).best(candidates)]
     sizes = {g.id: g.size for g in groups}
     return {
         name: Removal(found.order[name].order, np.array([harm(n) for n in range(sizes[name])]))

@@ -89,6 +89,7 @@ LEAVES = {
     "processor",
     "records",
     "rules",
+    "rungs",
     "runtime",
     "shapes",
     "signature",

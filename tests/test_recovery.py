@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -198,21 +197,6 @@ def test_distillation_lowers_the_held_out_loss(tmp_path: Path, last: str) -> Non
     assert found.distilled is not None, found.notes
     before, after = found.distilled
     assert after < 0.95 * before
-
-
-@pytest.mark.parametrize(
-    ("errors", "items", "chosen"),
-    [
-        ([0.1, 0.1, 0.1], 100, 2),
-        ([0.1, 0.109, 0.111], 100, 1),
-        ([0.2, 0.1, 0.121], 25, 1),
-        ([0.2, 0.1, 0.119], 25, 2),
-        ([float("inf"), 0.1, 0.3], 25, 1),
-        ([float("inf")] * 2, 25, 1),
-    ],
-)
-def test_the_most_even_of_the_best_allocations_is_taken(errors: list[float], items: int, chosen: int) -> None:
-    assert choosing._most_even(errors, items) == chosen
 
 
 def test_what_is_bred_and_what_is_copied_is_fitted_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,47 +454,6 @@ def test_items_are_split_into_those_fitted_to_and_those_held_out() -> None:
     assert len(same) == len(also) == 2
 
 
-class Judged:
-    """Stands in for the measuring of allocations: the first of a group's two splits is in steps of 16."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fast: float, fine: float, items: int = 64) -> None:
-        errors = {16: fast, 4: fine}
-        monkeypatch.setattr(
-            choosing, "judged", lambda _, found: [errors[16 if c.counts["g"] % 16 == 0 else 4] for c in found]
-        )
-        monkeypatch.setattr(choosing, "_judges", lambda _: items)
-
-    @staticmethod
-    def split(steps: Mapping[str, int]) -> list[Allocation]:
-        return [Allocation({"g": 32 if steps["g"] == 16 else 36})]
-
-
-@pytest.mark.parametrize(
-    ("fast", "fine", "count", "told"),
-    [
-        (0.020, 0.015, 32, ""),
-        (0.060, 0.030, 32, "cost some accuracy"),
-        (0.230, 0.040, 36, "would cost too much"),
-        (0.530, 0.500, 32, ""),
-        (np.inf, 0.5, 36, "would cost too much"),
-    ],
-)
-def test_finer_widths_are_taken_where_fast_ones_cost_too_much(
-    monkeypatch: pytest.MonkeyPatch, fast: float, fine: float, count: int, told: str
-) -> None:
-    """What the items cannot tell apart is no reason."""
-    judged: Any = Judged(monkeypatch, fast, fine)
-    found, note = choosing._in_steps(judged, judged.split, {"g": 16}, {"g": 4})
-    assert found.counts == {"g": count}
-    assert told in note and bool(told) == bool(note)
-
-
-def test_fast_widths_stay_where_there_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: Any = Judged(monkeypatch, 0.9, 0.1)
-    for finer in (None, {"g": 16}):
-        assert choosing._in_steps(judged, judged.split, {"g": 16}, finer) == (Allocation({"g": 32}), "")
-
-
 @pytest.mark.parametrize(
     "given",
     [
@@ -530,6 +473,6 @@ def test_a_target_out_of_reach_of_fast_widths_is_met_in_finer_ones(
     report = api.prune(path, options)
     assert report.after is not None and report.after.macs <= 0.6 * report.before.macs
     assert [g.kept % 4 for g in report.groups if g.status == "pruned"] in ([0], [0, 0])
-    assert any("out of reach in the widths that are fast here" in note for note in report.notes)
+    assert any("out of reach in widths that are fast here" in note for note in report.notes)
     with pytest.raises(NothingToPruneError, match="at least"):
         api.prune(path, dataclasses.replace(options, round_to=16))
