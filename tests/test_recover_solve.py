@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from onnxprune.criteria import activation, obs
 from onnxprune.recover.moments import Moments
-from onnxprune.recover.relax import Block, loss, relax
+from onnxprune.recover.relax import Block, Side, loss, relax
 from onnxprune.recover.solve import LEAF, Equations, Solution, invert, solve
 
+Array = npt.NDArray[Any]
 RNG = np.random.default_rng
 
 
@@ -174,28 +178,58 @@ def test_outputs_are_not_widened_where_that_is_worse_than_the_plain_cut() -> Non
     np.testing.assert_allclose(found.weight, best.weight, rtol=1e-2)
 
 
-def test_relax_lowers_the_loss_behind_a_relu() -> None:
+RELU = np.float32(0), np.float32(np.inf)
+RELU6 = np.float32(0), np.float32(6)
+
+
+def sides(x: Array, y: Array, flat: tuple[np.float32, np.float32], first: int, *other: Array) -> tuple[Side, Side]:
+    """The first columns to fit to and the rest, held out, about the mean of the first ten."""
+    centre = x[..., :10].mean(2, dtype=np.float64), y[..., :10].mean(2, dtype=np.float64)
+    found = Side(*centre, flat, False), Side(*centre, flat, True)
+    for side, chosen in zip(found, (slice(None, first), slice(first, None)), strict=True):
+        side.add(*(a[..., chosen] for a in (x, y, *other)))
+        side.stream.flush()
+    return found
+
+
+def blocks_of(found: tuple[Side, Side]) -> list[Block]:
+    return [block for side in found for block in side.blocks or ()]
+
+
+def hidden_loss(target: Array, z: Array, low: float, high: float) -> float:
+    """The loss by its definition, of what goes into an activation that is flat below `low` and above `high`."""
+    error = np.where(
+        target <= low, np.maximum(z - low, 0), np.where(target >= high, np.minimum(z - high, 0), z - target)
+    )
+    return float(np.square(error).sum())
+
+
+@pytest.mark.parametrize(("flat", "with_other"), [(RELU, False), (RELU6, False), (RELU, True)])
+def test_relax_lowers_the_loss_behind_an_activation(flat: tuple[np.float32, np.float32], with_other: bool) -> None:
+    """Also where inputs and targets are far from zero, and where the other operand of a sum comes before it."""
     random = RNG(6)
-    x = random.normal(size=(1, 6, 3000)).astype(np.float32)
-    full = np.concatenate([x, x[:, :3] * x[:, 3:]], 1)
+    x = (random.normal(size=(1, 6, 3000)) + 3).astype(np.float32)
+    full = np.concatenate([x, (x[:, :3] - 3) * (x[:, 3:] - 3)], 1)
     y = (random.normal(size=(1, 4, 9)).astype(np.float32) @ full).astype(np.float32)
-    low, high = np.float32(0), np.float32(np.inf)
-    blocks = [
-        Block(x[..., :2000], y[..., :2000], low, high, False),
-        Block(x[..., 2000:], y[..., 2000:], low, high, True),
-    ]
-    shift = np.zeros((1, 6)), np.zeros((1, 4))
-    train, held = Moments.about(*shift), Moments.about(*shift)
-    train.add(blocks[0].x, blocks[0].y)
-    held.add(blocks[1].x, blocks[1].y)
-    prior = np.zeros((1, 4, 6))
-    start = solve(train, held, prior, np.zeros((1, 4)))
-    better = relax(blocks, train, held, (prior, np.zeros((1, 4))), start)
-    assert loss(blocks, better.weight, better.bias) < 0.95 * loss(blocks, start.weight, start.bias)
+    other = [random.normal(size=y.shape).astype(np.float32)] if with_other else []
+    both = sides(x, y, flat, 2000, *other)
+    train, held = (side.moments for side in both)
+    prior, none = np.zeros((1, 4, 6)), np.zeros((1, 4))
+    start = solve(train, held, prior, none)
+    better = relax(blocks_of(both), train, held, (prior, none), start)
+
+    def held_loss(weight: Array, bias: Array) -> float:
+        behind = sum((o[..., 2000:] for o in other), np.float32(0))
+        z = weight @ x[..., 2000:] + bias[:, :, None]
+        return hidden_loss(y[..., 2000:] + behind, z + behind, *map(float, flat))
+
+    for solution in ((start.weight, start.bias), (prior, none)):
+        assert loss(blocks_of(both), *solution, train) == pytest.approx(held_loss(*solution), rel=1e-5)
+    assert held_loss(better.weight, better.bias) < 0.95 * held_loss(start.weight, start.bias)
     whole = float(held.variance.sum()) * held.count
-    assert better.before == pytest.approx(loss(blocks, prior, np.zeros((1, 4))) / whole)
+    assert better.before == pytest.approx(held_loss(prior, none) / whole, rel=1e-5)
     # Reported is the loss of a fit without the held-out columns; what comes back has seen them too.
-    assert better.after == pytest.approx(loss(blocks, better.weight, better.bias) / whole, rel=0.1)
+    assert better.after == pytest.approx(held_loss(better.weight, better.bias) / whole, rel=0.1)
     assert better.after < better.before
 
 
@@ -206,14 +240,10 @@ def test_relax_leaves_what_is_no_better_than_the_cut() -> None:
     weight, bias = random.normal(size=(1, 3, 4)), np.full((1, 3), -0.5)
     y = (weight @ x + bias[:, :, None]).astype(np.float32)
     noisy = (y[..., :100] + random.normal(0, 3, (1, 3, 100))).astype(np.float32)
-    low, high = np.float32(0), np.float32(np.inf)
-    blocks = [Block(x[..., :100], noisy, low, high, False), Block(x[..., 100:], y[..., 100:], low, high, True)]
-    shift = np.zeros((1, 4)), np.zeros((1, 3))
-    train, held = Moments.about(*shift), Moments.about(*shift)
-    train.add(blocks[0].x, blocks[0].y)
-    held.add(blocks[1].x, blocks[1].y)
+    both = sides(x, np.concatenate([noisy, y[..., 100:]], 2), RELU, 100)
+    train, held = (side.moments for side in both)
     start = Solution(weight, bias, 1e-3, 0.0, 0.0)
-    assert relax(blocks, train, held, (weight, bias), start) is start
+    assert relax(blocks_of(both), train, held, (weight, bias), start) is start
 
 
 def test_apoz_removes_first_what_is_zero_most_often() -> None:

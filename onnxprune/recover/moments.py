@@ -47,10 +47,11 @@ class Moments:
             np.zeros((g, o)),
         )
 
-    def add(self, x: Columns, y: Columns) -> None:
-        """`x` (groups, d, n), `y` (groups, o, n). Products of one batch in float32, sums in float64."""
+    def add(self, x: Columns, y: Columns) -> tuple[Columns, Columns]:
+        """`x` (groups, d, n), `y` (groups, o, n), which come back about the shifts. Products of a batch in float32,
+        sums in float64."""
         if x.shape[2] == 0:
-            return
+            return x, y
         x = x - self.shift_x[:, :, None].astype(np.float32)
         y = y - self.shift_y[:, :, None].astype(np.float32)
         self.count += x.shape[2]
@@ -59,6 +60,7 @@ class Moments:
         self.xx += x @ x.transpose(0, 2, 1)
         self.yx += y @ x.transpose(0, 2, 1)
         self.yy += np.einsum("gon,gon->go", y, y, dtype=np.float64)
+        return x, y
 
     def plus(self, other: Moments) -> Moments:
         """The moments of both sets together; the shifts must be the same."""
@@ -116,7 +118,7 @@ CHUNK_BYTES = 1 << 26
 class Stream:
     """Hands columns (groups, d, n) on to `sink` in chunks joined along their last axis; `flush` hands on the rest."""
 
-    def __init__(self, sink: Callable[..., None]) -> None:
+    def __init__(self, sink: Callable[..., object]) -> None:
         self.sink = sink
         self._parts: list[tuple[Columns, ...]] = []
         self._bytes = 0

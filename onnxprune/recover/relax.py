@@ -27,26 +27,32 @@ from onnxprune.shapes import constant_tensor, node_attributes
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 
+INFINITE = np.float32(np.inf)
 STEPS = 8
+BLOCK = 1 << 16
+"""Predictions made at once: those stay in the processor's cache while they are worked on."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Columns of a batch: `x` (groups, d, n), `y` (groups, o, n). The activation is flat below `low`, above `high`."""
+    """Columns `x` (groups, d, n) of a batch, and from where to where outputs are as good as the targets: `least` and
+    `most` (groups, o, n), the target itself where nothing hides it. All about the shifts of the moments."""
 
     x: Array
-    y: Array
-    low: Array | np.float32
-    high: Array | np.float32
+    least: Array
+    most: Array
     held: bool
 
-    def predict(self, weight: Float, bias: Float) -> Array:
-        return weight.astype(np.float32) @ self.x + bias.astype(np.float32)[:, :, None]
+    def predict(self, weight: Float, offset: Float) -> Array:
+        """`offset` (groups, o): of predictions about the shift of y, for inputs about theirs."""
+        prediction = weight.astype(np.float32) @ self.x
+        prediction += offset.astype(np.float32)[:, :, None]
+        return prediction
 
-    def moved(self, prediction: Array) -> Array:
+    def moved(self, prediction: Array, out: Array | None = None) -> Array:
         """The targets, those in a flat region moved to the nearest value as good as the prediction."""
-        below = np.where(self.y <= self.low, np.minimum(prediction, self.low), self.y)
-        return np.where(self.y >= self.high, np.maximum(prediction, self.high), below)
+        result = np.maximum(prediction, self.least, out=out)
+        return np.minimum(result, self.most, out=result)
 
 
 class Side:
@@ -64,13 +70,20 @@ class Side:
         """Columns (groups, d, n), (groups, o, n), and the other operand of a sum behind."""
         self.stream.add(x, y, *other)
         if self.blocks is not None:
-            self.bytes += x.nbytes + y.nbytes * (1 + 2 * len(other))
+            self.bytes += x.nbytes + 2 * y.nbytes
 
     def _take(self, x: Array, y: Array, *other: Array) -> None:
-        self.moments.add(x, y)
-        if self.blocks is not None and self.flat is not None:
-            shift = other[0] if other else np.float32(0)
-            self.blocks.append(Block(x, y, self.flat[0] - shift, self.flat[1] - shift, self.held))
+        x, centred = self.moments.add(x, y)
+        if self.blocks is None or self.flat is None:
+            return
+        low, high = (limit - other[0] if other else limit for limit in self.flat)
+        shift = self.moments.shift_y[:, :, None].astype(np.float32)
+        least = np.where(y <= low, -INFINITE, np.where(y >= high, high - shift, centred))
+        most = np.where(y >= high, INFINITE, np.where(y <= low, low - shift, centred))
+        width = max(1, BLOCK // (y.shape[0] * y.shape[1]))
+        for start in range(0, x.shape[2], width):
+            here = slice(start, start + width)
+            self.blocks.append(Block(x[:, :, here], least[:, :, here], most[:, :, here], self.held))
 
 
 def relax(
@@ -86,15 +99,15 @@ def relax(
     prior, ridge = plain[0] if prior is None else prior, start.ridge or 0.0
     system = Refit(train, prior, ridge)
     weight, bias = system.solve(train.y, train.yx)
-    best = loss(blocks, weight, bias)
+    best = loss(blocks, weight, bias, train)
     steps = 0
     for _ in range(STEPS):
         new, shifted = system.solve(*_moved(blocks, weight, bias, train, held_too=False))
-        found = loss(blocks, new, shifted)
+        found = loss(blocks, new, shifted, train)
         if not found < best * (1 - 1e-3):
             break
         weight, bias, best, steps = new, shifted, found, steps + 1
-    before = loss(blocks, *plain)
+    before = loss(blocks, *plain, train)
     if not steps or not best < before:
         return start
     weight, bias = start.weight, start.bias
@@ -106,27 +119,35 @@ def relax(
     return Solution(weight, bias, ridge, before / whole, best / whole)
 
 
-def loss(blocks: Sequence[Block], weight: Float, bias: Float) -> float:
-    """Summed loss over the held-out blocks."""
-    total = 0.0
+def loss(blocks: Sequence[Block], weight: Float, bias: Float, like: Moments) -> float:
+    """Summed loss over the held-out blocks, which are about the shifts of `like`."""
+    total, offset = 0.0, _offset(weight, bias, like)
     for block in blocks:
         if block.held:
-            prediction = block.predict(weight, bias)
-            total += float(np.square(prediction - block.moved(prediction), dtype=np.float64).sum())
+            prediction = block.predict(weight, offset)
+            error = prediction - block.moved(prediction)
+            total += float(np.square(error, out=error).sum(dtype=np.float64))
     return total
 
 
 def _moved(
     blocks: Sequence[Block], weight: Float, bias: Float, like: Moments, *, held_too: bool
 ) -> tuple[Float, Float]:
-    """Sum y and Y X^T of the moved targets, about the shifts of `like`."""
-    y, yx = np.zeros_like(like.y), np.zeros_like(like.yx)
+    """Sum y and Y X^T of the moved targets, about the shifts of `like`, as the blocks are."""
+    y, yx, offset = np.zeros_like(like.y), np.zeros_like(like.yx), _offset(weight, bias, like)
     for block in blocks:
         if held_too or not block.held:
-            part = block.moved(block.predict(weight, bias)) - like.shift_y[:, :, None].astype(np.float32)
-            y += part.sum(2, dtype=np.float64)
-            yx += part @ (block.x - like.shift_x[:, :, None].astype(np.float32)).transpose(0, 2, 1)
+            prediction = block.predict(weight, offset)
+            part = block.moved(prediction, out=prediction)
+            y += part.sum(2)
+            yx += part @ block.x.transpose(0, 2, 1)
     return y, yx
+
+
+def _offset(weight: Float, bias: Float, like: Moments) -> Float:
+    """The bias of predictions about the shift of y from inputs about theirs: (groups, o)."""
+    along: Float = (weight @ like.shift_x[:, :, None])[:, :, 0]
+    return bias + along - like.shift_y
 
 
 def flat_regions(proto: onnx.ModelProto) -> dict[str, tuple[np.float32, np.float32]]:
@@ -144,15 +165,14 @@ def flat_regions(proto: onnx.ModelProto) -> dict[str, tuple[np.float32, np.float
 
 
 def _flat(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> tuple[np.float32, np.float32] | None:
-    infinite = np.float32(np.inf)
     if node.op_type == "Relu":
-        return np.float32(0), infinite
+        return np.float32(0), INFINITE
     if node.op_type == "HardSwish":
-        return np.float32(-3), infinite
+        return np.float32(-3), INFINITE
     if node.op_type != "Clip":
         return None
     attributes = node_attributes(node)
-    bounds = [attributes.get("min", -infinite), attributes.get("max", infinite)]
+    bounds = [attributes.get("min", -INFINITE), attributes.get("max", INFINITE)]
     for k, name in enumerate(list(node.input)[1:3]):
         if name:
             if name not in values:

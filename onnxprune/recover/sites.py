@@ -323,15 +323,16 @@ def columns(site: Site, x: Array, kernel: tuple[int, ...], positions: npt.NDArra
     x = np.asarray(x, np.float32)
     if site.axis == -1:
         return _rows(x, positions)[None]
-    patches = _windows(site, x, kernel)
-    rank = len(kernel)
-    space = patches.shape[2 : 2 + rank]
-    flat = np.arange(math.prod(space)) if positions is None else positions
-    where: tuple[Any, ...] = (slice(None), slice(None), *np.unravel_index(flat, space))
-    taken = patches[where]
-    items, channels, count = taken.shape[:3]
-    ordered = np.moveaxis(taken.reshape(items, channels, count, -1), (1, 3), (0, 1))
-    return np.ascontiguousarray(ordered).reshape(site.groups, -1, items, count)
+    padded, strides, dilations = _padded(site, x, kernel)
+    space, rank = padded.shape[2:], len(kernel)
+    read = _patches(np.arange(math.prod(space)).reshape(1, 1, *space), kernel, strides, dilations)[0, 0]
+    chosen = np.arange(math.prod(read.shape[:rank])) if positions is None else positions
+    taps = read[np.unravel_index(chosen, read.shape[:rank])].reshape(len(chosen), -1).T
+    flat = padded.reshape(*padded.shape[:2], -1)
+    result = np.empty((flat.shape[1], len(taps), len(flat), len(chosen)), np.float32)
+    for tap, places in enumerate(taps):
+        result[:, tap] = np.moveaxis(np.take(flat, places, axis=2), 1, 0)
+    return result.reshape(site.groups, -1, *result.shape[2:])
 
 
 def _rows(x: Array, positions: npt.NDArray[np.int64] | None) -> Array:
@@ -365,8 +366,8 @@ def result_shape(site: Site, x_shape: tuple[int, ...], kernel: tuple[int, ...], 
     """The shape of what an operator with so many `outputs` gives for inputs of `x_shape`."""
     if site.axis == -1:
         return (*x_shape[:-1], outputs)
-    empty = np.broadcast_to(np.float32(0), (1, 1, *x_shape[2:]))
-    return (x_shape[0], outputs, *_windows(site, empty, kernel).shape[2 : 2 + len(kernel)])
+    padded, strides, dilations = _padded(site, np.broadcast_to(np.float32(0), (1, 1, *x_shape[2:])), kernel)
+    return (x_shape[0], outputs, *_patches(padded, kernel, strides, dilations).shape[2 : 2 + len(kernel)])
 
 
 def input_count(site: Site, shape: tuple[int, ...]) -> int:
@@ -388,18 +389,18 @@ def spatial(site: Site, name: str, rank: int) -> list[int]:
     return list(site.attributes.get(name, [1] * rank))
 
 
-def _windows(site: Site, x: Array, kernel: tuple[int, ...]) -> Array:
-    """What each output position of a convolution reads of x: (items, channels, *positions, *kernel)."""
+def _padded(site: Site, x: Array, kernel: tuple[int, ...]) -> tuple[Array, list[int], list[int]]:
+    """What the windows of a convolution move over, their strides and dilations."""
     dilations = spatial(site, "dilations", len(kernel))
     if site.op == "ConvTranspose":
-        return _patches(_spread(site, x, kernel), kernel, [1] * len(kernel), dilations)
+        return _spread(site, x, kernel), [1] * len(kernel), dilations
     strides = spatial(site, "strides", len(kernel))
-    x = np.pad(x, [(0, 0), (0, 0), *padding(site, x.shape[2:], kernel, strides, dilations)])
-    return _patches(x, kernel, strides, dilations)
+    around = padding(site, x.shape[2:], kernel, strides, dilations)
+    return np.pad(x, [(0, 0), (0, 0), *around]), strides, dilations
 
 
 def _patches(x: Array, kernel: tuple[int, ...], strides: list[int], dilations: list[int]) -> Array:
-    """A view (items, channels, *positions, *kernel)."""
+    """What each output position of a convolution reads: a view (items, channels, *positions, *kernel)."""
     rank = len(kernel)
     extents = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True))
     view = np.lib.stride_tricks.sliding_window_view(x, extents, tuple(range(2, 2 + rank)))
