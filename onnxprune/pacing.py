@@ -200,7 +200,9 @@ def fallen_back(pace: Pace, met: Pursuit, kept: Mapping[str, IndexArray], max_dr
 
 
 def _coarse(goal: float, reached: float, *, finest: bool) -> str:
-    said = f"no widths between give the target latency ({goal:.3f} of the original's): this model takes {reached:.3f}"
+    above = "the target latency ({:.3f} of the original's) is a little out of reach: this model, the fastest measured, "
+    between = "no widths between give the target latency ({:.3f} of the original's): this model "
+    said = f"{(above if reached > goal else between).format(goal)}takes {reached:.3f}"
     return said if finest else f"{said}; --round-to with smaller steps allows more widths, the fast ones first"
 
 

@@ -10,6 +10,8 @@ from onnxprune.records import Allocation, Attempt
 
 TOLERANCE = 0.02
 """How far, as a share of the goal, the measured latency may be from it."""
+NEAR = 0.05
+"""How far above the goal, as a share of it, the least there is may be and is taken all the same."""
 ROUNDS = 8
 _MARGIN = 0.1
 """Interpolated aims keep this share of the bracket away from its ends: a measurement is never exact."""
@@ -43,7 +45,8 @@ def pursue(goal: float, proposers: Iterable[Propose], measure: Measure, *, round
 
     A proposer gives an allocation that its model puts at or below a share (or the smallest there is); the next one is
     asked where the allocations of those before do not meet the goal. Where widths come in steps too coarse for the
-    goal, the one nearest below it is taken. Raises NothingToPruneError where all that were measured are above the goal.
+    goal, the one nearest below it is taken; where all that were measured are above it, the least, if that is within
+    NEAR. Raises NothingToPruneError where it is not.
     """
     tried: list[Tried] = []
     for propose in proposers:
@@ -110,12 +113,15 @@ def _choose(goal: float, tried: list[Tried]) -> Outcome:
     if abs(best.measured - goal) <= TOLERANCE * goal:
         return Outcome(allocation, best.measured, attempts, True)
     below = [t for t in tried if t[0].measured <= goal]
-    if not below:
-        lowest = min(a.measured for a in attempts)
+    best, allocation = max(below or [min(tried, key=_measured)], key=_measured)
+    if best.measured > min(goal * (1.0 + NEAR), 1.0):
         raise NothingToPruneError(
             f"the target latency cannot be reached: it is {goal:.3f} of the original's latency, and the least that the "
-            f"groups that may shrink allow was measured at {lowest:.3f}; give a larger target, or free groups kept by "
-            "--keep"
+            f"groups that may shrink allow was measured at {best.measured:.3f}; give a larger target, or free groups "
+            "kept by --keep"
         )
-    best, allocation = max(below, key=lambda t: t[0].measured)
     return Outcome(allocation, best.measured, attempts, False)
+
+
+def _measured(tried: Tried) -> float:
+    return tried[0].measured

@@ -63,6 +63,24 @@ def test_out_of_reach_is_said_with_the_best_there_is() -> None:
         pursuit.pursue(0.3, [_proposer()], _machine(lambda w: 0.5 + 0.5 * w))
 
 
+@pytest.mark.parametrize(("curve", "within"), [(0.31, True), (0.32, False)])
+def test_the_least_there_is_is_taken_where_it_is_near(curve: float, within: bool) -> None:
+    machine = _machine(lambda w: curve + 0.7 * (w - 0.008))
+    if not within:
+        with pytest.raises(NothingToPruneError, match="cannot be reached"):
+            pursuit.pursue(0.3, [_proposer()], machine)
+        return
+    outcome = pursuit.pursue(0.3, [_proposer()], machine)
+    assert not outcome.met
+    assert outcome.reached == pytest.approx(0.31)
+    assert outcome.allocation.counts["a"] == 8
+
+
+def test_a_model_that_is_no_faster_does_not_meet_a_goal_near_one() -> None:
+    with pytest.raises(NothingToPruneError, match="cannot be reached"):
+        pursuit.pursue(0.97, [_proposer()], _machine(lambda w: 1.01))
+
+
 def test_the_smallest_is_tried_before_a_goal_is_given_up() -> None:
     """Only widths below 20 are fast at all."""
     outcome = pursuit.pursue(0.5, [_proposer()], _machine(lambda w: 0.2 if w < 0.02 else 0.99), rounds=3)
