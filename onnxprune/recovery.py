@@ -27,8 +27,9 @@ from onnxprune.records import Analysis, Feed, IndexArray
 from onnxprune.recover import tune
 from onnxprune.recover.execution import Read, reader
 from onnxprune.recover.layers import Weights, weights_of
-from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, reconstruct
+from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, reconstruct, unfitted
 from onnxprune.shapes import stored_tensors
+from onnxprune.wording import NAMED, plural
 
 log = logging.getLogger(__name__)
 
@@ -170,14 +171,23 @@ def refitted(
     weights = cut_weights(model, kept)
     feeds = [*source.feeds, *(source.copies if fits else ())]
     layers = reconstructed(source, model, weights, kept, feeds, relaxed=True, fits=fits)
+    notes = _unfitted(unfitted(model.analysis, plans.masks(model.analysis, kept), layers)) if fits else []
     distilled: tuple[float, float] | None = None
-    notes: list[str] = []
     if tuned:
-        distilled, notes = _distil(source, model, weights, kept)
+        distilled, said = _distil(source, model, weights, kept)
+        notes += said
     foreign = set(stored_tensors(model.proto)) - set(stored_tensors(model.file.proto)) - set(model.places.values())
     values = {name: array for name, array in weights.values.items() if name not in foreign}
     rewired = {**weights.rewired, **{place: name for place, name in model.places.items() if name in values}}
     return weights, Recovered(values, rewired, layers, distilled, notes)
+
+
+def _unfitted(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    layers = plural(len(names), "layer")
+    return [f"{layers} that lost inputs could not be refitted, weights stay as cut: {', '.join(names[:NAMED])}{more}"]
 
 
 def cut_weights(model: OpenedSource, kept: Mapping[str, IndexArray]) -> Weights:

@@ -97,6 +97,7 @@ def test_a_layer_that_lost_inputs_is_refitted_under_its_own_name(tmp_path: Path,
     assert [layer.node for layer in found.layers] == [f"MatMul({lost.output[0]})"]
     assert found.layers[0].after < found.layers[0].before
     assert set(found.values) == {"v"}
+    assert not found.notes
 
 
 def test_a_layer_behind_a_body_that_lost_inputs_is_refitted(tmp_path: Path) -> None:
@@ -106,6 +107,8 @@ def test_a_layer_behind_a_body_that_lost_inputs_is_refitted(tmp_path: Path) -> N
     found = recovery.recover(source(tmp_path, proto), {"w:1": np.arange(4)}, tuned=False)
     assert [layer.node for layer in found.layers] == ["MatMul(y)"]
     assert found.layers[0].after < found.layers[0].before
+    inside = "2 layers that lost inputs could not be refitted, weights stay as cut: MatMul(p), MatMul(q)"
+    assert list(found.notes) == [inside]
 
 
 def test_the_analysis_tells_where_in_the_main_graph_a_node_lies(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ TOLERANCE = 0.02
 NEAR = 0.05
 """How far above the goal, as a share of it, the least there is may be and is taken all the same."""
 ROUNDS = 8
+RESOLUTION = 0.004
+"""Aims closer than this are not told apart."""
 _MARGIN = 0.1
 """Interpolated aims keep this share of the bracket away from its ends: a measurement is never exact."""
 
@@ -70,8 +72,19 @@ def _search(goal: float, propose: Propose, measure: Measure, tried: list[Tried],
     def is_new(candidate: Candidate) -> bool:
         return all(candidate.allocation.counts != allocation.counts for _, allocation in own)
 
+    def next_candidate(aim: float) -> tuple[float, Candidate]:
+        """That of the aim, or where that was measured already, one between it and the nearest above the goal."""
+        candidate, highest = propose(aim), _above(goal, [made for made, _ in own])[1]
+        while not is_new(candidate) and highest - aim > RESOLUTION:
+            aim = (aim + highest) / 2.0
+            candidate = propose(aim)
+        return aim, candidate
+
     aim = goal
-    while len(own) < rounds and is_new(candidate := propose(aim)):
+    while len(own) < rounds:
+        aim, candidate = next_candidate(aim)
+        if not is_new(candidate):
+            break
         if abs(attempt(aim, candidate).measured - goal) <= TOLERANCE * goal:
             return True
         aim = next_aim(goal, [made for made, _ in own])
@@ -85,9 +98,7 @@ def next_aim(goal: float, attempts: list[Attempt]) -> float:
 
     The original itself is the attempt (1, 1). Without one below, the line goes on past the lowest.
     """
-    above = min(
-        ((a.measured, a.predicted) for a in attempts if a.measured > goal and a.predicted < 1.0), default=(1.0, 1.0)
-    )
+    above = _above(goal, attempts)
     below = max(((a.measured, a.predicted) for a in attempts if a.measured <= goal), default=None)
     if below is None:
         return _beyond(goal, above)
@@ -96,6 +107,12 @@ def next_aim(goal: float, attempts: list[Attempt]) -> float:
         return low_aim + (goal - low) * (1.0 - low_aim) / max(1.0 - low, goal - low)
     part = (goal - low) / (high - low)
     return low_aim + min(max(part, _MARGIN), 1.0 - _MARGIN) * (high_aim - low_aim)
+
+
+def _above(goal: float, attempts: list[Attempt]) -> tuple[float, float]:
+    """(measured, predicted) of the attempt nearest above the goal."""
+    found = ((a.measured, a.predicted) for a in attempts if a.measured > goal and a.predicted < 1.0)
+    return min(found, default=(1.0, 1.0))
 
 
 def _beyond(goal: float, above: tuple[float, float]) -> float:

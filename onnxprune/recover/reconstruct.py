@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from onnxprune import dims
 from onnxprune.bodies import inner_nodes, operands
 from onnxprune.dequantized import GRIDS
 from onnxprune.dims import Dim
@@ -141,6 +142,17 @@ def _solve_all(task: Task, found: Sequence[Site]) -> Iterator[LayerReport]:
         yield report
 
 
+def unfitted(found: Analysis, keep: Keep, reports: Iterable[LayerReport]) -> list[str]:
+    """The nodes that have a weight, lost inputs and were not refitted, by name, in graph order."""
+    refitted = {report.node for report in reports}
+    lost = {c.node for c in found.contractions if c.weighted and not c.average and _is_cut(keep, c.dims)}
+    return [name for name in (found.nodes[number] for number in sorted(lost)) if name not in refitted]
+
+
+def _is_cut(keep: Keep, found: Iterable[Dim]) -> bool:
+    return any(a in keep for d in found for a in dims.atoms(d))
+
+
 def find_sites(proto: onnx.ModelProto, analysis: Analysis) -> Iterable[Site]:
     """The linear operators of the main graph that the analysis knows, in graph order."""
     tensors = stored_tensors(proto)
@@ -173,10 +185,10 @@ def _touched(task: Task) -> set[int]:
     changed: set[str] = set()
     touched: set[int] = set()
     found = task.analysis
-    cutting = {found.holders[c.node] for c in found.contractions if any(task.is_cut(d) for d in c.dims)}
+    cutting = {found.holders[c.node] for c in found.contractions if _is_cut(task.keep, c.dims)}
     for index, node in enumerate(task.proto.graph.node):
         averaging = (n for n in (node, *inner_nodes(node)) if n.op_type in statistics.AVERAGING)
-        averaged = any(task.is_cut(*found.tensors.get(n.input[0], ())) for n in averaging)
+        averaged = any(_is_cut(task.keep, found.tensors.get(n.input[0], ())) for n in averaging)
         other = list(node.input) != list(task.teacher.node_of(node).input)
         if index in cutting or averaged or other or any(n in changed for n in operands(node)):
             changed.update(node.output)

@@ -261,10 +261,6 @@ class Task:
         """What the original's operator reads where the model that was cut reads `site.x`."""
         return str(self.teacher.node_of(self.proto.graph.node[site.node]).input[0])
 
-    def is_cut(self, *found: Dim) -> bool:
-        """Whether anything of these dimensions goes."""
-        return any(a in self.keep for d in found for a in dims.atoms(d))
-
     def kept(self, name: str, axis: int) -> npt.NDArray[np.int64] | None:
         """Kept indices of the channel axis of a tensor of the original, None for all."""
         found = self.analysis.tensors[name]

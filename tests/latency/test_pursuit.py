@@ -94,6 +94,18 @@ def test_steps_too_coarse_give_the_nearest_below() -> None:
     assert outcome.reached == 0.5
 
 
+def test_a_gap_between_allocations_does_not_end_the_search() -> None:
+    """Aims from 0.4 to 0.66 all give the smallest."""
+
+    def propose(aim: float) -> pursuit.Candidate:
+        width = max((w for w in (400, 660, 700, 900) if w <= aim * 1000), default=400)
+        return pursuit.Candidate(Allocation({"a": width}), width / 1000)
+
+    outcome = pursuit.pursue(0.6, [propose], _machine(lambda w: w - 0.07))
+    assert outcome.met
+    assert outcome.allocation.counts == {"a": 660}
+
+
 def test_no_candidate_is_measured_twice() -> None:
     measured: list[int] = []
 
