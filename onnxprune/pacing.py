@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxprune import allocate, comparison
+from onnxprune import allocate, comparison, wording
 from onnxprune import target as targets
 from onnxprune.comparison import Conditions
 from onnxprune.config import Config, parse_target
@@ -147,13 +147,21 @@ def reach(pace: Pace, begun: Start, removals: Mapping[str, Removal]) -> tuple[Pl
             yield _Proposer(finer, again, removals)
 
     outcome = pursuit.pursue(begun.goal, proposers(), measure)
-    steps = (pace.finer or pace.steps).values()
     kept = _kept(pace.chosen, removals, outcome.allocation)
-    notes = () if outcome.met else (_coarse(begun.goal, outcome.reached, finest=max(steps, default=1) == 1),)
+    notes = _notes(pace, begun.goal, outcome)
     if not kept and pace.config.fuse:
         notes = (f"the fused model takes {outcome.reached:.3f} of the original's latency, so no channel is removed",)
     found = Pursuit(begun.goal, outcome.reached, outcome.attempts, models[-1], notes)
     return Plan(kept), found
+
+
+def _notes(pace: Pace, goal: float, outcome: pursuit.Outcome) -> tuple[str, ...]:
+    counts, sizes = outcome.allocation.counts, {g.id: g.size for g in pace.chosen}
+    slow = sum(count != sizes[name] and count % pace.steps[name] > 0 for name, count in counts.items())
+    finest = max((pace.finer or pace.steps).values(), default=1) == 1
+    taken = f"widths that are fast here do not give the target latency: {wording.plural(slow, 'group')} took others"
+    missed = _coarse(goal, outcome.reached, finest=finest)
+    return (*([taken] if slow else []), *([] if outcome.met else [missed]))
 
 
 def _measured(pace: Pace, kept: Mapping[str, IndexArray]) -> float:
@@ -200,10 +208,9 @@ def fallen_back(pace: Pace, met: Pursuit, kept: Mapping[str, IndexArray], max_dr
 
 
 def _coarse(goal: float, reached: float, *, finest: bool) -> str:
-    above = "the target latency ({:.3f} of the original's) is a little out of reach: this model, the fastest measured, "
-    between = "no widths between give the target latency ({:.3f} of the original's): this model "
-    said = f"{(above if reached > goal else between).format(goal)}takes {reached:.3f}"
-    return said if finest else f"{said}; --round-to with smaller steps allows more widths, the fast ones first"
+    wanted = f"{goal:.3f} of the original's"
+    said = f"no widths give the target latency ({wanted}): this model, the nearest, takes {reached:.3f}"
+    return said if finest else f"{said}; --round-to 1 allows more widths, the fast ones first"
 
 
 class _Proposer:

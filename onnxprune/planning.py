@@ -306,9 +306,9 @@ def _within_budget(
 
 
 def _finest(opened: Opened, config: Config, groups: Sequence[Group]) -> dict[str, int] | None:
-    """The finest steps on the fast path: for targets of work or size that the fast widths do not reach, or only at the
-    cost of accuracy. A budget and a latency target measure what widths do."""
-    if config.round_to != "auto" or config.max_drop is not None or config.aims_at_latency:
+    """The finest steps on the fast path: for targets that the fast widths do not reach, or only at the cost of
+    accuracy. A budget measures what widths do."""
+    if config.round_to != "auto" or (config.max_drop is not None and not config.aims_at_latency):
         return None
     return steps(opened, config, groups, processor.least(config.provider))
 
@@ -353,6 +353,6 @@ def _paced(
 def _pace(opened: Opened, config: Config, chosen: Sequence[Group], timed: Conditions) -> pacing.Pace:
     """Among the widths that --round-to allows, the fast ones come first."""
     fast = widths.measured(config.provider, config.run_threads)
-    allowed = steps(opened, config, chosen, fast)
+    allowed = _finest(opened, config, chosen) or steps(opened, config, chosen, fast)
     first = {g.id: math.lcm(allowed[g.id], allocate.fast_step(opened.analysis, g, fast)) for g in chosen}
     return pacing.Pace(opened, config, chosen, first, timed, None if first == allowed else allowed)

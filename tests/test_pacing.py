@@ -178,6 +178,20 @@ def test_any_width_allowed_means_the_fast_ones_too(machine: Machine, net: Path, 
         assert all(entry.kept % 16 == 0 for entry in report.groups if entry.status == "pruned")
 
 
+def test_where_fast_widths_do_not_give_the_target_others_are_taken(machine: Machine, tmp_path: Path) -> None:
+    """Groups of one fast step each, on a machine whose convolutions gain by every 4 channels."""
+    machine.block = 4
+    sizes = {"w1": (16, 3, 3, 3), "w2": (16, 16, 3, 3), "w3": (16, 16, 3, 3), "w4": (5, 16)}
+    net = _save(tmp_path / "net.onnx", sizes)
+    report = prune(net, _config(target="latency=0.6"))
+    assert _share(machine, net, Path(str(report.output))) == pytest.approx(0.6, rel=0.051)
+    pruned = [entry for entry in report.groups if entry.status == "pruned"]
+    assert all(entry.kept % 4 == 0 for entry in pruned)
+    assert any(f"do not give the target latency: {len(pruned)} group" in note for note in report.notes)
+    with pytest.raises(NothingToPruneError, match="cannot be reached"):
+        prune(net, _config(target="latency=0.6", round_to=16, force=True))
+
+
 def test_a_dry_run_says_what_would_be_reached(machine: Machine, net: Path) -> None:
     report = prune(net, _config(target="latency=0.6", dry_run=True))
     assert report.pursuit is not None

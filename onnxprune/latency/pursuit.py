@@ -11,7 +11,7 @@ from onnxprune.records import Allocation, Attempt
 TOLERANCE = 0.02
 """How far, as a share of the goal, the measured latency may be from it."""
 NEAR = 0.05
-"""How far above the goal, as a share of it, the least there is may be and is taken all the same."""
+"""The nearest there is to the goal is taken within this share of it; farther off, only what is below."""
 ROUNDS = 8
 RESOLUTION = 0.004
 """Aims closer than this are not told apart."""
@@ -46,9 +46,8 @@ def pursue(goal: float, proposers: Iterable[Propose], measure: Measure, *, round
     """Find an allocation whose measured share of latency is `goal`.
 
     A proposer gives an allocation that its model puts at or below a share (or the smallest there is); the next one is
-    asked where the allocations of those before do not meet the goal. Where widths come in steps too coarse for the
-    goal, the one nearest below it is taken; where all that were measured are above it, the least, if that is within
-    NEAR. Raises NothingToPruneError where it is not.
+    asked where the allocations of those before do not meet the goal. Where none does, the nearest within NEAR is taken,
+    else the nearest below. Raises NothingToPruneError where there is none of them.
     """
     tried: list[Tried] = []
     for propose in proposers:
@@ -126,19 +125,14 @@ def _beyond(goal: float, above: tuple[float, float]) -> float:
 
 def _choose(goal: float, tried: list[Tried]) -> Outcome:
     attempts = tuple(attempt for attempt, _ in tried)
-    best, allocation = min(tried, key=lambda t: abs(t[0].measured - goal))
-    if abs(best.measured - goal) <= TOLERANCE * goal:
-        return Outcome(allocation, best.measured, attempts, True)
-    below = [t for t in tried if t[0].measured <= goal]
-    best, allocation = max(below or [min(tried, key=_measured)], key=_measured)
-    if best.measured > min(goal * (1.0 + NEAR), 1.0):
+    lowest = min(a.measured for a in attempts)
+    if lowest > min(goal * (1.0 + NEAR), 1.0):
         raise NothingToPruneError(
             f"the target latency cannot be reached: it is {goal:.3f} of the original's latency, and the least that the "
-            f"groups that may shrink allow was measured at {best.measured:.3f}; give a larger target, or free groups "
-            "kept by --keep"
+            f"groups that may shrink allow was measured at {lowest:.3f}; give a larger target, or free groups kept by "
+            "--keep"
         )
-    return Outcome(allocation, best.measured, attempts, False)
-
-
-def _measured(tried: Tried) -> float:
-    return tried[0].measured
+    near = [t for t in tried if abs(t[0].measured - goal) <= NEAR * goal and t[0].measured <= 1.0]
+    below = [t for t in tried if t[0].measured <= goal]
+    best, allocation = min(near or below, key=lambda t: abs(t[0].measured - goal))
+    return Outcome(allocation, best.measured, attempts, abs(best.measured - goal) <= TOLERANCE * goal)
