@@ -6,6 +6,7 @@ from collections.abc import Set
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from onnx import helper, numpy_helper, parser
 
@@ -87,6 +88,73 @@ def test_a_frozen_operator_keeps_its_weights_and_passes_gradients_on() -> None:
     assert loss == pytest.approx(whole)
     np.testing.assert_allclose(gradients["train_w0"], every["train_w0"], rtol=1e-5, atol=1e-7)
     assert "train_w1" not in gradients
+
+
+QUANTIZED = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[n,6] x) => (float[n,5] y)
+    <float s = {0.05}, uint8 z = {40}, int8[7,6] w1, float[7] s1, float s2 = {0.02}, int8 z2 = {0}, int8[7,5] w2> {
+    q = QuantizeLinear(x, s, z)
+    d = DequantizeLinear(q, s, z)
+    v = DequantizeLinear<axis=0>(w1, s1)
+    a = Gemm<transB=1>(d, v)
+    r, rs, rz = DynamicQuantizeLinear(a)
+    b = DequantizeLinear(r, rs, rz)
+    u = DequantizeLinear(w2, s2, z2)
+    y = MatMul(b, u)
+}
+"""
+
+
+def quantized() -> tuple[Weights, Trainer, dict[str, Any], Any]:
+    """A model of int8 weights and quantized activations, which reach what their integers hold at both ends."""
+    random = np.random.default_rng(2)
+    proto = parser.parse_model(QUANTIZED)
+    arrays = {
+        "w1": random.integers(-127, 128, (7, 6), np.int8),
+        "w2": random.integers(-127, 128, (7, 5), np.int8),
+        "s1": np.linspace(0.003, 0.02, 7, dtype=np.float32),
+    }
+    proto.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in arrays.items())
+    weights = Weights(proto, reader(proto, arrays.get, {}))
+    feed = {"x": random.normal(0, 6, (40, 6)).astype(np.float32)}
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    (told,) = session.run(None, feed)
+    features = [Feature.of(p, [told]) for p in probes(proto)]
+    return weights, Trainer(weights, feed, features, threads=1, memory_bytes=1 << 30), feed, told
+
+
+def test_gradients_pass_what_is_quantized_and_stop_at_its_ends() -> None:
+    _, found, feed, told = quantized()
+    assert [layer.names[0] for layer in found.layers] == ["train_w0", "train_w1"]
+    loss, _ = found.step(feed, [told])
+    assert 0 < loss < 1e-3, "all but the rounding of the activations"
+    far, gradients = found.step(feed, [told + 1])
+    for layer in found.layers:
+        along = np.random.default_rng(3).normal(size=layer.weight.shape).astype(np.float32)
+        value, losses = layer.weight, []
+        for step in (1e-3, -1e-3):
+            layer.weight = value + np.float32(step) * along
+            losses.append(found.step(feed, [told + 1])[0])
+        layer.weight = value
+        slope = (losses[0] - losses[1]) / 2e-3
+        assert slope == pytest.approx(float((gradients[layer.names[0]] * along).sum()), rel=2e-2)
+        assert abs(slope) > 1e-3 * far
+
+
+def test_what_is_trained_of_quantized_weights_is_judged_and_stored_on_their_grid() -> None:
+    weights, found, _, _ = quantized()
+    for layer in found.layers:
+        before = layer.weight
+        layer.weight = before * np.float32(0.9)
+        tune._round(weights, layer)
+        step = np.abs(before - layer.weight).max()
+        np.testing.assert_allclose(layer.weight, before * 0.9, atol=0.011)
+        assert step > 0
+        tune._store(weights, layer)
+        node = weights.proto.graph.node[layer.site.node]
+        np.testing.assert_allclose(weights.constant(node.input[1]), layer.weight, rtol=1e-5, atol=1e-7)
+    assert {weights.get(n).dtype for n in ("w1", "w2")} == {np.dtype(np.int8)}
 
 
 @pytest.mark.parametrize(("rows", "frozen"), [(4, True), (5, False)])

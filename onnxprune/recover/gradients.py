@@ -19,7 +19,8 @@ import onnx.version_converter
 from onnx import helper, numpy_helper
 
 from onnxprune import runtime
-from onnxprune.bodies import operands
+from onnxprune.bodies import above, operands
+from onnxprune.dequantized import GRIDS
 from onnxprune.errors import UsageError
 from onnxprune.records import Feed
 from onnxprune.recover import sites
@@ -104,14 +105,15 @@ class Trainer:
         model.CopyFrom(proto)
         graph = model.graph
         tensors = stored_tensors(proto)
-        known = {n for n, t in tensors.items() if t.data_type == onnx.TensorProto.FLOAT}
+        integers = {n for n, t in tensors.items() if t.data_type in GRIDS}
+        known = integers | {n for n, t in tensors.items() if t.data_type == onnx.TensorProto.FLOAT}
 
         def shape(name: str) -> tuple[int, ...]:
             if name in tensors:
                 return weights.get(name).shape
             return tuple(d.dim_value for d in values[name].type.tensor_type.shape.dim)
 
-        found = list(sites.find(proto, known, lambda n: True, shape))
+        found = list(sites.find(proto, known, lambda n: n not in integers, shape))
         del graph.value_info[:]
         del graph.input[:]
         graph.input.extend(
@@ -123,7 +125,9 @@ class Trainer:
         for name in sorted(used & tensors.keys()):
             graph.initializer.append(numpy_helper.from_array(np.asarray(weights.constant(name), order="C"), name))
         constants = {i for i, n in enumerate(graph.node) if n.op_type == "Constant" and n.output[0] in tensors}
+        _pass_straight(graph, weights)
         _drop_nodes(graph, drop | constants)
+        _drop_unread(graph, [f.probe.name for f in self.features])
         self._add_gates(graph, values)
         return self._with_loss(_modern(model), values)
 
@@ -332,6 +336,34 @@ def _drop_nodes(graph: onnx.GraphProto, drop: set[int]) -> None:
     nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for i, n in enumerate(graph.node) if i not in drop]
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _pass_straight(graph: onnx.GraphProto, weights: Weights) -> None:
+    """In place of activations that are quantized and dequantized: what the integers can hold of them, unrounded, so
+    that gradients pass (Y. Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons", 2013)."""
+    made = {o: n for n in graph.node for o in n.output}
+    for number, node in enumerate(graph.node):
+        source = made.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if source is None or source.op_type not in ("QuantizeLinear", "DynamicQuantizeLinear"):
+            continue
+        x, y = source.input[0], node.output[0]
+        ends: list[str] = []
+        if source.op_type == "QuantizeLinear":
+            if source.input[1] not in weights.stored or weights.get(source.input[1]).size > 1:
+                continue
+            scale, zero = sites.grid(source, weights.constant, ())
+            bounds = np.iinfo(sites.grid_type(source, lambda name: weights.constant(name).dtype))
+            ends = [f"pass{number}_{k}" for k in range(2)]
+            for name, end in zip(ends, (bounds.min, bounds.max), strict=True):
+                value = np.asarray((end - zero.astype(np.float64)) * scale, np.float32)
+                graph.initializer.append(numpy_helper.from_array(value, name))
+        node.CopyFrom(helper.make_node("Clip" if ends else "Identity", [x, *ends], [y]))
+
+
+def _drop_unread(graph: onnx.GraphProto, wanted: Sequence[str]) -> None:
+    """Leave out the nodes that the tensors `wanted` do not need."""
+    needed = set(above(graph.node, wanted, {o: i for i, n in enumerate(graph.node) for o in n.output if o}, set()))
+    _drop_nodes(graph, set(range(len(graph.node))) - needed)
 
 
 def _grouped_gradient(layer: Layer, x: Array, dy: Array) -> Array:

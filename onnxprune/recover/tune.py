@@ -124,6 +124,8 @@ def _train(
                 continue
         adam.count = done
         trainer.apply(adam, gradients, units)
+    for layer in trainer.layers:
+        _round(weights, layer)
     after = trainer.held_loss(tests)
     log.info("distillation: held-out loss %.5f -> %.5f", start, after)
     if after < start:
@@ -153,6 +155,14 @@ def _store(weights: Weights, layer: Layer) -> None:
         bias.reshape(layer.scale.shape),
         layer.scale,
     )
+
+
+def _round(weights: Weights, layer: Layer) -> None:
+    """Bring the weight of an operator onto the grid of its quantization, if it has one."""
+    site, stored = layer.site, weights.constant(weights.proto.graph.node[layer.site.node].input[1])
+    found = weights.rounded(site, stored, sites.to_matrix(site, layer.weight), layer.scale)
+    if found is not None:
+        layer.weight = np.asarray(sites.from_matrix(site, found, stored), np.float32)
 
 
 def _teacher(proto: onnx.ModelProto, names: Sequence[str], folder: str, threads: int) -> Teacher:
