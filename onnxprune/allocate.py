@@ -90,10 +90,13 @@ def fast_step(analysis: Analysis, group: Group, widths: FastWidths) -> int:
 def _multiple(axes: Sequence[Dim], widths: FastWidths) -> int:
     """The step of the kind of layer that a weight with these axes belongs to.
 
-    Outputs in groups are the mark of a grouped convolution, or of a layer that feeds one: both have to suit it.
+    Outputs in groups are the mark of a grouped convolution, or of a layer that feeds one: both have to suit it. Only
+    convolutions over two axes have a layout of blocks; those over three are products with a row for each channel.
     """
-    if len(axes) <= 2:
+    if len(axes) <= 3:
         return widths.product
+    if len(axes) > 4:
+        return LEAST_MULTIPLE
     if axes[1].size == 1:
         return widths.depthwise
     own = widths.pointwise if all(d.size == 1 for d in axes[2:]) else widths.convolution

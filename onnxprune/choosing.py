@@ -43,7 +43,7 @@ MIXES = (0.0, 0.1, 1.0, 10.0)
 @dataclass(frozen=True)
 class Wanted:
     """`groups`: ids of those that may shrink. `target`: (macs | params | bytes, share kept) or None for `ratio` of each
-    group. `steps`: what counts are multiples of, by group id; `finer`: what they may be multiples of where those cost
+    group. `steps`: what counts are multiples of, by group id; `finest`: what they may be multiples of where those cost
     too much (`rungs.FINER_FROM`), None for no choice. `refits`: whether recovery follows, which adds biases."""
 
     groups: Sequence[str]
@@ -203,15 +203,15 @@ def _allocate(found: Prepared, wanted: Wanted) -> tuple[Allocation, str]:
     whole = cost.total(terms, {}) + rest
     target = (limit * whole if limit <= 1 else limit) - rest
     terms = [*terms, *(bias_terms(found.model, kind) if wanted.refits else ())]
-    ladder = allocate.rungs(groups, wanted.steps, wanted.finest)
+    ladder, sizes = allocate.rungs(groups, wanted.steps, wanted.finest), {g.id: g.size for g in groups}
     if wanted.allocation == "uniform":
-        return rungs.within_reach(functools.partial(evenly_within, groups, terms, target), ladder)
+        return rungs.within_reach(functools.partial(evenly_within, groups, terms, target), ladder, sizes)
     mixes = damages(groups, wanted, found.order, found.measured)
 
     def split(steps: Mapping[str, int]) -> list[Allocation]:
         return [targets.by_damage(groups, own, terms, target, steps) for own in mixes]
 
-    return rungs.cheapest(split, ladder, judge(found))
+    return rungs.cheapest(split, ladder, sizes, judge(found))
 
 
 def evenly_within(

@@ -21,7 +21,7 @@ from onnxprune.config import Config, parse_target
 from onnxprune.cut import cut
 from onnxprune.dims import Dim
 from onnxprune.errors import NotFasterError, NothingToPruneError
-from onnxprune.fusing import fused
+from onnxprune.fusing import UNFUSED, fused
 from onnxprune.latency import model as latency_model
 from onnxprune.latency import profile, pursuit
 from onnxprune.modelfile import skeleton, write
@@ -87,6 +87,18 @@ class Start:
     goal: float
 
 
+def started(pace: Pace) -> tuple[Pace, Start]:
+    """The start of a target; without fusion from here on where the runtime does not take the fused model."""
+    try:
+        return pace, start(pace)
+    except UNFUSED as error:
+        if not pace.config.fuse:
+            raise
+        log.warning("nothing is fused, as the model does not stand it: %s", str(error).splitlines()[0])
+    pace = dataclasses.replace(pace, config=dataclasses.replace(pace.config, fuse=False))
+    return pace, start(pace)
+
+
 def start(pace: Pace, goal: float | None = None) -> Start:
     """Cut all groups to a few widths, profile those, and fit the model of latency; `goal` where it is known already."""
     plans = [{g.id: _level_count(pace, g, level) for g in pace.chosen} for level in LEVELS]
@@ -149,7 +161,7 @@ def reach(pace: Pace, begun: Start, removals: Mapping[str, Removal]) -> tuple[Pl
     outcome = pursuit.pursue(begun.goal, proposers(), measure)
     kept = _kept(pace.chosen, removals, outcome.allocation)
     notes = _notes(pace, begun.goal, outcome)
-    if not kept and pace.config.fuse:
+    if not kept and pace.config.fuse and pace.opened.original is None:
         notes = (f"the fused model takes {outcome.reached:.3f} of the original's latency, so no channel is removed",)
     found = Pursuit(begun.goal, outcome.reached, outcome.attempts, models[-1], notes)
     return Plan(kept), found
@@ -176,7 +188,7 @@ Relaxed = Callable[[float], tuple[dict[str, IndexArray], float]]
 """By a share of latency above the one met: a plan, and the share that is expected of it."""
 
 
-def relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: Pursuit) -> Iterator[Relaxed]:
+def relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: tuple[Plan, Pursuit]) -> Iterator[Relaxed]:
     """Plans of fast widths, then of all that are allowed. What was measured of the plan met corrects the model of
     latency: on a line from there to the original."""
     yield _relaxed(pace, begun, removals, met)
@@ -185,14 +197,14 @@ def relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: Purs
         yield _relaxed(finer, start(finer, begun.goal), removals, met)
 
 
-def _relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: Pursuit) -> Relaxed:
-    propose = _Proposer(pace, begun, removals)
-    base = next(a.predicted for a in reversed(met.attempts) if a.measured == met.reached)
-    rise = max(1.0 - base, _LEAST_RISE) / max(1.0 - met.reached, _LEAST_RISE)
+def _relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: tuple[Plan, Pursuit]) -> Relaxed:
+    propose, (plan_met, pursued) = _Proposer(pace, begun, removals), met
+    base, reached = propose.share({name: len(kept) for name, kept in plan_met.kept.items()}), pursued.reached
+    rise = max(1.0 - base, _LEAST_RISE) / max(1.0 - reached, _LEAST_RISE)
 
     def plan(share: float) -> tuple[dict[str, IndexArray], float]:
-        found = propose(base + (share - met.reached) * rise)
-        return _kept(pace.chosen, removals, found.allocation), met.reached + (found.predicted - base) / rise
+        found = propose(base + (share - reached) * rise)
+        return _kept(pace.chosen, removals, found.allocation), reached + (found.predicted - base) / rise
 
     return plan
 
@@ -209,7 +221,7 @@ def fallen_back(pace: Pace, met: Pursuit, kept: Mapping[str, IndexArray], max_dr
 
 def _coarse(goal: float, reached: float, *, finest: bool) -> str:
     wanted = f"{goal:.3f} of the original's"
-    said = f"no widths give the target latency ({wanted}): this model, the nearest, takes {reached:.3f}"
+    said = f"no widths give the target latency ({wanted}): this model takes {reached:.3f}"
     return said if finest else f"{said}; --round-to 1 allows more widths, the fast ones first"
 
 
@@ -227,8 +239,11 @@ class _Proposer:
         model, target = self.start.model, aim / self.start.share * self.full
         limit = max((target - model.overhead) / max(model.factor, 1e-12), 0.0)
         allocation = self._allocate(limit)
-        share = self._milliseconds(_by_atom(self.groups, allocation.counts)) / self.full * self.start.share
-        return pursuit.Candidate(allocation, share)
+        return pursuit.Candidate(allocation, self.share(allocation.counts))
+
+    def share(self, counts: Mapping[str, int]) -> float:
+        """The share of latency that is predicted for counts by group id."""
+        return self._milliseconds(_by_atom(self.groups, counts)) / self.full * self.start.share
 
     def _milliseconds(self, kept: Mapping[Dim, int]) -> float:
         model = self.start.model

@@ -220,7 +220,7 @@ def _norm_plan(opened: Opened, config: Config, chosen: Sequence[Group], criterio
     else:
         split = functools.partial(_meeting, opened, config.target, chosen)
         ladder = allocate.rungs(chosen, multiples, _finest(opened, config, chosen))
-        counts, note = rungs.within_reach(split, ladder)
+        counts, note = rungs.within_reach(split, ladder, {g.id: g.size for g in chosen})
     found = scores.score(opened.analysis, chosen, opened.model.reader(), criterion=criterion, seed=config.seed)
     return dataclasses.replace(select.select(found, counts), note=note)
 
@@ -330,8 +330,7 @@ def _paced(
 ) -> Decision:
     """The plan that meets a latency target: latency by node, order and damage of removals, candidates measured. Where
     there is a budget of quality, as much of that as it allows."""
-    pace = _pace(opened, config, chosen, timed)
-    begun = pacing.start(pace)
+    pace, begun = pacing.started(_pace(opened, config, chosen, timed))
     if config.measure in MEASURED_CRITERIA and source is not None:
         wanted = _wanted(opened, config, chosen)
         share = begun.goal / begun.share

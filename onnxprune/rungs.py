@@ -40,7 +40,7 @@ class Judge:
         An error of n items is known to about one part in sqrt(n), so of those that are as close as that to the best the
         last is taken: what is measured on few inputs flatters uneven ones.
         """
-        different = [k for k, c in enumerate(candidates) if c not in candidates[:k]]
+        different = [k for k, c in enumerate(candidates) if c not in candidates[k + 1 :]]
         errors = self.errors([candidates[k] for k in different]) if len(different) > 1 else None
         return len(candidates) - 1 if errors is None else different[self.most_even(errors)]
 
@@ -57,37 +57,41 @@ class Judge:
         return error * (1 + 1 / math.sqrt(max(self.items, 1)))
 
 
-def within_reach(split: Callable[[Steps], Made], rungs: Sequence[Steps]) -> tuple[Made, str]:
+def within_reach(
+    split: Callable[[Steps], Allocation], rungs: Sequence[Steps], sizes: Mapping[str, int]
+) -> tuple[Allocation, str]:
     """A split in the first of `rungs` that reaches the target; a word about it where those are not the fast steps.
-    Raises NothingToPruneError where none does."""
+    `sizes`: of the groups, by id. Raises NothingToPruneError where none does."""
     made, number = _first(split, rungs)
-    return made, _out_of_reach(rungs, number) if number else ""
+    return made, _out_of_reach(rungs, _finer(made, rungs[0], sizes)) if number else ""
 
 
 def cheapest(
-    split: Callable[[Steps], list[Allocation]], rungs: Sequence[Steps], judge: Judge
+    split: Callable[[Steps], list[Allocation]], rungs: Sequence[Steps], sizes: Mapping[str, int], judge: Judge
 ) -> tuple[Allocation, str]:
     """The best of the splits in the first of `rungs` that reaches the target and errs by little more than the last one;
-    a word about it. Raises NothingToPruneError where none reaches it."""
+    a word about it. `sizes`: of the groups, by id. Raises NothingToPruneError where none reaches it."""
     made, first = _first(split, rungs)
     finest = split(rungs[-1]) if first + 1 < len(rungs) else []
     errors = judge.errors([*made, *finest]) if finest else None
     if errors is None:
-        return made[judge.best(made)], _out_of_reach(rungs, first) if first else ""
+        taken = made[judge.best(made)]
+        return taken, _out_of_reach(rungs, _finer(taken, rungs[0], sizes)) if first else ""
     coarse, errors = errors[: len(made)], errors[len(made) :]
     least = min(errors)
     if judge.dearer(min(coarse), least) <= (SOME_FROM if first else FINER_FROM):
-        told = judge.dearer(min(coarse), least) > TOLD_FROM
-        return made[judge.most_even(coarse)], _note(rungs, first, _sides(min(coarse), least) if told else "")
-    number = len(rungs) - 1
+        best = judge.most_even(coarse)
+        sides = _sides(coarse[best], least) if judge.dearer(min(coarse), least) > TOLD_FROM else ""
+        return made[best], _note(rungs, _finer(made[best], rungs[0], sizes) if first else None, sides)
     for between in range(first + 1, len(rungs) - 1):
         candidates = split(rungs[between])
         found = judge.errors(candidates)
         if found is not None and judge.dearer(min(found), least) <= SOME_FROM:
-            finest, errors, number = candidates, found, between
+            finest, errors = candidates, found
             break
     taken = finest[judge.most_even(errors)]
-    return taken, _out_of_reach(rungs, number) if first else _too_dear(rungs, number, _sides(min(coarse), min(errors)))
+    finer = _finer(taken, rungs[0], sizes)
+    return taken, _out_of_reach(rungs, finer) if first else _too_dear(rungs, finer, _sides(min(coarse), min(errors)))
 
 
 def _first(split: Callable[[Steps], Made], rungs: Sequence[Steps]) -> tuple[Made, int]:
@@ -98,22 +102,22 @@ def _first(split: Callable[[Steps], Made], rungs: Sequence[Steps]) -> tuple[Made
     return split(rungs[-1]), len(rungs) - 1
 
 
-def _note(rungs: Sequence[Steps], number: int, sides: str) -> str:
-    """What the steps taken, the coarsest that reach the target, cost; "" where they are fast and it is little."""
-    reach = _out_of_reach(rungs, number) if number else ""
+def _note(rungs: Sequence[Steps], finer: int | None, sides: str) -> str:
+    """What the steps taken, the coarsest that reach the target, cost; "" where that is little and all are fast."""
+    reach = "" if finer is None else _out_of_reach(rungs, finer)
     closer = f"--round-to {min(rungs[-1].values())} is closer to the original, and slower"
     if reach and sides:
         return f"{reach}; {closer} ({sides})"
     return f"{_fast(rungs)}, cost some accuracy at this target ({sides}): {closer}" if sides else reach
 
 
-def _out_of_reach(rungs: Sequence[Steps], number: int) -> str:
-    return f"the target is out of reach in {_fast(rungs)}: {_taken(rungs, number)}"
+def _out_of_reach(rungs: Sequence[Steps], finer: int) -> str:
+    return f"the target is out of reach in {_fast(rungs)}: {_taken(finer)}"
 
 
-def _too_dear(rungs: Sequence[Steps], number: int, sides: str) -> str:
+def _too_dear(rungs: Sequence[Steps], finer: int, sides: str) -> str:
     return (
-        f"{_fast(rungs)}, would cost too much at this target ({sides}): {_taken(rungs, number)}; --round-to "
+        f"{_fast(rungs)}, would cost too much at this target ({sides}): {_taken(finer)}; --round-to "
         f"{max(rungs[0].values())} takes the fast ones, --target latency=... asks for speed"
     )
 
@@ -122,10 +126,14 @@ def _fast(rungs: Sequence[Steps]) -> str:
     return f"widths that are fast here, in steps of up to {max(rungs[0].values())}"
 
 
-def _taken(rungs: Sequence[Steps], number: int) -> str:
-    finer = [step for name, step in rungs[number].items() if step != rungs[0][name]]
-    groups = wording.plural(len(finer), "group")
-    return f"{groups} took finer ones, of {min(finer)}, and the speed-up is less than the work removed promises"
+def _finer(made: Allocation, fast: Steps, sizes: Mapping[str, int]) -> int:
+    """How many groups are cut to widths that are no whole fast steps."""
+    return sum(count < sizes[name] and count % fast[name] > 0 for name, count in made.counts.items())
+
+
+def _taken(finer: int) -> str:
+    groups = wording.plural(finer, "group")
+    return f"{groups} took others, and the speed-up is less than the work removed promises"
 
 
 def _sides(error: float, least: float) -> str:

@@ -15,8 +15,8 @@ from onnxprune.clock import Clock
 from onnxprune.comparison import Conditions
 from onnxprune.config import Config
 from onnxprune.cut import Cut
-from onnxprune.errors import ModelError, VerificationError, WorkerError
-from onnxprune.fusing import fused
+from onnxprune.errors import ModelError, WorkerError
+from onnxprune.fusing import UNFUSED, fused
 from onnxprune.gathering import Gathered
 from onnxprune.modelfile import write
 from onnxprune.opened import Opened
@@ -24,9 +24,6 @@ from onnxprune.planning import Decision
 from onnxprune.records import Distillation, Latency, LayerQuality, MetricResult, Proof, Quality
 
 log = logging.getLogger(__name__)
-
-UNFUSED = (ModelError, VerificationError, WorkerError)
-"""Errors of a fused model for which the plain one is tried."""
 
 
 @dataclass(frozen=True)

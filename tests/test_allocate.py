@@ -96,6 +96,21 @@ def test_convolutions_keep_whole_blocks_and_matrix_products_whole_vectors() -> N
     assert steps == {"a:0": 8, "b:0": 8, "c:1": PRODUCT_MULTIPLE}
 
 
+@pytest.mark.parametrize(("axes", "first", "second"), [(1, 17, 17), (2, 5, 5), (3, 4, 4)])
+def test_only_convolutions_over_two_axes_have_blocks(axes: int, first: int, second: int) -> None:
+    sizes, kernel = ",4" * axes, ",3" * axes
+    m = model(f"""(float[2,3{sizes}] x) => (float y) <float[64,3{kernel}] a, float[32,64{kernel}] b,
+        float[5,32{kernel}] c> {{
+        h = Conv<auto_pad="SAME_UPPER">(x, a)
+        k = Conv<auto_pad="SAME_UPPER">(h, b)
+        y = Conv<auto_pad="SAME_UPPER">(k, c)
+    }}""")
+    found, _ = graph(m)
+    primes = FastWidths(convolution=5, pointwise=7, depthwise=11, grouped=13, product=17)
+    steps = {g.id: allocate.fast_step(found, g, primes) for g in found.groups if g.refusal is None}
+    assert steps == {"a:0": first, "b:0": second}
+
+
 def test_a_factor_needs_fewer_indices_the_more_elements_each_spans() -> None:
     """A head of width 4 fills half a vector, so heads go in pairs; each index of the inner factor is one element."""
     m = model("""(float[2,6,4] x) => (float[2,6,3] y) <float[4,48] w, int64[4] t = {2,6,12,4}, float[12,4] s,

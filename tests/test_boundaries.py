@@ -93,6 +93,7 @@ LEAVES = {
     "runtime",
     "shapes",
     "signature",
+    "canonical",
     "states",
     "target",
     "unknown",

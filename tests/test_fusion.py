@@ -16,8 +16,11 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxprune import api, cli, fusing, runtime
+from onnxprune.clock import Clock
 from onnxprune.config import Config
+from onnxprune.cut import Cut
 from onnxprune.fusion import Fused, fused
+from onnxprune.opening import open_model
 from onnxprune.shapes import infer, stored_tensors
 
 Array = npt.NDArray[Any]
@@ -525,3 +528,71 @@ def test_targets_of_storage_are_not_exceeded(tmp_path: Path) -> None:
     for target, expected in (("params=0.5", False), ("macs=0.5", True)):
         config = Config(output=tmp_path / "out.onnx", recover=False, target=target, allocation="uniform", force=True)
         assert bool(api.prune(path, config).fused) is expected
+
+
+GATES = {
+    "before a slope": "gt = Conv(x, one1) q = Sigmoid(gt) m = Mul(c, q) z = PRelu(m, u) y = Conv(z, n)",
+    "before another operator": "gt = Conv(x, one1) q = Sigmoid(gt) m = Mul(c, q) z = Sin(m) y = Conv(z, n)",
+    "of a lower rank": (
+        "f = Reshape(x, rows) gt = Conv(f, one2) q = Sigmoid(gt) m = Mul(c, q) z = PRelu(m, u) y = Conv(z, n)"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_that_is_spread_does_not_say_how_many_channels_there_are(name: str) -> None:
+    """Of one channel, in front of maps that are put together as a normalisation of all."""
+    random = np.random.default_rng(5)
+    proto = model(
+        "h0 = Conv(x, l) h = Mul(h0, s2) r0 = Relu(h) a = Add(r0, s1) c = Clip(a, s0, s6) " + GATES[name],
+        l=random.standard_normal((12, 8, 1, 1)),
+        n=random.standard_normal((8, 12, 1, 1)),
+        u=random.uniform(0.2, 0.8, (12, 1, 1)),
+        one1=random.standard_normal((1, 8, 1, 1)),
+        one2=random.standard_normal((12, 96, 1)),
+        rows=np.zeros(3),
+    )
+    for tensor in proto.graph.initializer:
+        if tensor.name == "rows":
+            tensor.CopyFrom(numpy_helper.from_array(np.array([-1, 96, 12], np.int64), "rows"))
+    if name == "of a lower rank":
+        for value in (*proto.graph.input, *proto.graph.output):
+            value.type.tensor_type.shape.dim[0].Clear()
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+    found = fuse(proto)
+    assert found is not None
+    after = written(found, reader(proto))
+    feed = {"x": np.random.default_rng(1).standard_normal((1, 8, 12, 12)).astype(np.float32)}
+    expected, result = outputs(proto, feed)["y"], outputs(after, feed)["y"]
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5 * float(np.abs(expected).max()))
+
+
+def _opened(tmp_path: Path, proto: onnx.ModelProto) -> tuple[Any, Cut]:
+    onnx.save(proto, tmp_path / "model.onnx")
+    opened = open_model(tmp_path / "model.onnx", {}, Clock())
+    return opened, Cut(opened.model.proto, {}, {})
+
+
+@pytest.mark.parametrize(("kind", "is_fused"), [(TensorProto.FLOAT, True), (TensorProto.FLOAT16, False)])
+def test_normalisations_of_half_precision_with_single_parameters_are_left(
+    tmp_path: Path, kind: int, is_fused: bool
+) -> None:
+    chain = (f"{y} = BatchNormalization({x}, scale, bias, mean, variance)" for x, y in ("xa", "ab", "bc"))
+    proto = model(" ".join(chain) + " z = Sin(c) y = Abs(z)")
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = kind
+    opened, cut = _opened(tmp_path, proto)
+    assert (fusing.fused(opened, Config(), cut)[1] > 0) == is_fused
+
+
+def test_a_fault_of_the_fusion_leaves_the_model_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened, cut = _opened(tmp_path, model("h = Conv(x, k) y = Mul(h, half)"))
+
+    def faulty(*_: Any, **__: Any) -> None:
+        raise KeyError("core")
+
+    monkeypatch.setattr(fusing.fusion, "fused", faulty)
+    assert fusing.fused(opened, Config(), cut) == (cut, 0)
+    assert "nothing was fused: KeyError" in caplog.text

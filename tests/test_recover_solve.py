@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from onnxprune.criteria import activation, obs
+from onnxprune.recover import relax as relaxing
 from onnxprune.recover.moments import Moments
 from onnxprune.recover.relax import Block, Side, loss, relax
 from onnxprune.recover.solve import LEAF, Equations, Solution, invert, solve
@@ -205,14 +206,19 @@ def hidden_loss(target: Array, z: Array, low: float, high: float) -> float:
 
 
 @pytest.mark.parametrize(("flat", "with_other"), [(RELU, False), (RELU6, False), (RELU, True)])
-def test_relax_lowers_the_loss_behind_an_activation(flat: tuple[np.float32, np.float32], with_other: bool) -> None:
+def test_relax_lowers_the_loss_behind_an_activation(
+    monkeypatch: pytest.MonkeyPatch, flat: tuple[np.float32, np.float32], with_other: bool
+) -> None:
     """Also where inputs and targets are far from zero, and where the other operand of a sum comes before it."""
     random = RNG(6)
     x = (random.normal(size=(1, 6, 3000)) + 3).astype(np.float32)
     full = np.concatenate([x, (x[:, :3] - 3) * (x[:, 3:] - 3)], 1)
     y = (random.normal(size=(1, 4, 9)).astype(np.float32) @ full).astype(np.float32)
     other = [random.normal(size=y.shape).astype(np.float32)] if with_other else []
+    monkeypatch.setattr(relaxing, "LEAST_BLOCK", 1)
+    monkeypatch.setattr(relaxing, "BLOCK", 4 * 300)
     both = sides(x, y, flat, 2000, *other)
+    assert [[b.x.shape[2] for b in side.blocks or ()] for side in both] == [[300] * 6 + [200], [300] * 3 + [100]]
     train, held = (side.moments for side in both)
     prior, none = np.zeros((1, 4, 6)), np.zeros((1, 4))
     start = solve(train, held, prior, none)

@@ -26,7 +26,7 @@ PATTERNED = frozenset(
     ("Erf", "Tanh", "Pow", "Sqrt", "Reciprocal", "Exp", "Log", "Gelu", "Softplus", "LayerNormalization")
 )
 """What ONNX Runtime's own fusions of several nodes are found by (Gelu, LayerNormalization and their like)."""
-_BETWEEN = CARRYING | PATTERNED | {"ReduceMean", "Neg", "Sigmoid", "HardSwish", "PRelu"}
+_BETWEEN = CARRYING | PATTERNED | {"ReduceMean", "Neg", "Sigmoid", "HardSwish"}
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def fused(
 ) -> Fused | None:
     """The model `proto` with its maps fused; None where that changes nothing for the better. No argument is changed.
 
-    `proto`: with its nodes in order; its stored arrays are those of `read` under `edits`. `shapes`: of the tensors of
-    the main graph before the cut. `blocked`: whether the model will run where convolutions have a layout of their own
-    (on the CPU).
+    `proto`: with its nodes in order; its stored arrays are those of `read` under `edits`. `shapes`: of the float32
+    tensors of the main graph before the cut. `blocked`: whether the model will run where convolutions have a layout of
+    their own (on the CPU).
     """
     if opset_of(proto) < LEAST_OPSET or proto.ir_version < LEAST_IR:
         return None

@@ -86,9 +86,10 @@ class Walk:
         if node.op_type in ("Conv", "ConvTranspose") and self.constants.is_stored(node.input[1]):
             self.convolutions[node.output[0]] = node
         elif node.op_type in _SAME_CHANNELS and all(n in self.convolutions for n in _data(node)):
-            # One channel may be spread over those of the other operand.
-            wide = max(_data(node), key=lambda n: (*self.shapes.get(n, ()), 0, 0)[1])
-            self.convolutions[node.output[0]] = self.convolutions[wide]
+            found = [self.convolutions[n] for n in _data(node)]
+            if len({len(self.constants.shape(n.input[1])) for n in found}) == 1:
+                # One channel may be spread over those of the other operand.
+                self.convolutions[node.output[0]] = max(found, key=lambda n: _channels(n, self.constants))
 
     def is_read_once(self, name: str) -> bool:
         """Whether one operator alone reads a tensor."""

@@ -125,14 +125,14 @@ def _beyond(goal: float, above: tuple[float, float]) -> float:
 
 def _choose(goal: float, tried: list[Tried]) -> Outcome:
     attempts = tuple(attempt for attempt, _ in tried)
-    lowest = min(a.measured for a in attempts)
-    if lowest > min(goal * (1.0 + NEAR), 1.0):
+    near = [t for t in tried if abs(t[0].measured - goal) <= NEAR * goal and t[0].measured <= 1.0]
+    taken = near or [t for t in tried if t[0].measured <= goal]
+    if not taken:
+        lowest = min(a.measured for a in attempts)
         raise NothingToPruneError(
             f"the target latency cannot be reached: it is {goal:.3f} of the original's latency, and the least that the "
             f"groups that may shrink allow was measured at {lowest:.3f}; give a larger target, or free groups kept by "
             "--keep"
         )
-    near = [t for t in tried if abs(t[0].measured - goal) <= NEAR * goal and t[0].measured <= 1.0]
-    below = [t for t in tried if t[0].measured <= goal]
-    best, allocation = min(near or below, key=lambda t: abs(t[0].measured - goal))
+    best, allocation = min(taken, key=lambda t: abs(t[0].measured - goal))
     return Outcome(allocation, best.measured, attempts, abs(best.measured - goal) <= TOLERANCE * goal)

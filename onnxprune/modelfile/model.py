@@ -14,6 +14,7 @@ import onnx
 import onnx.inliner
 from onnx import ModelProto, TensorProto
 
+from onnxprune.canonical import canonicalise
 from onnxprune.errors import ModelError
 from onnxprune.modelfile.datafile import CHUNK_BYTES, Array
 from onnxprune.modelfile.parsing import check_versions, parse
@@ -49,8 +50,8 @@ class ModelFile:
     def load(cls, path: str | Path, *, unique_names: bool = False, lean: bool = False) -> ModelFile:
         """Open and check the model at `path`; every fault is a ModelError that says what to do.
 
-        `unique_names`: tensors of bodies that share a name with another tensor get names of their own, and recurrent
-        cells are given no states of zeros. `lean`: as in `skeleton`.
+        `unique_names`: tensors of bodies that share a name with another tensor get names of their own, recurrent cells
+        are given no states of zeros, and the rest is as of `canonical`. `lean`: as in `skeleton`.
         """
         path = Path(path)
         proto = parse(path, lean=lean)
@@ -72,6 +73,7 @@ class ModelFile:
         if unique_names:
             make_names_unique(proto)
             drop_zero_states(proto)
+            canonicalise(proto)
         return cls(path, path.parent, proto, total, bool(files), inlined)
 
     def sha256(self) -> str:

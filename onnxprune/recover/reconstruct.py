@@ -46,8 +46,10 @@ BLOCK_SHARE = 0.5
 
 @dataclass(frozen=True)
 class LayerReport:
-    """Held-out error of one layer as a share of its variance, for the plain cut and after reconstruction."""
+    """Held-out error of one layer as a share of its variance, for the plain cut and after reconstruction. `number`: of
+    its node in the analysis."""
 
+    number: int
     node: str
     before: float
     after: float
@@ -135,18 +137,17 @@ def _solve_all(task: Task, found: Sequence[Site]) -> Iterator[LayerReport]:
             solution = task.solve(step, ready) if task.fits else task.match(step)
         if solution is None:
             continue
-        report = LayerReport(
-            task.analysis.nodes[task.analysis.main[step.node]], solution.before, solution.after, solution.ridge
-        )
+        number = task.analysis.main[step.node]
+        report = LayerReport(number, task.analysis.nodes[number], solution.before, solution.after, solution.ridge)
         log.info("%s: error %.4f -> %.4f", report.node, report.before, report.after)
         yield report
 
 
 def unfitted(found: Analysis, keep: Keep, reports: Iterable[LayerReport]) -> list[str]:
     """The nodes that have a weight, lost inputs and were not refitted, by name, in graph order."""
-    refitted = {report.node for report in reports}
+    refitted = {report.number for report in reports}
     lost = {c.node for c in found.contractions if c.weighted and not c.average and _is_cut(keep, c.dims)}
-    return [name for name in (found.nodes[number] for number in sorted(lost)) if name not in refitted]
+    return [found.nodes[number] for number in sorted(lost - refitted)]
 
 
 def _is_cut(keep: Keep, found: Iterable[Dim]) -> bool:

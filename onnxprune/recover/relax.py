@@ -29,8 +29,9 @@ Float = npt.NDArray[np.float64]
 
 INFINITE = np.float32(np.inf)
 STEPS = 8
-BLOCK = 1 << 16
-"""Predictions made at once: those stay in the processor's cache while they are worked on."""
+BLOCK, LEAST_BLOCK = 1 << 16, 256
+"""Predictions made at once, which stay in the processor's cache while they are worked on; of so many columns at least,
+as the whole weight is read for each block."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class Block:
     most: Array
     held: bool
 
-    def predict(self, weight: Float, offset: Float) -> Array:
-        """`offset` (groups, o): of predictions about the shift of y, for inputs about theirs."""
-        prediction = weight.astype(np.float32) @ self.x
-        prediction += offset.astype(np.float32)[:, :, None]
+    def predict(self, weight: Array, offset: Array) -> Array:
+        """`weight` (groups, o, d), `offset` (groups, o, 1), float32: of predictions about the shift of y."""
+        prediction = weight @ self.x
+        prediction += offset
         return prediction
 
     def moved(self, prediction: Array, out: Array | None = None) -> Array:
@@ -80,7 +81,7 @@ class Side:
         shift = self.moments.shift_y[:, :, None].astype(np.float32)
         least = np.where(y <= low, -INFINITE, np.where(y >= high, high - shift, centred))
         most = np.where(y >= high, INFINITE, np.where(y <= low, low - shift, centred))
-        width = max(1, BLOCK // (y.shape[0] * y.shape[1]))
+        width = max(LEAST_BLOCK, BLOCK // (y.shape[0] * y.shape[1]))
         for start in range(0, x.shape[2], width):
             here = slice(start, start + width)
             self.blocks.append(Block(x[:, :, here], least[:, :, here], most[:, :, here], self.held))
@@ -121,10 +122,10 @@ def relax(
 
 def loss(blocks: Sequence[Block], weight: Float, bias: Float, like: Moments) -> float:
     """Summed loss over the held-out blocks, which are about the shifts of `like`."""
-    total, offset = 0.0, _offset(weight, bias, like)
+    total, near = 0.0, _centred(weight, bias, like)
     for block in blocks:
         if block.held:
-            prediction = block.predict(weight, offset)
+            prediction = block.predict(*near)
             error = prediction - block.moved(prediction)
             total += float(np.square(error, out=error).sum(dtype=np.float64))
     return total
@@ -134,20 +135,20 @@ def _moved(
     blocks: Sequence[Block], weight: Float, bias: Float, like: Moments, *, held_too: bool
 ) -> tuple[Float, Float]:
     """Sum y and Y X^T of the moved targets, about the shifts of `like`, as the blocks are."""
-    y, yx, offset = np.zeros_like(like.y), np.zeros_like(like.yx), _offset(weight, bias, like)
+    y, yx, near = np.zeros_like(like.y), np.zeros_like(like.yx), _centred(weight, bias, like)
     for block in blocks:
         if held_too or not block.held:
-            prediction = block.predict(weight, offset)
+            prediction = block.predict(*near)
             part = block.moved(prediction, out=prediction)
             y += part.sum(2)
             yx += part @ block.x.transpose(0, 2, 1)
     return y, yx
 
 
-def _offset(weight: Float, bias: Float, like: Moments) -> Float:
-    """The bias of predictions about the shift of y from inputs about theirs: (groups, o)."""
-    along: Float = (weight @ like.shift_x[:, :, None])[:, :, 0]
-    return bias + along - like.shift_y
+def _centred(weight: Float, bias: Float, like: Moments) -> tuple[Array, Array]:
+    """Weight and bias (groups, o, 1) of predictions about the shift of y from inputs about theirs, float32."""
+    offset = (weight @ like.shift_x[:, :, None]) + (bias - like.shift_y)[:, :, None]
+    return weight.astype(np.float32), offset.astype(np.float32)
 
 
 def flat_regions(proto: onnx.ModelProto) -> dict[str, tuple[np.float32, np.float32]]:
