@@ -172,6 +172,7 @@ def refitted(
     feeds = [*source.feeds, *(source.copies if fits else ())]
     layers = reconstructed(source, model, weights, kept, feeds, relaxed=True, fits=fits)
     notes = _unfitted(unfitted(model.analysis, plans.masks(model.analysis, kept), layers)) if fits else []
+    notes += _parted(_shared(model.proto, weights))
     distilled: tuple[float, float] | None = None
     if tuned:
         distilled, said = _distil(source, model, weights, kept)
@@ -188,6 +189,23 @@ def _unfitted(names: Sequence[str]) -> list[str]:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     layers = plural(len(names), "layer")
     return [f"{layers} that lost inputs could not be refitted, weights stay as cut: {', '.join(names[:NAMED])}{more}"]
+
+
+def _shared(proto: onnx.ModelProto, weights: Weights) -> list[str]:
+    """The weights of several layers that one of these has a copy of its own in place of, by name."""
+    nodes = {o: n for n in proto.graph.node for o in n.output if o}
+    places = ((nodes[output], operand) for output, operand in weights.rewired if operand == 1 and output in nodes)
+    return sorted({node.input[operand] for node, operand in places if weights.users.get(node.input[operand], 0) > 1})
+
+
+def _parted(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    weights = plural(len(names), "weight")
+    listed = f"{', '.join(names[:NAMED])}{more}"
+    said = f"{weights} that several layers share ({listed}): each of these was refitted in a copy of its own"
+    return [f"{said}, which makes the file larger; --no-recover keeps them one"]
 
 
 def cut_weights(model: OpenedSource, kept: Mapping[str, IndexArray]) -> Weights:

@@ -30,6 +30,8 @@ TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-3
 """The same for half precision models that are too large to be computed in float32."""
 LARGEST_WIDENED = 1 << 30
+REAL_ROWS = 16
+"""Rows of the calibration data that exactness is shown on, where made-up inputs do not serve."""
 QUALITY_ROWS = 512
 """Rows that quality is measured on, at most."""
 
@@ -190,7 +192,8 @@ def prove(  # noqa: PLR0913 - all that the child process has to know
     tolerance: float,
     settled: Collection[int] = (),
 ) -> Proof:
-    """Exactness on made-up inputs of two of `sizes`, quality on `feeds` or the same inputs. Run in a child process.
+    """Exactness on made-up inputs of two of `sizes`, or on `feeds` where those tell nothing; quality on `feeds` or the
+    same inputs. Run in a child process.
 
     `uncut`: what was masked and cut where that is not the original (residual blocks removed); like `masked` it has its
     external data in `folder`. `bounds`: for integer inputs, one more than the largest value. `settled`: the Ifs that
@@ -198,7 +201,7 @@ def prove(  # noqa: PLR0913 - all that the child process has to know
     """
     wide = is_widened(Path(original))
     reference = _probed_session(Path(masked), folder, wide)
-    made, expected = _working_feeds(reference, original, sizes, bounds, seed, wide)
+    made, expected = _working_feeds(reference, original, sizes, bounds, seed, wide, feeds)
     result = _probed_session(Path(pruned), str(Path(pruned).parent), wide)
     found = [_run_pruned(result, feed) for feed in made]
     del reference, result
@@ -410,8 +413,10 @@ def _working_feeds(
     bounds: Mapping[str, int],
     seed: int,
     wide: bool,
+    real: Sequence[Feed] = (),
 ) -> tuple[list[Feed], list[Outputs]]:
-    """Up to two made-up feeds that the original runs on, and the outputs of the session, the masked original.
+    """Up to two made-up feeds that the original runs on, and the outputs of the session, the masked original. Of the
+    `real` ones where it runs on none that are made up, or gives no number for them.
 
     Raises ModelError where the original runs on none, VerificationError where it runs and the session does not.
     """
@@ -433,6 +438,12 @@ def _working_feeds(
             failure = error
         if len(made) == 2:
             break
+    if real and not (made and _has_numbers(expected)):
+        rows = calibration.batches(real, calibration.fixed_rows(skeleton(Path(original), lean=True)), REAL_ROWS)
+        kinds = {name: dtype for name, _, dtype in runtime.input_specs(session)}
+        given = [{name: array.astype(kinds[name]) for name, array in feed.items()} for feed in rows[:2]]
+        working, results = _those_that_run(session, given)
+        made, expected = (working, results) if working else (made, expected)
     if not made:
         raise runs_nowhere("the original model", failure)
     return made, expected

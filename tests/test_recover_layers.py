@@ -131,3 +131,24 @@ def test_weights_that_a_node_makes_count_as_parameters(tmp_path: Path) -> None:
     report = api.prune(saved(tmp_path, text, weights), Config(output=tmp_path / "o.onnx", ratio=0.5, round_to=1))
     assert report.after is not None
     assert (report.before.parameters, report.after.parameters) == (16 * 32 + 32 * 4, 16 * 16 + 16 * 4)
+
+
+@pytest.mark.parametrize("second", ["v", "u"])
+def test_weights_that_layers_share_are_refitted_apart_with_a_note(tmp_path: Path, second: str) -> None:
+    text = f"""g (float[n,16] x, float[n,16] z) => (float[n,4] y, float[n,4] t) {{
+        a = MatMul(x, w)  b = Relu(a)  y = MatMul(b, v)
+        c = MatMul(z, w)  d = Relu(c)  t = MatMul(d, {second})
+    }}"""
+    proto, random = parser.parse_model(HEAD + text), np.random.default_rng(0)
+    for name, size in {"w": (16, 32), "v": (32, 4), "u": (32, 4)}.items():
+        array = random.normal(size=size).astype(np.float32)
+        if name != "u" or second == "u":
+            proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "model.onnx")
+    rows = {name: random.normal(size=(200, 16)).astype(np.float32) for name in "xz"}
+    np.savez(tmp_path / "rows.npz", **rows)
+    report = api.prune(tmp_path / "model.onnx", Config(ratio=0.5, round_to=1, calibration=tmp_path / "rows.npz"))
+    assert report.exactness is not None and report.exactness.passed
+    said = [note for note in report.notes if "several layers share" in note]
+    assert len(said) == (second == "v")
+    assert all(note.startswith("1 weight that several layers share (v)") for note in said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -264,3 +265,25 @@ def test_quality_of_outputs_whose_length_the_data_tells() -> None:
     found = quality_of([np.ones((2, 4), np.float32)], [np.ones((2, 1), np.float32)])
     assert found.cosine == pytest.approx(0.5) and found.relative_error == pytest.approx(np.sqrt(0.75))
     assert found == quality_of([np.ones((2, 4))], [np.pad(np.ones((2, 1)), [(0, 0), (0, 3)])])
+
+
+LENGTHS = """(float[N,6] x, int64[N] k) => (float[N,3] y)
+    <float[6,8] w, float[8,3] v, int64 wanted = {80}, int64[1] one = {1}> {
+    a = MatMul(x, w)  b = Relu(a)  h = MatMul(b, v)
+    d = Sub(k, wanted)  e = Abs(d)  n = Neg(e)  f = Cast<to=1>(n)  s = Sqrt(f)  t = Unsqueeze(s, one)
+    y = Add(h, t)
+}"""
+
+
+def test_where_made_up_inputs_give_no_number_those_of_the_calibration_data_show_it(tmp_path: Path) -> None:
+    """Of all values of k but one the result is no number."""
+    path = tmp_path / "lengths.onnx"
+    onnx.save(model(LENGTHS), path)
+    options = Config(ratio=0.5, criterion="l2", recover=False, round_to=1)
+    with pytest.raises(VerificationError, match="every output of the model is NaN"):
+        api.prune(path, options)
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "rows.npz", x=random.normal(size=(20, 6)).astype(np.float32), k=np.full(20, 80))
+    report = api.prune(path, dataclasses.replace(options, calibration=tmp_path / "rows.npz"))
+    assert report.exactness is not None
+    assert report.exactness.passed and report.exactness.shown
