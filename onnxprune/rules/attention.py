@@ -194,13 +194,16 @@ def attention(op: Operator) -> None:
 
 
 def _attention_by_head(op: Operator) -> None:
-    """q: b (kv r) t d, k: b kv s d, v: b kv s e -> b (kv r) t e; d and the keys s stay."""
+    """q: b (kv r) t d, k: b kv s d, v: b kv s e -> b (kv r) t e; the keys s stay, and d where it gives the scale."""
     (b, heads, t, d), (b_k, kv, s, d_k), (b_v, kv_v, s_v, e) = op.dims(0), op.dims(1), op.dims(2)
     op.unify(op.factor(heads, [kv.size, heads.size // kv.size])[0], kv)
     op.unify(kv, kv_v)
     op.freeze(t, "Attention knows the place of a query")
-    op.freeze(d, "Attention derives its scale from the width of a head")
     op.unify(d, d_k)
+    if op.attribute("scale", 0.0):
+        op.contract(0, [3], weighted=False)
+    else:
+        op.freeze(d, "Attention derives its scale from the width of a head")
     _same_keys(op, (b, b_k, b_v), (s, s_v))
     _mask(op, 3, heads)
     _caches(op, [4, 5], [1, 2], b, kv)

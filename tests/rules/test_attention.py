@@ -49,7 +49,9 @@ def test_attention_of_onnx_with_packed_heads(heads: int, kv_heads: int) -> None:
     assert result.attribute("Attention", "q_num_heads") == 2 * heads // 3
 
 
-def test_attention_of_onnx_by_head() -> None:
+@pytest.mark.parametrize("scale", ["", "<scale=0.5>"])
+def test_attention_of_onnx_by_head(scale: str) -> None:
+    """With a scale of its own, queries and keys lose features too."""
     m = model(
         """(float[N,6,4] x) => (float[N,6,4] y)
         <float[4,12] q, float[4,12] k, float[4,12] u, float[12,4] o, int64[4] apart = {0,6,3,4},
@@ -63,16 +65,17 @@ def test_attention_of_onnx_by_head() -> None:
         at = Transpose<perm=[0,2,1,3]>(a4)
         bt = Transpose<perm=[0,2,1,3]>(b4)
         ct = Transpose<perm=[0,2,1,3]>(c4)
-        z = Attention(at, bt, ct)
+        z = Attention{scale}(at, bt, ct)
         zt = Transpose<perm=[0,2,1,3]>(z)
         f = Reshape(zt, flat)
         y = MatMul(f, o)
-    }""",
+    }""".replace("{scale}", scale),
         opset=23,
         ir=11,
     )
     assert 3 in prunable(m).values()
-    assert any("scale" in r for r in reasons(m).values())
+    assert any("scale" in r for r in reasons(m).values()) == (not scale)
+    assert list(prunable(m).values()).count(4) == (2 if scale else 1)
     prune_and_compare(m)
 
 
