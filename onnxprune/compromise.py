@@ -37,7 +37,7 @@ def find(
         return known[key]
 
     best: Trial | None = None
-    for relaxed in pacing.relaxed(pace, begun, removals, met):
+    for relaxed in pacing.relaxed(pace, begun, removals, pursuit):
 
         def trial(share: float, relaxed: pacing.Relaxed = relaxed) -> Trial:
             met_it = share <= pursuit.reached

@@ -188,7 +188,7 @@ Relaxed = Callable[[float], tuple[dict[str, IndexArray], float]]
 """By a share of latency above the one met: a plan, and the share that is expected of it."""
 
 
-def relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: tuple[Plan, Pursuit]) -> Iterator[Relaxed]:
+def relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: Pursuit) -> Iterator[Relaxed]:
     """Plans of fast widths, then of all that are allowed. What was measured of the plan met corrects the model of
     latency: on a line from there to the original."""
     yield _relaxed(pace, begun, removals, met)
@@ -197,14 +197,14 @@ def relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: tupl
         yield _relaxed(finer, start(finer, begun.goal), removals, met)
 
 
-def _relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: tuple[Plan, Pursuit]) -> Relaxed:
-    propose, (plan_met, pursued) = _Proposer(pace, begun, removals), met
-    base, reached = propose.share({name: len(kept) for name, kept in plan_met.kept.items()}), pursued.reached
-    rise = max(1.0 - base, _LEAST_RISE) / max(1.0 - reached, _LEAST_RISE)
+def _relaxed(pace: Pace, begun: Start, removals: Mapping[str, Removal], met: Pursuit) -> Relaxed:
+    propose = _Proposer(pace, begun, removals)
+    base = next(a.predicted for a in reversed(met.attempts) if a.measured == met.reached)
+    rise = max(1.0 - base, _LEAST_RISE) / max(1.0 - met.reached, _LEAST_RISE)
 
     def plan(share: float) -> tuple[dict[str, IndexArray], float]:
-        found = propose(base + (share - reached) * rise)
-        return _kept(pace.chosen, removals, found.allocation), reached + (found.predicted - base) / rise
+        found = propose(base + (share - met.reached) * rise)
+        return _kept(pace.chosen, removals, found.allocation), met.reached + (found.predicted - base) / rise
 
     return plan
 
@@ -239,11 +239,8 @@ class _Proposer:
         model, target = self.start.model, aim / self.start.share * self.full
         limit = max((target - model.overhead) / max(model.factor, 1e-12), 0.0)
         allocation = self._allocate(limit)
-        return pursuit.Candidate(allocation, self.share(allocation.counts))
-
-    def share(self, counts: Mapping[str, int]) -> float:
-        """The share of latency that is predicted for counts by group id."""
-        return self._milliseconds(_by_atom(self.groups, counts)) / self.full * self.start.share
+        share = self._milliseconds(_by_atom(self.groups, allocation.counts)) / self.full * self.start.share
+        return pursuit.Candidate(allocation, share)
 
     def _milliseconds(self, kept: Mapping[Dim, int]) -> float:
         model = self.start.model
