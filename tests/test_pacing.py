@@ -18,7 +18,7 @@ from onnxprune.api import prune
 from onnxprune.cli import command
 from onnxprune.comparison import Conditions
 from onnxprune.config import Config
-from onnxprune.errors import NotFasterError, NothingToPruneError, UsageError
+from onnxprune.errors import ModelError, NotFasterError, NothingToPruneError, UsageError
 from onnxprune.records import KernelTime, Latency, LatencySide, Profile, Report
 
 TEXT = """
@@ -190,6 +190,26 @@ def test_where_fast_widths_do_not_give_the_target_others_are_taken(machine: Mach
     assert any(f"do not give the target latency: {len(pruned)} group" in note for note in report.notes)
     with pytest.raises(NothingToPruneError, match="cannot be reached"):
         prune(net, _config(target="latency=0.6", round_to=16, force=True))
+
+
+def test_a_target_is_met_without_fusion_where_the_runtime_refuses_the_fused_model(
+    machine: Machine, net: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+
+    def refusing(models: Sequence[str | Path], conditions: Conditions) -> list[Profile]:
+        calls.append(len(models))
+        if len(calls) == 1:
+            raise ModelError("ONNX Runtime cannot load the model")
+        return machine.profile_files(models, conditions)
+
+    monkeypatch.setattr(comparison, "profile_files", refusing)
+    report = prune(net, _config(target="latency=0.6"))
+    assert _share(machine, net, Path(str(report.output))) == pytest.approx(0.6, rel=0.05)
+    assert "nothing is fused, as the model does not stand it" in caplog.text
+    calls.clear()
+    with pytest.raises(ModelError, match="cannot load"):
+        prune(net, _config(target="latency=0.6", fuse=False, force=True))
 
 
 def test_a_dry_run_says_what_would_be_reached(machine: Machine, net: Path) -> None:
