@@ -17,7 +17,8 @@ import onnx
 from onnx import numpy_helper
 
 from onnxprune.bodies import captured_names, defined_names
-from onnxprune.shapes import constant_tensor
+from onnxprune.naming import unique
+from onnxprune.shapes import stored_tensors
 
 LARGEST = 1 << 14
 """Elements of a vector that is given to every reader apart, at most."""
@@ -39,19 +40,15 @@ def canonicalise(proto: onnx.ModelProto) -> None:
             del node.attribute[:]
             node.attribute.extend(kept)
     if proto.ir_version >= LEAST_IR:
-        _part(proto.graph)
+        _part(proto)
 
 
-def _part(graph: onnx.GraphProto) -> None:
+def _part(proto: onnx.ModelProto) -> None:
     """Give every reader of a vector of one number a vector of its own; the first keeps the one there is."""
+    graph, stored = proto.graph, stored_tensors(proto)
     counts = Counter(name for node in graph.node for name in node.input if name)
     bound = {i.name for i in graph.input} | {o.name for o in graph.output}
     bound |= {name for node in graph.node for name in captured_names(node)}
-    stored = {t.name: t for t in graph.initializer}
-    for node in graph.node:
-        tensor = constant_tensor(node) if node.op_type == "Constant" else None
-        if tensor is not None:
-            stored[node.output[0]] = tensor
     alike = {n: stored[n] for n, count in counts.items() if count > 1 and n in stored and n not in bound}
     alike = {name: tensor for name, tensor in alike.items() if _is_one_number(tensor)}
     if not alike:
@@ -62,7 +59,10 @@ def _part(graph: onnx.GraphProto) -> None:
             if name not in alike:
                 continue
             if name in seen:
-                node.input[operand] = _copied(graph, alike[name], name, taken)
+                copy = graph.initializer.add()
+                copy.CopyFrom(alike[name])
+                copy.name = unique(name, taken)
+                node.input[operand] = copy.name
             seen.add(name)
 
 
@@ -74,14 +74,3 @@ def _is_one_number(tensor: onnx.TensorProto) -> bool:
         return False
     values = numpy_helper.to_array(tensor).reshape(-1)
     return bool(np.all(values == values[0]))
-
-
-def _copied(graph: onnx.GraphProto, tensor: onnx.TensorProto, name: str, taken: set[str]) -> str:
-    number = 1
-    while f"{name}_{number}" in taken:
-        number += 1
-    copy = graph.initializer.add()
-    copy.CopyFrom(tensor)
-    copy.name = f"{name}_{number}"
-    taken.add(copy.name)
-    return str(copy.name)

@@ -35,7 +35,7 @@ def _stored(graph: onnx.GraphProto) -> list[str]:
 def _rename(graph: onnx.GraphProto, around: Mapping[str, str], taken: set[str]) -> None:
     """Rename what a body defines; `around` holds the new names of renamed tensors outside."""
     new = dict(around)
-    own = {name: _unique(name, taken) for name in dict.fromkeys([*(i.name for i in graph.input), *_stored(graph)])}
+    own = {name: unique(name, taken) for name in dict.fromkeys([*(i.name for i in graph.input), *_stored(graph)])}
     new.update(own)
     for value in graph.input:
         value.name = own[value.name]
@@ -45,7 +45,7 @@ def _rename(graph: onnx.GraphProto, around: Mapping[str, str], taken: set[str]) 
         node.input[:] = [new.get(name, name) for name in node.input]
         for body in bodies(node):
             _rename(body, new, taken)
-        made = {name: _unique(name, taken) for name in node.output if name}
+        made = {name: unique(name, taken) for name in node.output if name}
         new.update(made)
         node.output[:] = [made.get(name, name) for name in node.output]
     for value in (*graph.output, *graph.value_info):
@@ -56,7 +56,7 @@ def _rename(graph: onnx.GraphProto, around: Mapping[str, str], taken: set[str]) 
             entry.value = new.get(entry.value, entry.value)
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def unique(name: str, taken: set[str]) -> str:
     """The name, or the first of name_1, name_2 ... that is free; it is taken from now on."""
     free = next(n for n in itertools.chain([name], (f"{name}_{k}" for k in itertools.count(1))) if n not in taken)
     taken.add(free)

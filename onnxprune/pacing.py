@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from onnxprune import allocate, comparison, wording
+from onnxprune import allocate, comparison, rungs, wording
 from onnxprune import target as targets
 from onnxprune.comparison import Conditions
 from onnxprune.config import Config, parse_target
@@ -168,8 +168,7 @@ def reach(pace: Pace, begun: Start, removals: Mapping[str, Removal]) -> tuple[Pl
 
 
 def _notes(pace: Pace, goal: float, outcome: pursuit.Outcome) -> tuple[str, ...]:
-    counts, sizes = outcome.allocation.counts, {g.id: g.size for g in pace.chosen}
-    slow = sum(count != sizes[name] and count % pace.steps[name] > 0 for name, count in counts.items())
+    slow = rungs.off_steps(outcome.allocation, pace.steps, {g.id: g.size for g in pace.chosen})
     finest = max((pace.finer or pace.steps).values(), default=1) == 1
     taken = f"widths that are fast here do not give the target latency: {wording.plural(slow, 'group')} took others"
     missed = _coarse(goal, outcome.reached, finest=finest)

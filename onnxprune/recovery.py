@@ -29,7 +29,7 @@ from onnxprune.recover.execution import Read, reader
 from onnxprune.recover.layers import Weights, weights_of
 from onnxprune.recover.reconstruct import Cutting, LayerReport, Options, reconstruct, unfitted
 from onnxprune.shapes import stored_tensors
-from onnxprune.wording import NAMED, plural
+from onnxprune.wording import listed, plural
 
 log = logging.getLogger(__name__)
 
@@ -186,9 +186,8 @@ def refitted(
 def _unfitted(names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     layers = plural(len(names), "layer")
-    return [f"{layers} that lost inputs could not be refitted, weights stay as cut: {', '.join(names[:NAMED])}{more}"]
+    return [f"{layers} that lost inputs could not be refitted, weights stay as cut: {listed(names)}"]
 
 
 def _shared(proto: onnx.ModelProto, weights: Weights) -> list[str]:
@@ -201,10 +200,8 @@ def _shared(proto: onnx.ModelProto, weights: Weights) -> list[str]:
 def _parted(names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     weights = plural(len(names), "weight")
-    listed = f"{', '.join(names[:NAMED])}{more}"
-    said = f"{weights} that several layers share ({listed}): each of these was refitted in a copy of its own"
+    said = f"{weights} that several layers share ({listed(names)}): each of these was refitted in a copy of its own"
     return [f"{said}, which makes the file larger; --no-recover keeps them one"]
 
 

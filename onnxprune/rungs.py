@@ -63,7 +63,7 @@ def within_reach(
     """A split in the first of `rungs` that reaches the target; a word about it where those are not the fast steps.
     `sizes`: of the groups, by id. Raises NothingToPruneError where none does."""
     made, number = _first(split, rungs)
-    return made, _out_of_reach(rungs, _finer(made, rungs[0], sizes)) if number else ""
+    return made, _out_of_reach(rungs, off_steps(made, rungs[0], sizes)) if number else ""
 
 
 def cheapest(
@@ -76,13 +76,13 @@ def cheapest(
     errors = judge.errors([*made, *finest]) if finest else None
     if errors is None:
         taken = made[judge.best(made)]
-        return taken, _out_of_reach(rungs, _finer(taken, rungs[0], sizes)) if first else ""
+        return taken, _out_of_reach(rungs, off_steps(taken, rungs[0], sizes)) if first else ""
     coarse, errors = errors[: len(made)], errors[len(made) :]
     least = min(errors)
     if judge.dearer(min(coarse), least) <= (SOME_FROM if first else FINER_FROM):
         best = judge.most_even(coarse)
         sides = _sides(coarse[best], least) if judge.dearer(min(coarse), least) > TOLD_FROM else ""
-        return made[best], _note(rungs, _finer(made[best], rungs[0], sizes) if first else None, sides)
+        return made[best], _note(rungs, off_steps(made[best], rungs[0], sizes) if first else None, sides)
     for between in range(first + 1, len(rungs) - 1):
         candidates = split(rungs[between])
         found = judge.errors(candidates)
@@ -90,7 +90,7 @@ def cheapest(
             finest, errors = candidates, found
             break
     taken = finest[judge.most_even(errors)]
-    finer = _finer(taken, rungs[0], sizes)
+    finer = off_steps(taken, rungs[0], sizes)
     return taken, _out_of_reach(rungs, finer) if first else _too_dear(rungs, finer, _sides(min(coarse), min(errors)))
 
 
@@ -126,7 +126,7 @@ def _fast(rungs: Sequence[Steps]) -> str:
     return f"widths that are fast here, in steps of up to {max(rungs[0].values())}"
 
 
-def _finer(made: Allocation, fast: Steps, sizes: Mapping[str, int]) -> int:
+def off_steps(made: Allocation, fast: Steps, sizes: Mapping[str, int]) -> int:
     """How many groups are cut to widths that are no whole fast steps."""
     return sum(count < sizes[name] and count % fast[name] > 0 for name, count in made.counts.items())
 

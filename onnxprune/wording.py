@@ -41,6 +41,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are: "a, b and 3 more"."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
+
+
 def readers(proto: onnx.ModelProto, found: Analysis) -> Readers:
     """For every weight, (name, operator) of the nodes that read it, or what is computed from it and constants alone."""
     origin: dict[str, frozenset[str]] = {name: frozenset([name]) for name in found.weights}
@@ -73,9 +79,7 @@ def words(found: Analysis, group: Group, tied: Sequence[Tie]) -> str:
     place = _place([(t.tensor, t.operator) for t in tied]) or _place([(t.tensor, t.operator) for t in producers])
     if place:
         return f"{amount} in {'.'.join(place)}"
-    labels = list(dict.fromkeys(t.label for t in producers))
-    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
-    return f"{amount} of {', '.join(labels[:NAMED])}{more}"
+    return f"{amount} of {listed(list(dict.fromkeys(t.label for t in producers)))}"
 
 
 # ---- What ------------------------------------------------------------------------------------------------------------
